@@ -1,0 +1,1 @@
+"""Vertebrae on CT, found, segmented and graded: the lean, torch-free runtime."""
