@@ -1,0 +1,73 @@
+"""What an inference engine is: the contract that every module of this package fulfils."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """Which engine runs a network, as the findings report it.
+
+    Args:
+        name: key of the engine table: ``"openvino"``, ``"onnxruntime"``, ...
+        version: of the library.
+        precision: ``"fp32"``, ``"fp16"`` or ``"bf16"``: what the library was told to compute in.
+        device: such as ``"CPU"`` or the GPU's name.
+        reason: one sentence: why this engine was chosen.
+    """
+
+    name: str
+    version: str
+    precision: str
+    device: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """Whether an engine can run on this machine, found out without opening a session.
+
+    Args:
+        available: whether it can.
+        reason: one line: what was found, or what is missing and which package brings it.
+        version: of the library, ``""`` when it is not installed.
+    """
+
+    available: bool
+    reason: str
+    version: str = ""
+
+
+class Session(Protocol):
+    """One network, ready to run. Close it, or use it as a context manager.
+
+    Calling takes a C-contiguous float32 array (n, 1, z, y, x), n at least 1, normalised intensities, and returns the network's
+    outputs in the order of ``output_names``, each a float32 array whose first axis is n. The caller owns the
+    returned arrays. A session may be called from one thread at a time. Raises EngineError when the library fails.
+    """
+
+    info: EngineInfo
+    output_names: tuple[str, ...]
+
+    def __call__(self, image: np.ndarray) -> tuple[np.ndarray, ...]: ...
+
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Session: ...
+
+    def __exit__(self, *exc_info: object) -> None: ...
+
+
+class EngineModule(Protocol):
+    """What each module behind the engine table offers."""
+
+    def preflight(self) -> Preflight: ...
+
+    def open_session(self, model: Path, *, precision: str, device: int, threads: int | None, reason: str) -> Session:
+        """Load an ONNX file. ``precision`` is fp32, fp16, bf16 or auto; raises EngineError when it can't be had."""
+        ...
