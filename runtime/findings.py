@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import math
+import types
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from importlib import resources
+from typing import Any, get_args, get_origin, get_type_hints
 
 from runtime.engines.base import EngineInfo
+from runtime.errors import InputError
 
 SCHEMA_VERSION = 1
 
@@ -84,3 +90,90 @@ class Findings:
     warnings: tuple[str, ...]
     vertebrae: tuple[Vertebra, ...]
     schema_version: int = SCHEMA_VERSION
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema (2020-12) of ``findings.json``, as shipped with this package."""
+    text = resources.files("runtime").joinpath("findings.schema.json").read_text(encoding="utf-8")
+    return dict(json.loads(text))
+
+
+def to_json(findings: Findings, *, indent: int | None = 2) -> str:
+    """The findings as JSON text; ``indent=None`` writes them on one line.
+
+    Plain ASCII, so no terminal, pipe or code page can spoil it. Raises ValueError for a NaN or infinity.
+    """
+    content = asdict(findings)
+    ordered = {"schema_version": content.pop("schema_version"), **content}
+    return json.dumps(ordered, indent=indent, allow_nan=False)
+
+
+def from_json(text: str) -> Findings:
+    """Read what ``to_json`` wrote.
+
+    Raises:
+        InputError: it is not JSON, has another schema version, lacks a field, has one too many, or a value of a wrong
+            type or range; the message names the field.
+    """
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"The findings are not JSON: {error}.") from error
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if version != SCHEMA_VERSION:
+        raise InputError(f"The findings have schema version {version}; this software reads version {SCHEMA_VERSION}.")
+    findings: Findings = _read(Findings, content, "findings")
+    _check(findings)
+    return findings
+
+
+def _read(kind: Any, value: Any, where: str) -> Any:
+    """``value`` from JSON as an instance of the annotation ``kind``, refusing what doesn't fit."""
+    if is_dataclass(kind):
+        return _read_object(kind, value, where)
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is types.UnionType:
+        return None if value is None else _read(arguments[0], value, where)
+    if origin is tuple and isinstance(value, list):
+        if arguments[-1] is Ellipsis:
+            return tuple(_read(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+        if len(arguments) == len(value):
+            return tuple(
+                _read(k, item, f"{where}[{i}]") for i, (k, item) in enumerate(zip(arguments, value, strict=True))
+            )
+    if origin is Mapping and isinstance(value, dict):
+        return {str(key): _read(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+    if kind is float and type(value) in (int, float) and math.isfinite(value):
+        return float(value)
+    if kind in (int, str, bool) and type(value) is kind:
+        return value
+    raise InputError(f"{where} should be {getattr(kind, '__name__', kind)}; met {value!r}.")
+
+
+def _read_object(kind: Any, value: Any, where: str) -> Any:
+    names = [f.name for f in fields(kind)]
+    if not isinstance(value, dict):
+        raise InputError(f"{where} should be an object; met {value!r}.")
+    if missing := sorted(set(names) - set(value)):
+        raise InputError(f"{where} lacks {', '.join(missing)}.")
+    if unknown := sorted(set(value) - set(names)):
+        raise InputError(f"{where} has the unknown field {', '.join(unknown)}.")
+    hints = get_type_hints(kind)
+    return kind(**{name: _read(hints[name], value[name], f"{where}.{name}") for name in names})
+
+
+def _check(findings: Findings) -> None:
+    """Raise InputError for values that have the right type and no meaning."""
+    if "total" not in findings.timings_s:
+        raise InputError("findings.timings_s lacks total.")
+    for number, vertebra in enumerate(findings.vertebrae, start=1):
+        where = f"findings.vertebrae[{number - 1}]"
+        if vertebra.index != number:
+            raise InputError(f"{where}.index should be {number}; met {vertebra.index}.")
+        if vertebra.grade is not None and vertebra.grade not in range(4):
+            raise InputError(f"{where}.grade should be 0 to 3 or null; met {vertebra.grade}.")
+        if vertebra.grade_probabilities is not None and len(vertebra.grade_probabilities) != 4:
+            raise InputError(f"{where}.grade_probabilities should have 4 entries; met {vertebra.grade_probabilities}.")
+        fractions = (vertebra.confidence, vertebra.height_loss or 0.0, *(vertebra.grade_probabilities or ()))
+        if not all(0.0 <= fraction <= 1.0 for fraction in fractions):
+            raise InputError(f"{where} has a fraction outside 0 to 1; met {fractions}.")

@@ -1,0 +1,48 @@
+"""How much memory this process has used at most, on every system."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+MIB = 2**20
+
+
+def peak_memory_mb() -> float:
+    """Peak resident memory of this process so far, MiB; 0.0 where the system does not tell."""
+    if sys.platform == "win32":
+        return _windows_peak_bytes() / MIB
+    import resource  # there on POSIX only
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / MIB if sys.platform == "darwin" else peak * 1024 / MIB
+
+
+class _ProcessMemoryCounters(ctypes.Structure):
+    """PROCESS_MEMORY_COUNTERS of psapi.h."""
+
+    _fields_ = (
+        ("cb", ctypes.c_uint32),
+        ("page_fault_count", ctypes.c_uint32),
+        ("peak_working_set_size", ctypes.c_size_t),
+        ("working_set_size", ctypes.c_size_t),
+        ("quota_peak_paged_pool_usage", ctypes.c_size_t),
+        ("quota_paged_pool_usage", ctypes.c_size_t),
+        ("quota_peak_non_paged_pool_usage", ctypes.c_size_t),
+        ("quota_non_paged_pool_usage", ctypes.c_size_t),
+        ("pagefile_usage", ctypes.c_size_t),
+        ("peak_pagefile_usage", ctypes.c_size_t),
+    )
+
+
+def _windows_peak_bytes() -> int:
+    libraries = getattr(ctypes, "windll", None)
+    if libraries is None:
+        return 0
+    counters = _ProcessMemoryCounters(cb=ctypes.sizeof(_ProcessMemoryCounters))
+    current = libraries.kernel32.GetCurrentProcess
+    current.restype = ctypes.c_void_p
+    query = libraries.psapi.GetProcessMemoryInfo
+    query.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint32)
+    known = query(current(), ctypes.byref(counters), counters.cb)
+    return int(counters.peak_working_set_size) if known else 0
