@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import shutil
+import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
+from runtime.bundle_checks import BUNDLE_JSON, check_spec
+from runtime.bundle_json import from_json, parse_json, to_json
+from runtime.bundle_zip import discard_unpacked, unpack_zip
+from runtime.errors import BundleError
+
 SCHEMA_VERSION = 1
+DEFAULT_BUNDLE = Path(__file__).parent / "bundles" / "default"
 
 
 @dataclass(frozen=True)
@@ -57,9 +67,9 @@ class LocNetSpec:
 class FracSegNetSpec:
     """How to run the network that segments and grades one vertebra in a crop around its centre.
 
-    Input ``image`` (n, 1, z, y, x) on a RAS+ grid centred on the vertebra. Outputs ``mask`` (n, k, z, y, x) probabilities,
-    ``grade`` (n, len(grade_names)) probabilities, and where ``has_heights`` also ``heights`` (n, 6): anterior, middle and
-    posterior height in mm, then their relative losses (0..1).
+    Input ``image`` (n, 1, z, y, x) on a RAS+ grid centred on the vertebra. Outputs ``mask`` (n, k, z, y, x)
+    probabilities, ``grade`` (n, len(grade_names)) probabilities, and where ``has_heights`` also ``heights`` (n, 6):
+    anterior, middle and posterior height in mm, then their relative losses (0..1).
 
     Args:
         file: ONNX file name in the bundle.
@@ -110,3 +120,144 @@ class BundleSpec:
     training: Mapping[str, Any] = field(default_factory=dict)
     accuracy: Mapping[str, Any] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle on disk whose every file was found to be the one that its ``bundle.json`` names.
+
+    Args:
+        spec: content of its ``bundle.json``.
+        folder: where its files lie.
+        sha256: hex digest of its ``bundle.json``.
+    """
+
+    spec: BundleSpec
+    folder: Path
+    sha256: str
+
+    def path_of(self, file: str) -> Path:
+        """The path of one of the bundle's files.
+
+        Raises:
+            BundleError: the bundle has no such file.
+        """
+        if file not in self.spec.files:
+            raise BundleError(f"The bundle in {self.folder} has no {file}; it has {', '.join(self.spec.files)}.")
+        return self.folder / file
+
+
+def open_bundle(path: Path | None = None) -> Bundle:
+    """Open a bundle and verify every file in it.
+
+    Args:
+        path: a bundle's folder, or one zip of such a folder, which is unpacked into the user's cache; None for the
+            default bundle inside this package.
+
+    Raises:
+        BundleError: it is missing, not as the schema says, or a file's SHA-256 is not the one in ``bundle.json``.
+    """
+    if path is None:
+        if not (DEFAULT_BUNDLE / BUNDLE_JSON).is_file():
+            raise BundleError(
+                f"This installation has no default bundle ({DEFAULT_BUNDLE}). Make it with `make bundle`, "
+                "or name a bundle with --bundle."
+            )
+        return _open_folder(DEFAULT_BUNDLE)
+    path = Path(path)
+    if path.is_dir():
+        return _open_folder(path)
+    if not path.is_file():
+        raise BundleError(f"There is no bundle at {path}.")
+    folder, is_fresh = unpack_zip(path)
+    try:
+        return _open_folder(folder)
+    except BundleError:
+        if is_fresh:
+            raise
+    # What an earlier run unpacked was damaged since: the zip itself decides.
+    discard_unpacked(path)
+    return _open_folder(unpack_zip(path)[0])
+
+
+def write_bundle(spec: BundleSpec, files: Mapping[str, Path], folder: Path) -> Bundle:
+    """Write a bundle: whole, or not at all.
+
+    Args:
+        spec: what to write; its ``files`` are ignored and replaced by the digests of ``files``.
+        files: name in the bundle to the file to copy; the networks that ``spec`` names must be among them.
+        folder: where to put it. A bundle that is there is replaced; any other folder that isn't empty is refused.
+
+    Returns:
+        The bundle as written, read back and verified.
+
+    Raises:
+        BundleError: the spec is not sound, a file is missing, or the folder holds something else.
+    """
+    folder = Path(folder)
+    if folder.exists() and not (folder / BUNDLE_JSON).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise BundleError(f"{folder} exists and is no bundle; name an empty or new folder.")
+    missing = [str(path) for path in files.values() if not Path(path).is_file()]
+    if missing:
+        raise BundleError(f"Files for the bundle are missing: {', '.join(missing)}.")
+    spec = replace(spec, files={name: sha256_of(path) for name, path in files.items()})
+    check_spec(spec)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
+        fresh = Path(scratch) / "new"
+        fresh.mkdir()
+        for name, path in files.items():
+            shutil.copyfile(path, fresh / name)
+        (fresh / BUNDLE_JSON).write_text(to_json(spec), encoding="utf-8", newline="\n")
+        _open_folder(fresh)
+        if folder.exists():
+            folder.rename(Path(scratch) / "old")
+        fresh.rename(folder)
+    return _open_folder(folder)
+
+
+def sha256_of(path: Path) -> str:
+    """Hex SHA-256 digest of a file."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _open_folder(folder: Path) -> Bundle:
+    spec_path = folder / BUNDLE_JSON
+    try:
+        raw = spec_path.read_bytes()
+        text = raw.decode("utf-8")
+    except OSError as error:
+        raise BundleError(f"{folder} is no bundle: its {BUNDLE_JSON} cannot be read ({error.strerror}).") from error
+    except UnicodeDecodeError as error:
+        raise BundleError(f"{spec_path} is not UTF-8 text.") from error
+    spec = _spec_of(text, source=str(spec_path))
+    for name, expected in spec.files.items():
+        _verify(folder / name, expected)
+    return Bundle(spec, folder.resolve(), hashlib.sha256(raw).hexdigest())
+
+
+def _spec_of(text: str, *, source: str) -> BundleSpec:
+    data = parse_json(text, source=source)
+    # The version first: a bundle of another schema differs in its keys, and saying so helps more than naming them.
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if version is not None and (version != SCHEMA_VERSION or isinstance(version, bool)):
+        raise BundleError(
+            f"{source} has schema_version {version!r}; this software reads {SCHEMA_VERSION}. "
+            "Use a bundle made for this version."
+        )
+    spec = from_json(BundleSpec, data, at=source)
+    check_spec(spec, source=source)
+    return spec
+
+
+def _verify(path: Path, expected: str) -> None:
+    try:
+        met = sha256_of(path)
+    except OSError as error:
+        raise BundleError(f"The bundle's file {path} cannot be read ({error.strerror}).") from error
+    if met != expected:
+        raise BundleError(
+            f"{path} is not the file its bundle was made with: expected SHA-256 {expected}, met {met}. "
+            "It is damaged or was changed; get the bundle again."
+        )

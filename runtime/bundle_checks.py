@@ -1,0 +1,76 @@
+"""Whether the values in a bundle make sense together: checked once, before anything relies on them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from runtime.errors import BundleError
+
+if TYPE_CHECKING:
+    from runtime.bundle import BundleSpec, FracSegNetSpec, IntensityWindow, LocNetSpec
+
+BUNDLE_JSON = "bundle.json"
+
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+def check_spec(spec: BundleSpec, *, source: str = "The bundle's description") -> None:
+    """Refuse a spec whose values can't be used.
+
+    Raises:
+        BundleError: lists every value that is wrong.
+    """
+    faults = [*_file_faults(spec), *_locnet_faults(spec.locnet), *_fracsegnet_faults(spec.fracsegnet)]
+    if faults:
+        raise BundleError(f"{source} cannot be used: {'; '.join(faults)}.")
+
+
+def _file_faults(spec: BundleSpec) -> Iterator[str]:
+    for name, digest in spec.files.items():
+        if not _PLAIN_NAME.fullmatch(name) or name == BUNDLE_JSON:
+            yield f"{name!r} cannot be the name of a file in a bundle"
+        if not _DIGEST.fullmatch(digest):
+            yield f"the SHA-256 of {name} should be 64 lower-case hex digits, met {digest!r}"
+    for network in (spec.locnet, spec.fracsegnet):
+        if network.file not in spec.files:
+            yield f"the network file {network.file!r} is not among its files"
+
+
+def _intensity_faults(where: str, intensity: IntensityWindow) -> Iterator[str]:
+    if not intensity.low_hu < intensity.high_hu:
+        yield f"{where}.intensity should have low_hu < high_hu, met {intensity.low_hu:g} and {intensity.high_hu:g}"
+
+
+def _locnet_faults(net: LocNetSpec) -> Iterator[str]:
+    yield from _intensity_faults("locnet", net.intensity)
+    if net.variant not in ("F", "H"):
+        yield f"locnet.variant should be F or H, met {net.variant!r}"
+    if net.spacing_mm <= 0:
+        yield f"locnet.spacing_mm should be positive, met {net.spacing_mm:g}"
+    if min(net.window_zyx) < 1:
+        yield f"locnet.window_zyx should be positive, met {net.window_zyx}"
+    if not 0 <= net.overlap < 1:
+        yield f"locnet.overlap should be from 0 to below 1, met {net.overlap:g}"
+    for name in ("heatmap_threshold", "min_confidence"):
+        if not 0 <= getattr(net, name) <= 1:
+            yield f"locnet.{name} should be from 0 to 1, met {getattr(net, name):g}"
+    for name in ("peak_threshold", "peak_separation_voxels", "refine_radius_voxels"):
+        if getattr(net, name) < 0:
+            yield f"locnet.{name} should not be negative, met {getattr(net, name):g}"
+
+
+def _fracsegnet_faults(net: FracSegNetSpec) -> Iterator[str]:
+    yield from _intensity_faults("fracsegnet", net.intensity)
+    if net.spacing_mm <= 0:
+        yield f"fracsegnet.spacing_mm should be positive, met {net.spacing_mm:g}"
+    if min(net.crop_zyx) < 1:
+        yield f"fracsegnet.crop_zyx should be positive, met {net.crop_zyx}"
+    if net.mask_channels[:1] != ("vertebra",) or len(set(net.mask_channels)) != len(net.mask_channels):
+        yield f"fracsegnet.mask_channels should be distinct and begin with vertebra, met {net.mask_channels}"
+    if not 0 <= net.mask_threshold <= 1:
+        yield f"fracsegnet.mask_threshold should be from 0 to 1, met {net.mask_threshold:g}"
+    if not net.grade_names or len(set(net.grade_names)) != len(net.grade_names):
+        yield f"fracsegnet.grade_names should be distinct, at least one, met {net.grade_names}"
