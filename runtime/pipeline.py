@@ -1,0 +1,236 @@
+"""The whole path from a scan to its findings, with the networks loaded once."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from runtime.bundle import Bundle, BundleSpec, open_bundle
+from runtime.engines import open_session, select_engine
+from runtime.engines.base import EngineInfo, Session
+from runtime.errors import BundleError, OutOfMemoryError
+from runtime.findings import BundleInfo, Findings, ScanInfo
+from runtime.localise import locate
+from runtime.measure import describe, notice, warnings
+from runtime.memory import MIB, peak_memory_mb
+from runtime.paste import paste_masks
+from runtime.progress import NoProgress, Progress
+from runtime.readers import read_scan
+from runtime.resample import resample, working_grid
+from runtime.segment import segment
+from runtime.volume import Volume
+
+LOG = logging.getLogger(__name__)
+
+GRADES = 4
+CROP_BATCH = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Analysis:
+    """Findings with what they were read from.
+
+    Args:
+        findings: what is reported.
+        labels: (z, y, x) uint8 on the scan's grid: 0 background, 1..n the vertebrae, cranial to caudal.
+        volume: the scan.
+        notice: what table and picture must say of the bundle, ``""`` for one that is fit for clinical use.
+    """
+
+    findings: Findings
+    labels: np.ndarray
+    volume: Volume
+    notice: str
+
+
+class Stopwatch:
+    """Seconds per stage, and the progress that goes with them."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.seconds: dict[str, float] = {}
+        self._start_s = time.perf_counter()
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time what is done inside as stage ``name``."""
+        self.progress.stage(name)
+        start_s = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start_s
+
+    def timings_s(self) -> Mapping[str, float]:
+        """Seconds of each stage so far, and ``"total"`` since the start; to the millisecond."""
+        total_s = time.perf_counter() - self._start_s
+        return {name: round(s, 3) for name, s in (*self.seconds.items(), ("total", total_s))}
+
+
+class _OneAtATime:
+    """A session that several threads may call: they wait for each other."""
+
+    def __init__(self, session: Session) -> None:
+        self._session, self._lock = session, threading.Lock()
+        self.info, self.output_names = session.info, session.output_names
+
+    def __call__(self, image: np.ndarray) -> tuple[np.ndarray, ...]:
+        with self._lock:
+            return self._session(image)
+
+    def close(self) -> None:
+        with self._lock:
+            self._session.close()
+
+    def __enter__(self) -> _OneAtATime:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+class Pipeline:
+    """An open bundle on an engine; serves many scans, from several threads. Close it, or use it in ``with``."""
+
+    def __init__(self, bundle: Bundle, locnet: Session, fracsegnet: Session, resources: ExitStack) -> None:
+        """Use ``Pipeline.open``; ``resources`` owns the sessions."""
+        self._bundle, self._resources = bundle, resources
+        self._locnet, self._fracsegnet = _OneAtATime(locnet), _OneAtATime(fracsegnet)
+
+    @classmethod
+    def open(
+        cls,
+        bundle: str | Path | None = None,
+        *,
+        engine: str = "auto",
+        precision: str = "auto",
+        device: int = 0,
+        threads: int | None = None,
+    ) -> Pipeline:
+        """Load a bundle's networks (the one that ships with the package if None) on an engine.
+
+        Engine, precision and device are chosen here once, and the choice is logged with its reason.
+
+        Raises:
+            BundleError: the bundle is missing, damaged or of another kind.
+            EngineError: the engine or precision can't be had here.
+        """
+        opened = open_bundle(bundle)
+        spec = opened.spec
+        if len(spec.fracsegnet.grade_names) != GRADES:
+            raise BundleError(
+                f"Bundle {spec.name} has {len(spec.fracsegnet.grade_names)} grades; this software reports Genant's {GRADES}."
+            )
+        choice = select_engine(engine, precision=precision, device=device)
+        with ExitStack() as stack:
+            sessions = [
+                stack.enter_context(open_session(choice, opened.path_of(file), threads=threads))
+                for file in (spec.locnet.file, spec.fracsegnet.file)
+            ]
+            pipeline = cls(opened, sessions[0], sessions[1], stack.pop_all())
+        info = pipeline.engine_info
+        LOG.info("engine %s %s, %s on %s: %s", info.name, info.version, info.precision, info.device, info.reason)
+        return pipeline
+
+    @property
+    def spec(self) -> BundleSpec:
+        """What the open bundle says of itself."""
+        return self._bundle.spec
+
+    @property
+    def engine_info(self) -> EngineInfo:
+        """The engine that runs the networks, and why it was chosen."""
+        return self._locnet.info
+
+    def run(self, scan: str | Path | Volume, *, progress: Progress | None = None) -> Findings:
+        """The findings of one scan; see ``analyse``."""
+        return self.analyse(scan, progress=progress).findings
+
+    def analyse(self, scan: str | Path | Volume, *, progress: Progress | None = None) -> Analysis:
+        """Find, segment and grade every vertebra of a scan.
+
+        Args:
+            scan: a file, a DICOM folder or zip, or a volume in memory.
+            progress: is told the stages, windows and crops; ``finish`` is left to the caller.
+
+        Raises:
+            InputError: the scan can't be read or used.
+            EngineError: a network failed.
+            OutOfMemoryError: the scan does not fit in the memory there is.
+        """
+        clock = Stopwatch(progress or NoProgress())
+        volume: Volume | None = None
+        try:
+            if isinstance(scan, Volume):
+                volume = scan
+            else:
+                with clock.stage("read"):
+                    volume = read_scan(Path(scan))
+            return self._analyse(volume, clock)
+        except MemoryError as error:
+            raise _out_of_memory(scan, volume) from error
+
+    def _analyse(self, volume: Volume, clock: Stopwatch) -> Analysis:
+        loc, frac = self.spec.locnet, self.spec.fracsegnet
+        step = clock.progress.step
+        with clock.stage("resample"):
+            grid = working_grid(volume.grid, loc.spacing_mm)
+            hu = resample(volume, grid)
+        with clock.stage("locate"):
+            centres = locate(hu, grid, loc, self._locnet, progress=step)
+        del hu
+        with clock.stage("segment"):
+            segmented = segment(volume, centres, frac, self._fracsegnet, batch=CROP_BATCH, progress=step)
+        with clock.stage("paste"):
+            labels = paste_masks(((v.grid, v.mask) for v in segmented), volume.grid, threshold=frac.mask_threshold)
+            vertebrae = tuple(
+                describe(number, v, volume, labels, mask_threshold=frac.mask_threshold)
+                for number, v in enumerate(segmented, start=1)
+            )
+        findings = Findings(
+            scan=ScanInfo(
+                volume.name,
+                volume.sha256,
+                volume.grid.shape_zyx,
+                volume.grid.spacing_xyz_mm,
+                volume.grid.orientation,
+            ),
+            bundle=BundleInfo(self.spec.name, self.spec.version, self._bundle.sha256),
+            engine=self.engine_info,
+            timings_s=clock.timings_s(),
+            peak_memory_mb=round(peak_memory_mb(), 1),
+            warnings=warnings(self.spec, volume, vertebrae),
+            vertebrae=vertebrae,
+        )
+        return Analysis(findings, labels, volume, notice(self.spec))
+
+    def close(self) -> None:
+        """Release the networks."""
+        self._resources.close()
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _out_of_memory(scan: str | Path | Volume, volume: Volume | None) -> OutOfMemoryError:
+    """What to tell when memory ran out: how large the scan is, how much was used, what helps."""
+    if volume is None:
+        size = f"{scan} did not fit in memory while it was read"
+    else:
+        z, y, x = volume.grid.shape_zyx
+        size = f"{volume.name} ({x} x {y} x {z} voxels, {volume.array.nbytes / MIB:.0f} MiB) did not fit in memory"
+    return OutOfMemoryError(
+        f"{size}; this process had used up to {peak_memory_mb():.0f} MiB. "
+        "Close other programs, allow more memory, or crop the scan to the spine."
+    )

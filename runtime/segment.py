@@ -1,0 +1,246 @@
+"""Second stage: one crop per vertebra through FracSegNet; masks, grades and heights out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime.bundle import FracSegNetSpec
+from runtime.crops import crop_grid, extract_crops
+from runtime.engines.base import Session
+from runtime.errors import EngineError
+from runtime.intensity import normalise
+from runtime.volume import Grid, Volume
+
+REFINE_WITHIN_MM = 10.0
+"""A body mask whose centroid is further from the voted centre is that of another vertebra, or broken."""
+DUPLICATE_DISTANCE_MM = 8.0
+"""No two vertebral bodies have their centres this near, not even a child's or two collapsed ones."""
+DUPLICATE_OVERLAP = 0.5
+"""Masks that share this much of the smaller one are of the same vertebra."""
+BODY_HALF_HEIGHT_MM = 12.0
+"""Where the bundle has no body mask: a scan's edge nearer to the centre than this cuts the vertebral body."""
+STRAY_FRACTION = 0.1
+"""Parts of a mask smaller than this fraction of its main part are dropped."""
+KEEP_PROBABILITY = 0.01
+"""Crops are trimmed to where the mask's probability exceeds this: less memory, the same masks."""
+
+Point = tuple[float, float, float]
+
+
+class VotedCentre(Protocol):
+    """What this stage needs of a ``runtime.localise.Centre``."""
+
+    @property
+    def centre_ras_mm(self) -> Point: ...
+
+    @property
+    def confidence(self) -> float: ...
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentedVertebra:
+    """What the second network says of one vertebra.
+
+    Args:
+        centre_ras_mm: centroid of the body mask where there is a plausible one, else the voted centre.
+        confidence: of the localisation.
+        grid: where ``mask`` and ``body`` lie: the crop, trimmed to the mask.
+        mask: (z, y, x) float32, probability of belonging to this vertebra.
+        body: (z, y, x) float32, probability of belonging to its body, or None where the bundle does not separate it.
+        grade_probabilities: of grades 0..3.
+        heights_mm: anterior, middle and posterior, or None where the bundle does not give them.
+        height_loss: largest of the three relative losses, 0..1, or None.
+        complete: False when the mask touches the edge of the scan.
+        body_complete: False when the edge of the scan cuts the vertebral body itself, so that neither heights nor a
+            grade can be told.
+    """
+
+    centre_ras_mm: Point
+    confidence: float
+    grid: Grid
+    mask: npt.NDArray[np.float32]
+    body: npt.NDArray[np.float32] | None
+    grade_probabilities: tuple[float, ...]
+    heights_mm: Point | None
+    height_loss: float | None
+    complete: bool
+    body_complete: bool
+
+
+def segment(
+    volume: Volume,
+    centres: Sequence[VotedCentre],
+    spec: FracSegNetSpec,
+    session: Session,
+    *,
+    batch: int = 4,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[SegmentedVertebra, ...]:
+    """Segment and grade the vertebra around each centre; centres of the same vertebra are merged.
+
+    The crops are cut from the scan's own voxels, so masks are as fine as the scan allows. The order of ``centres`` is
+    kept. ``progress`` is told the crops done and their number.
+
+    Raises:
+        EngineError: the network's outputs do not fit the bundle or are not finite.
+    """
+    found: list[SegmentedVertebra] = []
+    for start in range(0, len(centres), batch):
+        part = centres[start : start + batch]
+        grids = [crop_grid(c.centre_ras_mm, spacing_mm=spec.spacing_mm, shape_zyx=spec.crop_zyx) for c in part]
+        crops = normalise(extract_crops(volume, grids), spec.intensity)
+        outputs = session(np.ascontiguousarray(crops[:, None], dtype=np.float32))
+        _check_outputs(outputs, spec, len(part))
+        for i, (centre, grid) in enumerate(zip(part, grids, strict=True)):
+            found.append(_one(centre, grid, [output[i] for output in outputs], spec, volume.grid))
+        if progress is not None:
+            progress(start + len(part), len(centres))
+    return _merge_duplicates(found, spec.mask_threshold)
+
+
+def _check_outputs(outputs: Sequence[np.ndarray], spec: FracSegNetSpec, count: int) -> None:
+    expected: list[tuple[int, ...]] = [
+        (count, len(spec.mask_channels), *spec.crop_zyx),
+        (count, len(spec.grade_names)),
+    ]
+    if spec.has_heights:
+        expected.append((count, 6))
+    shapes = [tuple(output.shape) for output in outputs]
+    if shapes != expected:
+        raise EngineError(f"{spec.file} gave outputs of shape {shapes}; its bundle promises {expected}.")
+    if not all(np.isfinite(output).all() for output in outputs):
+        raise EngineError(f"{spec.file} gave values that are not finite; try --precision fp32.")
+
+
+def _one(
+    centre: VotedCentre, grid: Grid, outputs: Sequence[np.ndarray], spec: FracSegNetSpec, scan: Grid
+) -> SegmentedVertebra:
+    """Read one vertebra's outputs."""
+    masks = outputs[0]
+    mask = _without_strays(masks[0], spec.mask_threshold)
+    body = None
+    refined = centre.centre_ras_mm
+    complete = not touches_edge(mask > spec.mask_threshold, grid, scan)
+    if "body" in spec.mask_channels:
+        body = _main_part(masks[spec.mask_channels.index("body")], spec.mask_threshold, spec.spacing_mm)
+        refined = _refined_centre(centre.centre_ras_mm, body > spec.mask_threshold, grid)
+        body_complete = not touches_edge(body > spec.mask_threshold, grid, scan)
+    else:
+        body_complete = complete or _distance_to_edge_mm(refined, scan) >= BODY_HALF_HEIGHT_MM
+    window = _support(mask if body is None else np.maximum(mask, body))
+    heights = outputs[2].astype(np.float64) if spec.has_heights else None
+    return SegmentedVertebra(
+        centre_ras_mm=refined,
+        confidence=float(centre.confidence),
+        grid=grid.sub_grid([s.start for s in window], [s.stop - s.start for s in window]),
+        mask=mask[window].copy(),
+        body=None if body is None else body[window].copy(),
+        grade_probabilities=tuple(float(p) for p in np.clip(outputs[1], 0.0, 1.0)),
+        heights_mm=None if heights is None else (float(heights[0]), float(heights[1]), float(heights[2])),
+        height_loss=None if heights is None else float(np.clip(heights[3:].max(), 0.0, 1.0)),
+        complete=complete and body_complete,
+        body_complete=body_complete,
+    )
+
+
+def touches_edge(mask: npt.NDArray[np.bool_], grid: Grid, scan: Grid) -> bool:
+    """Whether a mask on ``grid`` reaches the outermost voxels of ``scan``, or comes within one of its own voxels."""
+    voxels = np.argwhere(mask)
+    if not len(voxels):
+        return False
+    index_zyx = scan.to_index_zyx(grid.to_ras_mm(voxels))
+    step_mm = min(grid.spacing_xyz_mm)
+    margin = np.maximum(0.5, step_mm / np.array(scan.spacing_xyz_mm[::-1]))
+    last = np.array(scan.shape_zyx) - 1
+    return bool(((index_zyx <= margin) | (index_zyx >= last - margin)).any())
+
+
+def _distance_to_edge_mm(point_ras_mm: Point, scan: Grid) -> float:
+    index_zyx = scan.to_index_zyx(point_ras_mm)
+    last = np.array(scan.shape_zyx) - 1
+    return float((np.minimum(index_zyx, last - index_zyx) * np.array(scan.spacing_xyz_mm[::-1])).min())
+
+
+def _parts(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint32]:
+    """Connected parts of a mask (faces touch), numbered from 1 by falling size."""
+    import SimpleITK as sitk
+
+    parts = sitk.ConnectedComponent(sitk.GetImageFromArray(mask.astype(np.uint8)))
+    numbered: npt.NDArray[np.uint32] = sitk.GetArrayFromImage(sitk.RelabelComponent(parts)).astype(np.uint32)
+    return numbered
+
+
+def _without_strays(probability: np.ndarray, threshold: float) -> np.ndarray:
+    """The probabilities with small islands set to zero."""
+    parts = _parts(probability > threshold)
+    sizes = np.bincount(parts.ravel())
+    if len(sizes) <= 2:
+        return probability
+    stray = sizes < STRAY_FRACTION * sizes[1]
+    stray[0] = False
+    return np.where(stray[parts], np.float32(0.0), probability)
+
+
+def _main_part(probability: np.ndarray, threshold: float, spacing_mm: float) -> np.ndarray:
+    """The probabilities with all but the largest island that comes near the crop's centre set to zero."""
+    parts = _parts(probability > threshold)
+    axes = [np.abs(np.arange(n) - (n - 1) / 2) * spacing_mm <= REFINE_WITHIN_MM for n in probability.shape]
+    near = parts[np.ix_(*axes)]
+    candidates = near[near > 0]
+    main = int(candidates.min()) if candidates.size else 0
+    return np.where((parts > 0) & (parts != main), np.float32(0.0), probability)
+
+
+def _refined_centre(voted_ras_mm: Point, body: npt.NDArray[np.bool_], grid: Grid) -> Point:
+    voxels = np.argwhere(body)
+    if not len(voxels):
+        return voted_ras_mm
+    centroid = grid.to_ras_mm(voxels.mean(axis=0))
+    if np.linalg.norm(centroid - np.asarray(voted_ras_mm)) > REFINE_WITHIN_MM:
+        return voted_ras_mm
+    return float(centroid[0]), float(centroid[1]), float(centroid[2])
+
+
+def _support(probability: np.ndarray) -> tuple[slice, slice, slice]:
+    """The smallest block that holds every voxel above KEEP_PROBABILITY, and one voxel more on each side."""
+    inside = probability > KEEP_PROBABILITY
+    if not inside.any():
+        return slice(0, 1), slice(0, 1), slice(0, 1)
+    slices = []
+    for axis, size in enumerate(inside.shape):
+        met = np.flatnonzero(inside.any(axis=tuple(a for a in range(3) if a != axis)))
+        slices.append(slice(max(0, int(met[0]) - 1), min(size, int(met[-1]) + 2)))
+    return slices[0], slices[1], slices[2]
+
+
+def _merge_duplicates(found: Sequence[SegmentedVertebra], threshold: float) -> tuple[SegmentedVertebra, ...]:
+    """Of vertebrae that are the same one, keep the most confident; the order stays."""
+    kept: list[int] = []
+    for i in sorted(range(len(found)), key=lambda i: -found[i].confidence):
+        if not any(_same(found[i], found[j], threshold) for j in kept):
+            kept.append(i)
+    return tuple(found[i] for i in sorted(kept))
+
+
+def _same(a: SegmentedVertebra, b: SegmentedVertebra, threshold: float) -> bool:
+    distance_mm = float(np.linalg.norm(np.subtract(a.centre_ras_mm, b.centre_ras_mm)))
+    if distance_mm < DUPLICATE_DISTANCE_MM:
+        return True
+    extent_mm = float(np.max(np.multiply(a.grid.shape_zyx, a.grid.spacing_xyz_mm[::-1])))
+    return distance_mm < extent_mm and _overlap(a, b, threshold) > DUPLICATE_OVERLAP
+
+
+def _overlap(a: SegmentedVertebra, b: SegmentedVertebra, threshold: float) -> float:
+    """Volume shared by two vertebrae's bodies (masks where there are none), as a fraction of the smaller one."""
+    masks = [(v.mask if v.body is None else v.body) > threshold for v in (a, b)]
+    smaller = min(int(mask.sum()) for mask in masks)
+    if not smaller:
+        return 0.0
+    index = np.rint(b.grid.to_index_zyx(a.grid.to_ras_mm(np.argwhere(masks[0])))).astype(np.intp)
+    index = index[((index >= 0) & (index < masks[1].shape)).all(axis=1)]
+    return float(masks[1][tuple(index.T)].sum()) / smaller
