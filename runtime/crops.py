@@ -1,0 +1,39 @@
+"""Crops around points: where they lie, and a scan's Hounsfield units in them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime.resample import resample_into
+from runtime.volume import Grid, Volume
+
+
+def crop_grid(centre_ras_mm: npt.ArrayLike, *, spacing_mm: float, shape_zyx: tuple[int, int, int]) -> Grid:
+    """The isotropic grid along RAS+ whose middle is a point.
+
+    Args:
+        centre_ras_mm: (x, y, z); lies at the fractional index ``(n - 1) / 2`` of every axis.
+        spacing_mm: of the crop.
+        shape_zyx: of the crop, voxels.
+    """
+    affine = np.diag([spacing_mm, spacing_mm, spacing_mm, 1.0])
+    affine[:3, 3] = np.asarray(centre_ras_mm, np.float64) - spacing_mm * (np.array(shape_zyx[::-1]) - 1) / 2
+    return Grid(shape_zyx, affine)
+
+
+def extract_crops(volume: Volume, grids: Sequence[Grid], *, fill_hu: float = -1024.0) -> np.ndarray:
+    """The scan's Hounsfield units on each grid: (n, z, y, x) float32, resampled as by :func:`runtime.resample.resample`.
+
+    Raises:
+        ValueError: the grids differ in shape.
+    """
+    shapes = {grid.shape_zyx for grid in grids}
+    if len(shapes) > 1:
+        raise ValueError(f"Crops of one batch need one shape; met {sorted(shapes)}.")
+    out = np.empty((len(grids), *(shapes.pop() if shapes else (0, 0, 0))), np.float32)
+    for crop, grid in zip(out, grids, strict=True):
+        resample_into(crop, volume, grid, fill_hu=fill_hu)
+    return out

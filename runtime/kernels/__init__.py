@@ -1,0 +1,1 @@
+"""Compiled loops: Numba functions only, each behind a plain Python function elsewhere."""

@@ -1,0 +1,102 @@
+"""Compiled loops of resampling and pasting. Arrays are (z, y, x); every matrix is in z, y, x order too."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _neighbours(position, count):  # type: ignore[no-untyped-def]
+    """The two voxels around a position that is clamped to the voxel centres, and the share of the second."""
+    clamped = min(max(position, 0.0), count - 1.0)
+    first = int(clamped)
+    return first, min(first + 1, count - 1), np.float32(clamped - first)
+
+
+@njit(cache=True, nogil=True)
+def _interpolate(source, z, y, x):  # type: ignore[no-untyped-def]
+    z0, z1, fz = _neighbours(z, source.shape[0])
+    y0, y1, fy = _neighbours(y, source.shape[1])
+    x0, x1, fx = _neighbours(x, source.shape[2])
+    one = np.float32(1)
+    near = (one - fy) * (
+        (one - fx) * np.float32(source[z0, y0, x0]) + fx * np.float32(source[z0, y0, x1])
+    ) + fy * ((one - fx) * np.float32(source[z0, y1, x0]) + fx * np.float32(source[z0, y1, x1]))
+    far = (one - fy) * (
+        (one - fx) * np.float32(source[z1, y0, x0]) + fx * np.float32(source[z1, y0, x1])
+    ) + fy * ((one - fx) * np.float32(source[z1, y1, x0]) + fx * np.float32(source[z1, y1, x1]))
+    return (one - fz) * near + fz * far
+
+
+@njit(cache=True, nogil=True)
+def sample_slab(source, matrix, low, high, fill, out, first, last):  # type: ignore[no-untyped-def]
+    """Fills ``out[first:last]`` with ``source`` at ``matrix @ (z, y, x, 1)``, trilinear, ``fill`` outside low..high."""
+    for z in range(first, last):
+        for y in range(out.shape[1]):
+            row_z = matrix[0, 3] + matrix[0, 0] * z + matrix[0, 1] * y
+            row_y = matrix[1, 3] + matrix[1, 0] * z + matrix[1, 1] * y
+            row_x = matrix[2, 3] + matrix[2, 0] * z + matrix[2, 1] * y
+            for x in range(out.shape[2]):
+                pz = row_z + matrix[0, 2] * x
+                py = row_y + matrix[1, 2] * x
+                px = row_x + matrix[2, 2] * x
+                inside = low[0] <= pz <= high[0] and low[1] <= py <= high[1] and low[2] <= px <= high[2]
+                out[z, y, x] = _interpolate(source, pz, py, px) if inside else fill
+
+
+@njit(cache=True, nogil=True)
+def average_slab(  # type: ignore[no-untyped-def]
+    source, starts_z, counts_z, weights_z, starts_y, counts_y, weights_y, starts_x, counts_x, weights_x, out, first, last
+):
+    """Fills ``out[first:last]`` with weighted means of boxes of ``source``; per axis a start, a count and weights.
+
+    The weights of a box sum to 1 along each axis.
+    """
+    left = starts_x[0]
+    right = starts_x[-1] + counts_x[-1]
+    row = np.empty(right - left, np.float32)
+    for z in range(first, last):
+        for y in range(out.shape[1]):
+            row[:] = 0
+            for i in range(counts_z[z]):
+                for j in range(counts_y[y]):
+                    weight = weights_z[z, i] * weights_y[y, j]
+                    line = source[starts_z[z] + i, starts_y[y] + j, left:right]
+                    for x in range(row.size):
+                        row[x] += weight * np.float32(line[x])
+            for x in range(out.shape[2]):
+                total = np.float32(0)
+                for k in range(counts_x[x]):
+                    total += weights_x[x, k] * row[starts_x[x] - left + k]
+                out[z, y, x] = total
+
+
+@njit(cache=True, nogil=True)
+def paste_slab(probability, matrix, label, threshold, labels, confidence, first, last):  # type: ignore[no-untyped-def]
+    """Gives ``label`` to the voxels of ``labels[first:last]`` where ``probability`` reaches the threshold and wins.
+
+    ``confidence`` holds the winner's probability in 1/65535; an equal one doesn't take a voxel over. Voxels outside the
+    probability map's extent are left alone.
+    """
+    low = -0.5 - 1e-6
+    high_z = probability.shape[0] - 0.5 + 1e-6
+    high_y = probability.shape[1] - 0.5 + 1e-6
+    high_x = probability.shape[2] - 0.5 + 1e-6
+    for z in range(first, last):
+        for y in range(labels.shape[1]):
+            row_z = matrix[0, 3] + matrix[0, 0] * z + matrix[0, 1] * y
+            row_y = matrix[1, 3] + matrix[1, 0] * z + matrix[1, 1] * y
+            row_x = matrix[2, 3] + matrix[2, 0] * z + matrix[2, 1] * y
+            for x in range(labels.shape[2]):
+                pz = row_z + matrix[0, 2] * x
+                py = row_y + matrix[1, 2] * x
+                px = row_x + matrix[2, 2] * x
+                if not (low <= pz <= high_z and low <= py <= high_y and low <= px <= high_x):
+                    continue
+                value = _interpolate(probability, pz, py, px)
+                if value >= threshold:
+                    rank = np.uint16(min(max(value, 0.0), 1.0) * 65535.0 + 0.5)
+                    if labels[z, y, x] == 0 or rank > confidence[z, y, x]:
+                        labels[z, y, x] = label
+                        confidence[z, y, x] = rank
