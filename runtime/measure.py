@@ -91,7 +91,10 @@ def warnings(spec: BundleSpec, volume: Volume, vertebrae: Sequence[Vertebra]) ->
         said.append("Heights and height loss are estimated by the network, not measured on the mask.")
     for text, members in (
         ("cut by the edge of the scan", [v.index for v in vertebrae if not v.complete]),
-        ("without a grade, because the edge of the scan cuts the body", [v.index for v in vertebrae if v.grade is None]),
+        (
+            "without a grade, because the edge of the scan cuts the body",
+            [v.index for v in vertebrae if v.grade is None],
+        ),
         ("without a mask", [v.index for v in vertebrae if v.volume_ml == 0.0]),
     ):
         if members:

@@ -1,0 +1,171 @@
+"""Command line of the main job: scans in, findings, masks and pictures out.
+
+Exit status: 0 done (finding no vertebra is done), 2 usage or input refused, 3 bundle or engine, 4 out of memory,
+130 interrupted, 1 a defect of this software. Of several scans that fail, the first one's status is given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from runtime.errors import OutOfMemoryError, VertscanError
+from runtime.findings import to_json
+from runtime.output import check_replaceable, result_folders, scan_name, write_results
+from runtime.report import table
+
+if TYPE_CHECKING:
+    from runtime.pipeline import Pipeline
+    from runtime.progress import Progress
+
+ENGINES = ("auto", "tensorrt", "tensorrt-rtx", "onnxruntime", "openvino")
+PRECISIONS = ("auto", "fp32", "fp16", "bf16")
+INTERRUPTED = 130
+DEFECT = 1
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The options of ``python -m runtime.infer``."""
+    parser = argparse.ArgumentParser(
+        prog="vertscan-infer",
+        description="Finds every vertebra in CT scans, draws its mask and grades its fracture after Genant.",
+        epilog="Exit status: 0 done, 2 usage or input refused, 3 bundle or engine, 4 out of memory, 130 interrupted. "
+        "Of several scans that fail, the first one's status is given.",
+    )
+    parser.add_argument(
+        "scans",
+        metavar="SCAN",
+        nargs="+",
+        type=Path,
+        help=".nii, .nii.gz, .nrrd, .mha, .mhd, a DICOM folder or zip",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="DIR",
+        type=Path,
+        help="where the results go: this folder for one scan, <scan name>.vertebrae in it for several "
+        "(default: <scan name>.vertebrae in the working directory)",
+    )
+    parser.add_argument(
+        "--bundle", metavar="PATH", type=Path, help="model bundle, folder or zip (default: the one inside)"
+    )
+    parser.add_argument(
+        "--engine", choices=ENGINES, default="auto", help="what runs the networks (default: the fastest)"
+    )
+    parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="what they are computed in")
+    parser.add_argument("--device", metavar="N", type=int, default=0, help="which GPU (default: 0)")
+    parser.add_argument("--no-overview", action="store_true", help="do not draw overview.png")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print the findings instead of the table; of several scans, one JSON object per line",
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress and no log, errors only")
+    parser.add_argument("--debug", action="store_true", help="show the trace of an internal error")
+    parser.add_argument("--version", action="version", version=f"vertscan {_version()}")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status; argparse itself exits with 2 on wrong usage."""
+    arguments = build_parser().parse_args(argv)
+    talks = sys.stderr.isatty() and not arguments.quiet
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO if talks else logging.CRITICAL, format="%(message)s", force=True
+    )
+    try:
+        return _run(arguments, talks=talks)
+    except KeyboardInterrupt:
+        _complain("interrupted; no half-written result was left")
+        return INTERRUPTED
+    except VertscanError as error:
+        _complain(str(error))
+        return error.exit_status
+    except MemoryError:
+        _complain("out of memory while the networks were loaded; close other programs or allow more memory")
+        return OutOfMemoryError.exit_status
+    except Exception as error:  # noqa: BLE001  the last resort: users get a message, never a trace
+        return _internal_error(error, debug=arguments.debug)
+
+
+def _run(arguments: argparse.Namespace, *, talks: bool) -> int:
+    """Run all scans over one open pipeline; the status of the first that failed, else 0."""
+    folders = result_folders(arguments.scans, arguments.output)
+    for folder in folders:
+        check_replaceable(folder)
+    from runtime.pipeline import Pipeline
+
+    status = 0
+    with Pipeline.open(
+        arguments.bundle, engine=arguments.engine, precision=arguments.precision, device=arguments.device
+    ) as pipeline:
+        for scan, folder in zip(arguments.scans, folders, strict=True):
+            outcome = _one_scan(pipeline, scan, folder, arguments, talks=talks)
+            status = status or outcome
+    return status
+
+
+def _one_scan(pipeline: Pipeline, scan: Path, folder: Path, arguments: argparse.Namespace, *, talks: bool) -> int:
+    """Run one scan and write its results; what fails is told on stderr and given as the status."""
+    from runtime.progress import NoProgress, TerminalProgress
+
+    progress: Progress = TerminalProgress(sys.stderr, scan_name(scan)) if talks else NoProgress()
+    try:
+        try:
+            analysis = pipeline.analyse(scan, progress=progress)
+            findings = write_results(analysis, folder, overview=not arguments.no_overview, progress=progress)
+        finally:
+            progress.finish()
+    except VertscanError as error:
+        _complain(f"{scan}: {error}")
+        return error.exit_status
+    except Exception as error:  # noqa: BLE001  a defect met in one scan does not stop the others
+        return _internal_error(error, debug=arguments.debug)
+    if arguments.json:
+        _print(to_json(findings, indent=2 if len(arguments.scans) == 1 else None))
+    else:
+        _print(f"{table(findings, notice=analysis.notice)}\n\nresults in {folder}\n")
+    return 0
+
+
+def _print(text: str) -> None:
+    """Print on stdout; when its reader has gone, say no more, since the results are on disk."""
+    try:
+        print(text.encode(sys.stdout.encoding or "ascii", "replace").decode(sys.stdout.encoding or "ascii"), flush=True)
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  lives as long as the process
+
+
+def _complain(text: str) -> None:
+    print(f"error: {text}", file=sys.stderr)
+
+
+def _internal_error(error: Exception, *, debug: bool) -> int:
+    """Tell of a defect of this software without a trace, unless it was asked for."""
+    if debug:
+        traceback.print_exception(error, file=sys.stderr)
+    _complain(
+        f"internal error: {type(error).__name__}: {error}. Please report it"
+        f"{'.' if debug else '; --debug shows the trace.'}"
+    )
+    return DEFECT
+
+
+def _version() -> str:
+    from importlib import metadata
+
+    try:
+        return metadata.version("vertscan")
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

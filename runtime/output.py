@@ -1,0 +1,161 @@
+"""The result folder of a scan: its name, and how it is written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from runtime.errors import InputError
+from runtime.findings import Findings, to_json
+from runtime.memory import peak_memory_mb
+
+if TYPE_CHECKING:
+    from runtime.pipeline import Analysis
+    from runtime.progress import Progress
+
+FINDINGS_FILE = "findings.json"
+MASK_FILE = "vertebrae.nii.gz"
+OVERVIEW_FILE = "overview.png"
+RESULT_FILES = frozenset({FINDINGS_FILE, MASK_FILE, OVERVIEW_FILE})
+"""All that a result folder may hold; a folder with anything else is never replaced."""
+
+_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".zip", ".dcm")
+
+
+def scan_name(scan: Path) -> str:
+    """What a scan is called in results: the file's name without its format's suffix, or the DICOM folder's name."""
+    name = scan.resolve().name or "scan"
+    for suffix in _SUFFIXES:
+        if name.lower().endswith(suffix) and len(name) > len(suffix):
+            return name[: -len(suffix)]
+    return name
+
+
+def result_folders(scans: Sequence[Path], output: Path | None) -> tuple[Path, ...]:
+    """Where the results of each scan go.
+
+    One scan and ``output``: that very folder. Several scans: ``<scan name>.vertebrae`` in it. No ``output``:
+    ``<scan name>.vertebrae`` in the working directory.
+
+    Raises:
+        InputError: two scans would share a folder; which result is whose could not be told afterwards.
+    """
+    if output is not None and len(scans) == 1:
+        return (output,)
+    folders = tuple((output or Path()) / f"{scan_name(scan)}.vertebrae" for scan in scans)
+    owners: dict[str, Path] = {}
+    for scan, folder in zip(scans, folders, strict=True):
+        first = owners.setdefault(folder.name.casefold(), scan)
+        if first is not scan:
+            raise InputError(
+                f"{first} and {scan} would both be written to {folder}. Run them one by one, each with its own -o."
+            )
+    return folders
+
+
+def write_results(analysis: Analysis, folder: Path, *, overview: bool, progress: Progress) -> Findings:
+    """Write findings, mask and, if asked for, picture into ``folder``: all of them or nothing.
+
+    Returns:
+        The findings as written: with the time and memory of the writing itself.
+
+    Raises:
+        InputError: the folder holds something else or can't be written.
+    """
+    from runtime.writers import write_label_volume
+
+    seconds = dict(analysis.findings.timings_s)
+    total_s = seconds.pop("total")
+    start_s = time.perf_counter()
+    with replaced_whole(folder) as fresh:
+        if overview:
+            from runtime.overview import draw_overview
+
+            progress.stage("overview")
+            draw_overview(analysis.volume, analysis.labels, analysis.findings, notice=analysis.notice).save(
+                fresh / OVERVIEW_FILE
+            )
+            seconds["overview"] = round(time.perf_counter() - start_s, 3)
+        progress.stage("write")
+        write_start_s = time.perf_counter()
+        write_label_volume(fresh / MASK_FILE, analysis.labels, analysis.volume.grid)
+        now_s = time.perf_counter()
+        seconds |= {"write": round(now_s - write_start_s, 3), "total": round(total_s + now_s - start_s, 3)}
+        findings = replace(analysis.findings, timings_s=seconds, peak_memory_mb=round(peak_memory_mb(), 1))
+        (fresh / FINDINGS_FILE).write_text(to_json(findings) + "\n", encoding="ascii", newline="\n")
+    return findings
+
+
+def check_replaceable(folder: Path) -> None:
+    """Raise InputError unless ``folder`` is free and can be made, is empty, or is a result folder to be replaced."""
+    try:
+        parent = next(p for p in folder.absolute().parents if p.exists())
+        if not parent.is_dir() or not os.access(parent, os.W_OK):
+            raise InputError(f"Nothing can be written in {parent}; name another folder with -o.")
+        if not folder.exists() and not folder.is_symlink():
+            return
+        if not folder.is_dir() or folder.is_symlink():
+            raise InputError(f"{folder} exists and is no folder; name another one with -o.")
+        others = sorted(entry.name for entry in folder.iterdir() if entry.name not in RESULT_FILES)
+    except OSError as error:
+        raise InputError(
+            f"{folder} can't be looked at ({error.strerror or error}); name another one with -o."
+        ) from error
+    if others:
+        raise InputError(f"{folder} holds other files ({', '.join(others[:3])}); name another folder with -o.")
+
+
+@contextmanager
+def replaced_whole(folder: Path) -> Iterator[Path]:
+    """A fresh folder to write into, which takes the place of ``folder`` when the block ends well, else vanishes.
+
+    It lies beside ``folder``, so that the swap is a rename. A result that was there is kept until the new one is
+    complete.
+
+    Raises:
+        InputError: ``folder`` may not be replaced, or can't be written.
+    """
+    check_replaceable(folder)
+    folder = folder.absolute()
+    with _said_as_input_error(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
+    try:
+        fresh = scratch / "new"
+        with _said_as_input_error(folder):
+            fresh.mkdir()
+            yield fresh
+            check_replaceable(folder)
+            _swap(fresh, folder, scratch / "old")
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _swap(fresh: Path, folder: Path, old: Path) -> None:
+    had_one = folder.exists()
+    if had_one:
+        folder.rename(old)
+    try:
+        fresh.rename(folder)
+    except BaseException:
+        if had_one:
+            old.rename(folder)
+        raise
+
+
+@contextmanager
+def _said_as_input_error(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"The results can't be written to {folder} ({error.strerror or error}); "
+            "choose a folder with -o that is writable and has room."
+        ) from error

@@ -1,0 +1,85 @@
+"""The table that the command line prints: plain ASCII, at most 110 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from runtime.findings import Findings, Vertebra
+
+_COLUMNS = (
+    ("#", 3),
+    ("level", 5),
+    ("centre RAS, mm", 22),
+    ("grade", 10),
+    ("ant/mid/post mm", 16),
+    ("loss", 5),
+    ("ml", 6),
+    ("HU", 5),
+    ("conf", 5),
+    ("scan", 5),
+)
+
+
+def table(findings: Findings, *, notice: str = "") -> str:
+    """The findings as text for a terminal, without a newline at the end.
+
+    Args:
+        findings: what to show.
+        notice: what must be said of the bundle, ``""`` for one that is fit for clinical use.
+    """
+    lines = [*_header(findings), ""]
+    if findings.vertebrae:
+        lines += [_row([title for title, _ in _COLUMNS]), "-" * len(_row(["-"] * len(_COLUMNS)))]
+        lines += [_row(_cells(vertebra)) for vertebra in findings.vertebrae]
+    else:
+        lines.append("No vertebra was found.")
+    said_above = {notice, "No vertebra was found."}
+    remarks = [text for text in findings.warnings if text not in said_above]
+    if remarks:
+        lines += ["", *(f"! {text}" for text in remarks)]
+    if notice:
+        lines += ["", notice.upper()]
+    return _ascii("\n".join(lines))
+
+
+def _header(findings: Findings) -> list[str]:
+    scan, engine = findings.scan, findings.engine
+    z, y, x = scan.shape_zyx
+    spacing = " x ".join(f"{s:.2f}" for s in scan.spacing_mm)
+    count = len(findings.vertebrae)
+    return [
+        f"{scan.name}: {count} {'vertebra' if count == 1 else 'vertebrae'}"
+        f"   ({x} x {y} x {z} voxels of {spacing} mm, {scan.orientation})",
+        f"bundle {findings.bundle.name} {findings.bundle.version}; {engine.name} {engine.version}, "
+        f"{engine.precision} on {engine.device}; {findings.timings_s['total']:.1f} s, "
+        f"{findings.peak_memory_mb:.0f} MiB",
+    ]
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "  ".join(cell.rjust(width) for cell, (_, width) in zip(cells, _COLUMNS, strict=True)).rstrip()
+
+
+def _cells(vertebra: Vertebra) -> list[str]:
+    grade = "-"
+    if vertebra.grade is not None:
+        grade = str(vertebra.grade)
+        if vertebra.grade_probabilities is not None:
+            grade += f" ({vertebra.grade_probabilities[vertebra.grade]:.2f})"
+    heights = vertebra.heights_mm
+    return [
+        str(vertebra.index),
+        vertebra.level or "-",
+        " ".join(f"{mm:6.1f}" for mm in vertebra.centre_ras_mm),
+        grade,
+        "-" if heights is None else f"{heights.anterior:.1f}/{heights.middle:.1f}/{heights.posterior:.1f}",
+        "-" if vertebra.height_loss is None else f"{100 * vertebra.height_loss:.0f} %",
+        f"{vertebra.volume_ml:.1f}",
+        "-" if vertebra.mean_hu is None else f"{vertebra.mean_hu:.0f}",
+        f"{vertebra.confidence:.2f}",
+        "whole" if vertebra.complete else "cut",
+    ]
+
+
+def _ascii(text: str) -> str:
+    return text.encode("ascii", "replace").decode("ascii")
