@@ -147,7 +147,7 @@ class Bundle:
         return self.folder / file
 
 
-def open_bundle(path: Path | None = None) -> Bundle:
+def open_bundle(path: str | Path | None = None) -> Bundle:
     """Open a bundle and verify every file in it.
 
     Args:

@@ -1,0 +1,114 @@
+"""Inference engines: one module per library behind one table, chosen once and never silently changed."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from runtime.engines.base import EngineModule, Preflight, Session
+from runtime.engines.checks import resolve_precision
+from runtime.errors import EngineError
+
+logger = logging.getLogger(__name__)
+
+ENGINES: dict[str, str] = {
+    "openvino": "runtime.engines.openvino_cpu",
+    "onnxruntime": "runtime.engines.ort",
+}
+"""Every engine by name, fastest first among those that share a kind of device; a module is imported when asked for."""
+
+PRECISIONS = ("fp32", "fp16", "bf16")
+
+
+@dataclass(frozen=True)
+class EngineChoice:
+    """The engine for a run.
+
+    Args:
+        module: what opens its sessions.
+        name: key of the engine table.
+        precision: what it will compute in; never ``"auto"``.
+        device: GPU number; 0 on a processor.
+        reason: one sentence: why it was chosen.
+    """
+
+    module: EngineModule
+    name: str
+    precision: str
+    device: int
+    reason: str
+
+
+def open_session(choice: EngineChoice, model: Path, *, threads: int | None = None) -> Session:
+    """Load an ONNX file with the chosen engine; ``threads`` is None for as many as the library finds best.
+
+    Raises:
+        EngineError: the engine can't load it.
+    """
+    return choice.module.open_session(
+        model, precision=choice.precision, device=choice.device, threads=threads, reason=choice.reason
+    )
+
+
+def engine_module(name: str) -> EngineModule:
+    """The module behind an engine's name.
+
+    Raises:
+        EngineError: there is no such engine; the message lists those there are.
+    """
+    if name not in ENGINES:
+        raise EngineError(f"There is no engine {name!r}; there are auto, {', '.join(ENGINES)}.")
+    return cast(EngineModule, importlib.import_module(ENGINES[name]))
+
+
+def preflights(*, device: int = 0) -> dict[str, Preflight]:
+    """What every engine's preflight says on this machine."""
+    return {name: engine_module(name).preflight(device=device) for name in ENGINES}
+
+
+def select_engine(name: str = "auto", *, precision: str = "auto", device: int = 0) -> EngineChoice:
+    """Choose the engine for a run, and say so in one log line.
+
+    Args:
+        name: key of the engine table, which is then used or refused, or ``"auto"``: of the engines that can run here
+            in that precision one on a GPU before one on the processor, then the first in the table.
+        precision: ``"fp32"``, ``"fp16"``, ``"bf16"``, or ``"auto"`` for the engine's own first choice.
+        device: GPU number.
+
+    Raises:
+        EngineError: no such engine or precision, the named engine can't run, or none can.
+    """
+    if precision not in ("auto", *PRECISIONS):
+        raise EngineError(f"There is no precision {precision!r}; there are auto, {', '.join(PRECISIONS)}.")
+    if name == "auto":
+        name, found, why = _fastest(precision, device)
+    else:
+        found = engine_module(name).preflight(device=device)
+        if not found.available:
+            raise EngineError(f"The engine {name} cannot be used: {found.reason}.")
+        why = "asked for by name"
+    precision = resolve_precision(precision, found, engine=name)
+    logger.info("engine %s %s on %s in %s: %s", name, found.version, found.device, precision, why)
+    return EngineChoice(engine_module(name), name, precision, device, why)
+
+
+def _fastest(precision: str, device: int) -> tuple[str, Preflight, str]:
+    found = preflights(device=device)
+    can = {
+        name: one
+        for name, one in found.items()
+        if one.available and (precision == "auto" or precision in one.precisions)
+    }
+    if not can:
+        said = "; ".join(f"{name}: {one.reason}" for name, one in found.items())
+        wish = "" if precision == "auto" else f" in {precision}"
+        raise EngineError(f"No engine can run here{wish}. {said}.")
+    on_gpu = [name for name in can if can[name].device != "CPU"]
+    best = (on_gpu or list(can))[0]
+    left_out = [name for name in found if name not in can]
+    kind = "GPU" if on_gpu else "CPU"
+    why = f"fastest {kind} engine of those that can run here ({', '.join(can)})"
+    return best, can[best], why + (f"; not possible: {', '.join(left_out)}" if left_out else "")

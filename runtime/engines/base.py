@@ -36,27 +36,36 @@ class Preflight:
         available: whether it can.
         reason: one line: what was found, or what is missing and which package brings it.
         version: of the library, ``""`` when it is not installed.
+        device: where it would run: ``"CPU"`` or the GPU's name.
+        precisions: what it can compute in on that device; the first is what ``"auto"`` means.
     """
 
     available: bool
     reason: str
     version: str = ""
+    device: str = "CPU"
+    precisions: tuple[str, ...] = ()
 
 
 class Session(Protocol):
     """One network, ready to run. Close it, or use it as a context manager.
 
-    Calling takes a C-contiguous float32 array (n, 1, z, y, x), n at least 1, normalised intensities, and returns the network's
-    outputs in the order of ``output_names``, each a float32 array whose first axis is n. The caller owns the
-    returned arrays. A session may be called from one thread at a time. Raises EngineError when the library fails.
+    Calling takes a C-contiguous float32 array (n, 1, z, y, x), n at least 1, normalised intensities, and returns the
+    network's outputs in the order of ``output_names``, each a float32 array whose first axis is n. The caller owns the
+    returned arrays. A session may be called from one thread at a time. Raises EngineError when the array is not as
+    said, when the library fails, and when the session is closed; closing twice is fine.
     """
 
     info: EngineInfo
     output_names: tuple[str, ...]
 
-    def __call__(self, image: np.ndarray) -> tuple[np.ndarray, ...]: ...
+    def __call__(self, image: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Run the network on a batch."""
+        ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Free the network."""
+        ...
 
     def __enter__(self) -> Session: ...
 
@@ -66,7 +75,9 @@ class Session(Protocol):
 class EngineModule(Protocol):
     """What each module behind the engine table offers."""
 
-    def preflight(self) -> Preflight: ...
+    def preflight(self, *, device: int = 0) -> Preflight:
+        """Whether it can run here, on GPU number ``device`` where it runs on GPUs. Prints nothing, opens nothing."""
+        ...
 
     def open_session(self, model: Path, *, precision: str, device: int, threads: int | None, reason: str) -> Session:
         """Load an ONNX file. ``precision`` is fp32, fp16, bf16 or auto; raises EngineError when it can't be had."""
