@@ -1,0 +1,227 @@
+"""What a training run is made of: small frozen dataclasses, saved as JSON beside the weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from runtime.bundle import IntensityWindow
+from runtime.bundle_json import from_json, parse_json, to_json
+from runtime.errors import BundleError, InputError
+from train.networks import FracSegNetConfig, LocNetConfig, UNetConfig
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """How the loop runs.
+
+    Args:
+        steps: optimiser steps in all.
+        batch: samples per step and device.
+        learning_rate: at its highest.
+        schedule: ``"cosine"`` (with warm-up), ``"step"`` (a tenth every ``decay_every`` steps) or ``"constant"``.
+        warmup: steps of linear warm-up (cosine only).
+        decay_every: for ``"step"``.
+        optimiser: ``"adamw"`` or ``"adam"``.
+        weight_decay: AdamW's.
+        clip_norm: gradients' norm is clipped to this; 0 for no clipping.
+        ema: decay of the weights' moving average, which is what is validated and exported; 0 for none.
+        validate_every: steps between validations.
+        validation_samples: how many samples a validation sees; always the same ones.
+        patience: validations without a better score until the run stops; 0 for never.
+        checkpoint_from: the best checkpoint is kept from this step on.
+        precision: Lightning Fabric's name: ``"bf16-mixed"``, ``"16-mixed"`` or ``"32-true"``.
+        workers: processes that prepare samples; 0 prepares them in the loop.
+        seed: of weights and samples.
+    """
+
+    steps: int = 3000
+    batch: int = 2
+    learning_rate: float = 1e-3
+    schedule: str = "cosine"
+    warmup: int = 100
+    decay_every: int = 80
+    optimiser: str = "adamw"
+    weight_decay: float = 1e-4
+    clip_norm: float = 1.0
+    ema: float = 0.995
+    validate_every: int = 500
+    validation_samples: int = 48
+    patience: int = 0
+    checkpoint_from: int = 0
+    precision: str = "bf16-mixed"
+    workers: int = 1
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class LocNetRun:
+    """Training of LocNet.
+
+    Args:
+        network: its shape.
+        loop: how to run.
+        spacing_mm: working resolution.
+        crop_shapes: crop sizes, voxels; one is drawn for each batch.
+        intensity: HU window.
+        sigma_voxels: of the target Gaussian.
+        heatmap_threshold: H_t, for masks and votes in the losses.
+        vote_threshold: V_t of the Chamfer term.
+        offset_mask: ``"predicted"`` masks the offset loss by predicted heat > H_t (the thesis); ``"either"`` also counts
+            voxels whose true heat exceeds 0.1, so that offsets learn from the first step on.
+        offset_weight: of the offset loss.
+        chamfer_weight: of the Chamfer loss.
+        foreground_weight: extra weight of voxels in proportion to their true heat.
+        negative_fraction: share of crops drawn anywhere, with or without a vertebra; the thesis wants none.
+    """
+
+    network: LocNetConfig = LocNetConfig()
+    loop: LoopConfig = LoopConfig()
+    spacing_mm: float = 3.0
+    crop_shapes: tuple[tuple[int, int, int], ...] = ((64, 64, 64), (64, 64, 64), (96, 48, 48), (48, 64, 64), (80, 64, 48))
+    intensity: IntensityWindow = IntensityWindow(-400.0, 1000.0)
+    sigma_voxels: float = 1.5
+    heatmap_threshold: float = 0.5
+    vote_threshold: float = 0.6
+    offset_mask: str = "either"
+    offset_weight: float = 0.1
+    chamfer_weight: float = 0.01
+    foreground_weight: float = 10.0
+    negative_fraction: float = 0.3
+
+
+@dataclass(frozen=True)
+class FracSegNetRun:
+    """Training of FracSegNet, or of FracNet when its network has no mask channels.
+
+    Args:
+        network: its shape.
+        loop: how to run.
+        spacing_mm: crop resolution.
+        intensity: HU window.
+        centre_jitter_mm: standard deviation of the crop's centre about the true one.
+        grade_loss: key of ``losses.GRADE_LOSSES``.
+        mask_loss: key of ``losses.MASK_LOSSES``.
+        grade_weight: of the grade loss.
+        mask_weight: of the mask loss.
+        mask_entropy_weight: of a binary cross entropy that joins the Dice loss; 0 is the thesis's plain Dice.
+        height_weight: of the height regression.
+        class_counts: how often each grade occurs, for the weighted losses; thesis: VerSe 2019's training crops.
+        balanced: draw crops so that every grade is equally frequent (as far as the source can).
+    """
+
+    network: FracSegNetConfig = FracSegNetConfig()
+    loop: LoopConfig = LoopConfig(batch=4, steps=3000)
+    spacing_mm: float = 2.0
+    intensity: IntensityWindow = IntensityWindow(-400.0, 1000.0)
+    centre_jitter_mm: float = 3.0
+    grade_loss: str = "cross_entropy"
+    mask_loss: str = "dice"
+    grade_weight: float = 0.5
+    mask_weight: float = 1.0
+    mask_entropy_weight: float = 1.0
+    height_weight: float = 2.0
+    class_counts: tuple[int, int, int, int] = (591, 63, 50, 22)
+    balanced: bool = True
+
+
+Run = LocNetRun | FracSegNetRun
+
+
+def presets() -> Mapping[str, Mapping[str, Run]]:
+    """Network name -> preset name -> run. ``thesis`` is its recipe taken literally; ``default`` trains the bundle."""
+    deep = UNetConfig(channels=(16, 32, 64, 128, 256), bottleneck=256)
+    recipe = LoopConfig(
+        steps=80_000, batch=1, learning_rate=0.05, schedule="constant", optimiser="adam", weight_decay=0.0, clip_norm=0.0,
+        ema=0.0, validate_every=80, validation_samples=40, checkpoint_from=48_000, precision="32-true", workers=2,
+    )  # fmt: skip
+    thesis_loc = LocNetRun(
+        network=LocNetConfig(deep), loop=recipe, spacing_mm=1.0, crop_shapes=((128, 128, 128),), sigma_voxels=3.0,
+        heatmap_threshold=0.8, offset_mask="predicted", offset_weight=0.01, chamfer_weight=0.01, foreground_weight=0.0,
+        negative_fraction=0.0,
+    )  # fmt: skip
+    thesis_frac = FracSegNetRun(
+        network=FracSegNetConfig(deep, ("vertebra",), "pooled", 0.5, heights=False, crop=96),
+        loop=replace(recipe, learning_rate=5e-4, schedule="step", decay_every=80 * 726, patience=50, validate_every=726,
+                     steps=726_000, checkpoint_from=0),
+        spacing_mm=1.0, centre_jitter_mm=0.0, mask_entropy_weight=0.0, grade_weight=1.0, height_weight=0.0, balanced=False, grade_loss="focal",
+    )  # fmt: skip
+    fine = LocNetRun(
+        spacing_mm=1.0, crop_shapes=((128, 128, 128), (160, 96, 96)), sigma_voxels=3.0,
+        network=LocNetConfig(UNetConfig((16, 32, 64, 96, 128), 160)), loop=LoopConfig(steps=40_000, batch=2, workers=8),
+    )  # fmt: skip
+    return {
+        "locnet": {
+            "default": LocNetRun(),
+            "thesis": thesis_loc,
+            "fine": fine,
+        },
+        "fracsegnet": {
+            "default": FracSegNetRun(),
+            "thesis": thesis_frac,
+            "thesis-ce": replace(thesis_frac, grade_loss="cross_entropy"),
+        },
+        "fracnet": {
+            "thesis": replace(thesis_frac, network=replace(thesis_frac.network, mask_channels=()), mask_weight=0.0),
+        },
+    }
+
+
+def override(run: Run, settings: list[str]) -> Run:
+    """A copy with ``key.subkey=value`` settings applied; values are JSON, or plain text where they aren't.
+
+    Raises InputError when a key does not exist or the value has another type.
+    """
+    values = json.loads(to_json(run))
+    for setting in settings:
+        path, _, text = setting.partition("=")
+        *parents, last = path.split(".")
+        target = values
+        for key in parents:
+            target = target.get(key) if isinstance(target, dict) else None
+        if not isinstance(target, dict) or last not in target or not text:
+            raise InputError(f"{setting!r} is no setting of this run; write e.g. loop.steps=2000.")
+        try:
+            target[last] = json.loads(text)
+        except json.JSONDecodeError:
+            target[last] = text
+    return _checked(type(run), values, at="the settings")
+
+
+def save(run: Run, path: Path) -> None:
+    """Write the run as indented JSON."""
+    path.write_text(to_json(SavedRun(type(run).__name__, dataclasses.asdict(run))), encoding="utf-8")
+
+
+def load(path: Path) -> Run:
+    """Read what ``save`` wrote. Raises InputError when it isn't that."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); it is written where a network is trained.") from error
+    values = parse_json(text, source=str(path))
+    if not isinstance(values, dict) or values.get("network") not in _KINDS:
+        raise InputError(f"{path} is no training configuration of this software.")
+    return _checked(_KINDS[values["network"]], values.get("run"), at=str(path))
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """How a run stands in its folder: which dataclass it is, and its values."""
+
+    network: str
+    run: Mapping[str, Any]
+
+
+_KINDS: Mapping[str, type[LocNetRun] | type[FracSegNetRun]] = {"LocNetRun": LocNetRun, "FracSegNetRun": FracSegNetRun}
+
+
+def _checked(kind: type[LocNetRun] | type[FracSegNetRun], values: Any, *, at: str) -> Run:
+    try:
+        return from_json(kind, values, at=at)
+    except (BundleError, ValueError) as error:
+        raise InputError(str(error)) from error

@@ -1,0 +1,214 @@
+"""The training loop, on Lightning Fabric: any device, mixed precision, several GPUs, resumable after a kill."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from train import config as configuration
+from train.config import LoopConfig, Run
+from train.sources import Source
+from train.tasks import Batch, Task, task_of, to_device
+
+log = logging.getLogger(__name__)
+
+CHECKPOINT_SECONDS = 60.0
+_VALIDATION_STREAM = 1
+
+
+class Batches(Dataset[Batch]):
+    """Batch number i, made from the seed, the rank and i alone: a resumed run sees what an unbroken one would."""
+
+    def __init__(self, task: Task, source: Source, *, size: int, seed: int, rank: int) -> None:
+        self.task, self.source, self.size, self.seed, self.rank = task, source, size, seed, rank
+
+    def __getitem__(self, index: int) -> Batch:
+        """The batch of optimiser step ``index``."""
+        torch.set_num_threads(1)
+        return self.task.batch(self.source, (self.seed, 0, self.rank, index), self.size)
+
+
+def learning_rate(loop: LoopConfig, step: int) -> float:
+    """Learning rate of optimiser step ``step`` (from 0)."""
+    if loop.schedule == "constant":
+        return loop.learning_rate
+    if loop.schedule == "step":
+        return float(loop.learning_rate * 0.1 ** (step // loop.decay_every))
+    if step < loop.warmup:
+        return loop.learning_rate * (step + 1) / loop.warmup
+    progress = (step - loop.warmup) / max(loop.steps - loop.warmup, 1)
+    return loop.learning_rate * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+
+def make_optimiser(loop: LoopConfig, network: nn.Module) -> torch.optim.Optimizer:
+    """Adam, or AdamW with decay on weights only (not on norms and biases)."""
+    if loop.optimiser == "adam":
+        return torch.optim.Adam(network.parameters(), lr=loop.learning_rate)
+    matrices = [p for p in network.parameters() if p.ndim > 1]
+    vectors = [p for p in network.parameters() if p.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": loop.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=loop.learning_rate)
+
+
+class Trainer:
+    """One training run in one folder: ``config.json``, ``last.ckpt``, ``best.ckpt`` and TensorBoard's events."""
+
+    def __init__(self, run: Run, source: Source, folder: Path, *, accelerator: str = "auto", devices: int | str = 1) -> None:
+        from lightning.fabric.loggers import TensorBoardLogger
+
+        self.run, self.loop, self.source, self.folder = run, run.loop, source, folder
+        self.task: Task = task_of(run)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.logger = TensorBoardLogger(folder, name="", version="curves")
+        self.fabric = Fabric(
+            accelerator=accelerator, devices=devices, precision=run.loop.precision, loggers=self.logger  # type: ignore[arg-type]
+        )  # fmt: skip
+        self.fabric.launch()
+        self.fabric.seed_everything(run.loop.seed, verbose=False)
+        plain = self.task.network()
+        self.network, self.optimiser = self.fabric.setup(plain, make_optimiser(run.loop, plain))
+        self.average = self._make_average()
+        self.step, self.best, self.since_best = 0, -math.inf, 0
+        self.best_metrics: dict[str, float] = {}
+        self._resume_or_start()
+
+    def _make_average(self) -> AveragedModel | None:
+        decay = self.loop.ema
+        if not decay:
+            return None
+
+        def lerp(average: torch.Tensor, value: torch.Tensor, count: torch.Tensor | int) -> torch.Tensor:
+            return torch.lerp(average, value, 1 - min(decay, (1 + int(count)) / (10 + int(count))))
+
+        return AveragedModel(self.network.module, avg_fn=lerp)
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network that is validated and exported: the moving average where there is one."""
+        return self.average.module if self.average is not None else self.network.module
+
+    def _resume_or_start(self) -> None:
+        config_path, last = self.folder / "config.json", self.folder / "last.ckpt"
+        if last.exists():
+            state = torch.load(last, map_location="cpu", weights_only=True)
+            self.network.module.load_state_dict(state["network"])
+            self.optimiser.load_state_dict(state["optimiser"])
+            if self.average is not None:
+                self.average.load_state_dict(state["average"])
+            self.step, self.best, self.since_best = state["step"], state["best"], state["since_best"]
+            self.best_metrics = state["best_metrics"]
+            torch.set_rng_state(state["rng"])
+            log.info("resuming %s at step %d of %d", self.folder, self.step, self.loop.steps)
+        if self.fabric.is_global_zero:
+            configuration.save(self.run, config_path)
+
+    def _save(self) -> None:
+        if not self.fabric.is_global_zero:
+            return
+        state = {
+            "network": self.network.module.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "average": self.average.state_dict() if self.average is not None else None,
+            "step": self.step, "best": self.best, "since_best": self.since_best, "best_metrics": self.best_metrics,
+            "rng": torch.get_rng_state(),
+        }  # fmt: skip
+        save_atomically(state, self.folder / "last.ckpt")
+
+    def _save_best(self) -> None:
+        if self.fabric.is_global_zero:
+            state = {"network": self.evaluated.state_dict(), "step": self.step, "metrics": self.best_metrics}
+            save_atomically(state, self.folder / "best.ckpt")
+
+    def fit(self, *, progress: bool = True) -> dict[str, float]:
+        """Train to the end, from wherever the folder's last checkpoint is. Returns the best validation's figures."""
+        bar = tqdm(total=self.loop.steps, initial=self.step, disable=not progress, desc=self.task.name, unit="step")
+        last_saved = time.monotonic()
+        for batch in self._batches():
+            parts = self._optimise(batch)
+            self.step += 1
+            bar.update()
+            if self.step % 10 == 0:
+                values = {f"train/{k}": float(v) for k, v in parts.items()}
+                self.fabric.log_dict(values, step=self.step)
+                bar.set_postfix({k.split("/")[1]: f"{v:.3f}" for k, v in values.items()})
+            if self.step % self.loop.validate_every == 0 or self.step == self.loop.steps:
+                self._validate(bar)
+            if time.monotonic() - last_saved > CHECKPOINT_SECONDS or self.step == self.loop.steps:
+                self._save()
+                last_saved = time.monotonic()
+            if self.loop.patience and self.since_best >= self.loop.patience:
+                log.info("no better score for %d validations: stopped at step %d", self.since_best, self.step)
+                break
+        self._save()
+        bar.close()
+        return self.best_metrics
+
+    def _batches(self) -> Iterator[Batch]:
+        data = Batches(
+            self.task, self.source, size=self.loop.batch, seed=self.loop.seed, rank=self.fabric.global_rank
+        )  # fmt: skip
+        steps = range(self.step, self.loop.steps)
+        loader: Any = DataLoader(data, batch_size=None, sampler=steps, num_workers=self.loop.workers,
+                                 multiprocessing_context="spawn" if self.loop.workers else None)  # fmt: skip
+        for batch in loader:
+            yield to_device(batch, self.fabric.device)
+
+    def _optimise(self, batch: Batch) -> dict[str, torch.Tensor]:
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate(self.loop, self.step)
+        self.network.train()
+        parts = self.task.losses(self.network, batch)
+        self.fabric.backward(parts["loss"])
+        if self.loop.clip_norm:
+            self.fabric.clip_gradients(self.network, self.optimiser, max_norm=self.loop.clip_norm)
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update_parameters(self.network.module)
+        return {name: value.detach() for name, value in parts.items()}
+
+    def _validate(self, bar: Any) -> None:
+        size = self.loop.batch
+        with evaluating(self.evaluated), torch.inference_mode(), self.fabric.autocast():
+            batches = (
+                to_device(self.task.batch(self.source, (self.loop.seed, _VALIDATION_STREAM, i), size), self.fabric.device)
+                for i in range(max(self.loop.validation_samples // size, 1))
+            )
+            metrics = self.task.metrics(self.evaluated, batches)
+        self.fabric.log_dict({f"validation/{k}": v for k, v in metrics.items()}, step=self.step)
+        bar.write(f"{self.task.name} step {self.step}: " + ", ".join(f"{k} {v:.4f}" for k, v in metrics.items()))
+        self.since_best += 1
+        if metrics["score"] > self.best and self.step >= self.loop.checkpoint_from:
+            self.best, self.since_best, self.best_metrics = metrics["score"], 0, metrics
+            self._save_best()
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the block, whatever it was before after it."""
+    was = network.training
+    network.eval()
+    try:
+        yield
+    finally:
+        network.train(was)
+
+
+def save_atomically(state: dict[str, Any], path: Path) -> None:
+    """``torch.save`` that never leaves a half-written file under the final name."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    torch.save(state, temporary)
+    temporary.replace(path)

@@ -1,0 +1,239 @@
+"""The networks: LocNet (where vertebrae are) and FracNet / FracSegNet (grade, and mask, of the one in a crop's centre).
+
+Source: thesis 3.2 (LocNet) and 3.3 (FracNet, FracSegNet). Widths and depth are configuration.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+GRADES = 4
+HEIGHTS = 6
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Shape of the backbone.
+
+    Args:
+        channels: width of each encoder block; every block is followed by a 2x max pooling.
+        bottleneck: width of the block below the last pooling.
+        leak: negative slope of the LeakyReLU.
+    """
+
+    channels: tuple[int, ...] = (16, 32, 64, 96)
+    bottleneck: int = 128
+    leak: float = 0.01
+
+    @property
+    def multiple(self) -> int:
+        """Input sizes must be multiples of this many voxels."""
+        return int(2 ** len(self.channels))
+
+
+@dataclass(frozen=True)
+class LocNetConfig:
+    """LocNet: ``variant`` is ``"F"`` (heatmap and offsets) or ``"H"`` (heatmap only)."""
+
+    unet: UNetConfig = UNetConfig()
+    variant: str = "F"
+
+    def __post_init__(self) -> None:
+        if self.variant not in ("F", "H"):
+            raise ValueError(f"LocNet's variant is 'F' or 'H'; met {self.variant!r}.")
+
+
+@dataclass(frozen=True)
+class FracSegNetConfig:
+    """FracSegNet, or FracNet when ``mask_channels`` is empty.
+
+    Args:
+        unet: backbone.
+        mask_channels: what each mask channel means; ``"vertebra"`` first. ``()`` makes it FracNet (grade only).
+        grade_head: ``"pooled"`` is the thesis's: global average pooling of the last decoder features. ``"spatial"`` keeps
+            the layout: pooled mask probabilities and deep features go through strided convolutions without
+            normalisation. (Instance normalisation gives every feature map the mean 0, so what an average pool after
+            it can say about sizes is next to nothing: decision 0003.)
+        dropout: after the first two fully connected layers.
+        heights: whether to regress anterior, middle and posterior height (mm) and their relative losses as well.
+        crop: edge of the cubic input, voxels.
+    """
+
+    unet: UNetConfig = UNetConfig()
+    mask_channels: tuple[str, ...] = ("vertebra", "body")
+    grade_head: str = "spatial"
+    dropout: float = 0.2
+    heights: bool = True
+    crop: int = 48
+
+    def __post_init__(self) -> None:
+        if self.crop % max(16, self.unet.multiple):
+            raise ValueError(f"The crop is a multiple of {max(16, self.unet.multiple)} voxels; met {self.crop}.")
+        if self.grade_head not in ("pooled", "spatial"):
+            raise ValueError(f"The grade head is 'pooled' or 'spatial'; met {self.grade_head!r}.")
+        if self.grade_head == "spatial" and not self.mask_channels:
+            raise ValueError("The 'spatial' grade head reads the mask, so it needs at least one mask channel.")
+
+
+class ConvBlock(nn.Sequential):
+    """Two 3x3x3 convolutions, each followed by instance normalisation and LeakyReLU."""
+
+    def __init__(self, inputs: int, outputs: int, leak: float) -> None:
+        layers: list[nn.Module] = []
+        for width in (inputs, outputs):
+            layers += [
+                nn.Conv3d(width, outputs, 3, padding=1, bias=False),
+                nn.InstanceNorm3d(outputs, affine=True),
+                nn.LeakyReLU(leak, inplace=True),
+            ]
+        super().__init__(*layers)
+
+
+class UNet(nn.Module):
+    """3D U-Net. Returns the decoder's feature maps, coarsest (the bottleneck) first, full resolution last."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        widths = (1, *config.channels)
+        self.encoder = nn.ModuleList(
+            ConvBlock(before, after, config.leak) for before, after in zip(widths, config.channels, strict=False)
+        )
+        self.bottleneck = ConvBlock(config.channels[-1], config.bottleneck, config.leak)
+        below = (config.bottleneck, *reversed(config.channels[1:]))
+        self.up = nn.ModuleList(
+            nn.ConvTranspose3d(before, after, 2, stride=2)
+            for before, after in zip(below, reversed(config.channels), strict=True)
+        )
+        self.decoder = nn.ModuleList(ConvBlock(2 * width, width, config.leak) for width in reversed(config.channels))
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """``image`` (n, 1, z, y, x) with sizes that are multiples of ``config.multiple``."""
+        x, skips = image, []
+        for block in self.encoder:
+            x = block(x)
+            skips.append(x)
+            x = F.max_pool3d(x, 2)
+        features = [self.bottleneck(x)]
+        for up, block, skip in zip(self.up, self.decoder, reversed(skips), strict=True):
+            features.append(block(torch.cat([up(features[-1]), skip], dim=1)))
+        return features
+
+
+def initialise(module: nn.Module, leak: float) -> None:
+    """He initialisation of all convolutions and linear layers, biases zero (thesis 3.2.3)."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv3d | nn.ConvTranspose3d | nn.Linear):
+            nn.init.kaiming_normal_(layer.weight, a=leak, nonlinearity="leaky_relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+class LocNet(nn.Module):
+    """Heatmap of vertebral centres and, for variant F, each voxel's offset to its nearest centre."""
+
+    def __init__(self, config: LocNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.unet = UNet(config.unet)
+        self.head = nn.Conv3d(config.unet.channels[0], 4 if config.variant == "F" else 1, 1)
+        initialise(self, config.unet.leak)
+        nn.init.normal_(self.head.weight, std=0.01)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Heatmap (n, 1, z, y, x) in 0..1 and, for variant F, offsets (n, 3, z, y, x): voxels, in z, y, x order."""
+        out = self.head(self.unet(image)[-1]).float()
+        heatmap = torch.sigmoid(out[:, :1])
+        return (heatmap, out[:, 1:]) if self.config.variant == "F" else (heatmap,)
+
+
+class SpatialGradeFeatures(nn.Module):
+    """Mask probabilities and deep features, kept in place, to a vector: no normalisation, no global pooling."""
+
+    OUTPUTS = 256
+
+    def __init__(self, masks: int, deep: int, crop: int, width: int = 32) -> None:
+        super().__init__()
+        self.squeeze = nn.Conv3d(deep, 16, 1)
+        self.first = nn.Conv3d(masks + 16, width, 3, padding=1)
+        self.second = nn.Conv3d(width, width, 3, padding=1, stride=2)
+        self.third = nn.Conv3d(width, width, 3, padding=1, stride=2)
+        self.out = nn.Linear(width * (crop // 16) ** 3, self.OUTPUTS)
+
+    def forward(self, masks: Tensor, deep: Tensor) -> Tensor:
+        """Masks (n, k, z, y, x) in 0..1 and deep features (n, c, z/4, y/4, x/4) to (n, OUTPUTS)."""
+        x = torch.cat([F.avg_pool3d(masks, 4), F.leaky_relu(self.squeeze(deep))], dim=1)
+        for layer in (self.first, self.second, self.third):
+            x = F.leaky_relu(layer(x), 0.01)
+        return self.out(x.flatten(1))
+
+
+class FracSegNet(nn.Module):
+    """Mask, grade and heights of the vertebra at the crop's centre; FracNet when there are no mask channels."""
+
+    def __init__(self, config: FracSegNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        unet = config.unet
+        self.unet = UNet(unet)
+        self.mask_head = nn.Conv3d(unet.channels[0], len(config.mask_channels), 1) if config.mask_channels else None
+        self.spatial = (
+            SpatialGradeFeatures(len(config.mask_channels), unet.channels[2], config.crop)
+            if config.grade_head == "spatial"
+            else None
+        )
+        inputs = SpatialGradeFeatures.OUTPUTS if self.spatial else unet.channels[0]
+        self.fully_connected = nn.Sequential(
+            nn.Linear(inputs, 256), nn.ReLU(), nn.Dropout(config.dropout),
+            nn.Linear(256, 128), nn.ReLU(), nn.Dropout(config.dropout),
+            nn.Linear(128, 64), nn.ReLU(),
+        )  # fmt: skip
+        self.grade_head = nn.Linear(64, GRADES)
+        self.height_head = nn.Linear(inputs, HEIGHTS) if config.heights else None
+        initialise(self, unet.leak)
+        if self.height_head is not None:
+            nn.init.normal_(self.height_head.weight, std=0.01)
+            with torch.no_grad():  # start at an average vertebra: 22 mm high, nothing lost
+                self.height_head.bias.copy_(torch.tensor([0.73, 0.73, 0.73, 0.05, 0.05, 0.05]))
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        """``image`` (n, 1, z, y, x) to ``mask`` logits (n, k, z, y, x), ``grade`` logits (n, 4), ``heights`` (n, 6).
+
+        Heights are anterior, middle and posterior height in units of 30 mm, then their relative losses.
+        """
+        features = self.unet(image)
+        out: dict[str, Tensor] = {}
+        if self.mask_head is not None:
+            out["mask"] = self.mask_head(features[-1]).float()
+        if self.spatial is None:
+            vector = features[-1].float().mean(dim=(2, 3, 4))
+        else:
+            vector = self.spatial(torch.sigmoid(out["mask"]), features[-3])
+        out["grade"] = self.grade_head(self.fully_connected(vector)).float()
+        if self.height_head is not None:
+            out["heights"] = self.height_head(vector).float()
+        return out
+
+
+HEIGHT_UNIT_MM = 30.0
+
+
+class FracSegNetOutputs(nn.Module):
+    """FracSegNet as it is deployed: probabilities instead of logits, heights in mm. One tuple, in the bundle's order."""
+
+    def __init__(self, network: FracSegNet) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """``mask`` (n, k, z, y, x) and ``grade`` (n, 4) in 0..1, then ``heights`` (n, 6): mm and relative losses."""
+        out = self.network(image)
+        result = [torch.sigmoid(out["mask"]), torch.softmax(out["grade"], dim=1)]
+        if "heights" in out:
+            heights = out["heights"]
+            result.append(torch.cat([heights[:, :3] * HEIGHT_UNIT_MM, heights[:, 3:].clamp(0, 1)], dim=1))
+        return tuple(result)

@@ -1,0 +1,235 @@
+"""The two things that are trained: what a sample is, what is lost, and how good the network has become."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from runtime.intensity import normalise
+from runtime.voting import density_peaks, refine_peaks, vote_map
+from train import losses
+from train.config import FracSegNetRun, LocNetRun, Run
+from train.metrics import f1_scores, match_centres
+from train.networks import HEIGHT_UNIT_MM, FracSegNet, LocNet
+from train.sources import Source
+from train.targets import gaussian_heatmap, offset_map
+
+Batch = dict[str, Any]
+
+
+class Task(Protocol):
+    """What the loop needs to know about a network in training."""
+
+    name: str
+
+    def network(self) -> nn.Module:
+        """A new, initialised network."""
+        ...
+
+    def batch(self, source: Source, seed: tuple[int, ...], size: int) -> Batch:
+        """``size`` samples, determined by the seed alone."""
+        ...
+
+    def losses(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Scalars by name; ``"loss"`` is what is minimised."""
+        ...
+
+    def metrics(self, network: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
+        """Figures by name; ``"score"`` is what the best checkpoint is chosen by (higher is better)."""
+        ...
+
+
+class LocNetTask:
+    """Find vertebral centres in crops."""
+
+    name = "locnet"
+
+    def __init__(self, run: LocNetRun) -> None:
+        self.run = run
+
+    def network(self) -> LocNet:
+        """A new, initialised network."""
+        return LocNet(self.run.network)
+
+    def batch(self, source: Source, seed: tuple[int, ...], size: int) -> Batch:
+        """Crops of one size: image, heatmap (n, 1, z, y, x), offsets (n, 3, z, y, x), and a list of centres (k, 3)."""
+        rng = np.random.default_rng(seed)
+        shape = self.run.crop_shapes[rng.integers(len(self.run.crop_shapes))]
+        images, heatmaps, offsets, centres = [], [], [], []
+        for _ in range(size):
+            hu, points = source.localisation(rng, shape, self.run)
+            images.append(normalise(hu, self.run.intensity))
+            heatmaps.append(gaussian_heatmap(points, shape, sigma_voxels=self.run.sigma_voxels))
+            offsets.append(offset_map(points, shape))
+            centres.append(torch.from_numpy(np.asarray(points, np.float32).reshape(-1, 3)))
+        return {
+            "image": torch.from_numpy(np.stack(images)[:, None]),
+            "heatmap": torch.from_numpy(np.stack(heatmaps)[:, None]),
+            "offsets": torch.from_numpy(np.stack(offsets)),
+            "centres": centres,
+        }
+
+    def losses(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """L_H + w_O L_O + w_CD L_CD (thesis 3.2.3.1)."""
+        run, (heatmap, *offsets) = self.run, network(batch["image"])
+        weight = 1 + run.foreground_weight * batch["heatmap"] if run.foreground_weight else None
+        parts = {"heatmap": losses.adaptive_wing(heatmap, batch["heatmap"], weight=weight)}
+        total = parts["heatmap"]
+        if offsets:
+            mask = heatmap.detach() > run.heatmap_threshold
+            if run.offset_mask == "either":
+                mask = mask | (batch["heatmap"] > 0.1)
+            has_centre = torch.tensor([len(c) > 0 for c in batch["centres"]], device=mask.device)
+            mask = mask & has_centre[:, None, None, None, None]
+            parts["offsets"] = losses.masked_smooth_l1(offsets[0], batch["offsets"], mask)
+            parts["chamfer"] = self._chamfer(heatmap, offsets[0], batch["centres"])
+            total = total + run.offset_weight * parts["offsets"] + run.chamfer_weight * parts["chamfer"]
+        return {"loss": total, **parts}
+
+    def _chamfer(self, heatmap: Tensor, offsets: Tensor, centres: list[Tensor]) -> Tensor:
+        run = self.run
+        terms = [
+            losses.chamfer_distance(
+                losses.vote_candidates(
+                    heatmap[i, 0].detach(), offsets[i], heatmap_threshold=run.heatmap_threshold,
+                    vote_threshold=run.vote_threshold,
+                ),
+                centres[i].to(offsets.device),
+            )
+            for i in range(len(centres))
+        ]  # fmt: skip
+        return torch.stack(terms).mean()
+
+    def metrics(self, network: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
+        """Recall within 10 mm, false centres per crop and mean error (mm), with votes, peaks and refinement."""
+        found = true = predicted = 0
+        errors: list[float] = []
+        for batch in batches:
+            heatmap, *offsets = (o.float().cpu().numpy() for o in network(batch["image"]))
+            for i, centres in enumerate(batch["centres"]):
+                peaks = self._peaks(heatmap[i, 0], offsets[0][i] if offsets else None)
+                pairs = match_centres(peaks * self.run.spacing_mm, centres.numpy() * self.run.spacing_mm, limit_mm=10.0)
+                errors += [distance for _, _, distance in pairs]
+                found, true, predicted = found + len(pairs), true + len(centres), predicted + len(peaks)
+        recall, precision = found / max(true, 1), found / max(predicted, 1)
+        error = float(np.mean(errors)) if errors else 10.0
+        return {
+            "score": 2 * recall * precision / max(recall + precision, 1e-9) - 0.02 * error,
+            "recall": recall, "precision": precision, "error_mm": error,
+        }  # fmt: skip
+
+    def _peaks(self, heatmap: np.ndarray, offsets: np.ndarray | None) -> np.ndarray:
+        if offsets is None:
+            return density_peaks(heatmap, threshold=0.7, separation_voxels=5.0).astype(float)
+        votes = vote_map(heatmap, offsets, threshold=self.run.heatmap_threshold)
+        separation = max(10.0 / self.run.spacing_mm, 3.0)
+        return refine_peaks(votes, density_peaks(votes, threshold=1.0, separation_voxels=separation), radius_voxels=2.0)
+
+
+class FracSegNetTask:
+    """Segment and grade the vertebra in the middle of a crop."""
+
+    name = "fracsegnet"
+
+    def __init__(self, run: FracSegNetRun) -> None:
+        self.run = run
+        if run.grade_loss not in losses.GRADE_LOSSES or run.mask_loss not in losses.MASK_LOSSES:
+            raise ValueError(
+                f"Unknown loss {run.grade_loss!r} or {run.mask_loss!r}; there are {sorted(losses.GRADE_LOSSES)} for "
+                f"grades and {sorted(losses.MASK_LOSSES)} for masks."
+            )
+
+    def network(self) -> FracSegNet:
+        """A new, initialised network."""
+        return FracSegNet(self.run.network)
+
+    def batch(self, source: Source, seed: tuple[int, ...], size: int) -> Batch:
+        """Crops: image (n, 1, ...), masks (n, k, ...), mask_known (n, k), grade (n,) -1 unknown, heights (n, 6) nan unknown."""
+        rng = np.random.default_rng(seed)
+        samples = [source.vertebra(rng, self.run) for _ in range(size)]
+        return {
+            "image": torch.from_numpy(np.stack([normalise(s.hu, self.run.intensity) for s in samples])[:, None]),
+            "mask": torch.from_numpy(np.stack([s.masks for s in samples]).astype(np.float32)),
+            "mask_known": torch.from_numpy(np.stack([s.masks_known for s in samples])),
+            "grade": torch.tensor([s.grade for s in samples]),
+            "heights": torch.from_numpy(np.stack([s.heights for s in samples]).astype(np.float32)),
+        }
+
+    def losses(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Weighted sum of mask, grade and height losses; what a sample doesn't know costs nothing."""
+        run, out = self.run, network(batch["image"])
+        weights = None
+        if run.grade_loss != "cross_entropy":
+            weights = losses.inverse_frequency(torch.tensor(run.class_counts)).to(batch["image"].device)
+        parts = {"grade": losses.GRADE_LOSSES[run.grade_loss](out["grade"], batch["grade"], class_weights=weights)}
+        total = run.grade_weight * parts["grade"]
+        if "mask" in out:
+            known = batch["mask_known"].any(dim=1)
+            parts["mask"] = self._mask_loss(out["mask"][known], batch["mask"][known], batch["mask_known"][known])
+            total = total + run.mask_weight * parts["mask"]
+        if "heights" in out:
+            target = _scaled(batch["heights"])
+            known_height = target.isfinite()
+            error = nn.functional.smooth_l1_loss(
+                out["heights"], target.nan_to_num(0.0), beta=0.05, reduction="none"
+            )
+            parts["heights"] = (error * known_height).sum() / known_height.sum().clamp_min(1)
+            total = total + run.height_weight * parts["heights"]
+        return {"loss": total, **parts}
+
+    def _mask_loss(self, logits: Tensor, target: Tensor, known: Tensor) -> Tensor:
+        if len(logits) == 0:
+            return logits.sum() * 0
+        probability = torch.sigmoid(logits) * known[:, :, None, None, None]
+        loss = losses.MASK_LOSSES[self.run.mask_loss](probability, target * known[:, :, None, None, None])
+        if self.run.mask_entropy_weight:  # Dice alone gives empty or tiny masks hardly any gradient
+            loss = loss + nn.functional.binary_cross_entropy_with_logits(
+                logits, target, weight=known[:, :, None, None, None].expand_as(target).float()
+            ) * self.run.mask_entropy_weight  # fmt: skip
+        return loss
+
+    def metrics(self, network: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
+        """Dice per mask channel, macro F1 of the grades, mean absolute error of heights (mm) and losses."""
+        dice: list[np.ndarray] = []
+        true: list[int] = []
+        predicted: list[int] = []
+        errors: list[np.ndarray] = []
+        for batch in batches:
+            out = network(batch["image"])
+            true += batch["grade"].tolist()
+            predicted += out["grade"].argmax(dim=1).tolist()
+            if "mask" in out:
+                mask, target = (out["mask"] > 0).float().cpu(), batch["mask"].cpu()
+                overlap = 2 * (mask * target).sum(dim=(2, 3, 4)) / (mask + target).sum(dim=(2, 3, 4)).clamp_min(1)
+                dice.append(overlap.where(batch["mask_known"].cpu(), torch.nan).numpy())
+            if "heights" in out:
+                errors.append((out["heights"].cpu() - _scaled(batch["heights"].cpu())).abs().numpy())
+        result = {f"dice_{name}": float(np.nanmean(np.concatenate(dice)[:, k]))
+                  for k, name in enumerate(self.run.network.mask_channels)}  # fmt: skip
+        known = [(t, p) for t, p in zip(true, predicted, strict=True) if t >= 0]
+        result["grade_macro_f1"] = float(np.nanmean(f1_scores([t for t, _ in known], [p for _, p in known], classes=4)))
+        if errors:
+            every = np.concatenate(errors)
+            result["height_error_mm"] = float(np.nanmean(every[:, :3])) * HEIGHT_UNIT_MM
+            result["height_loss_error"] = float(np.nanmean(every[:, 3:]))
+        result["score"] = result["grade_macro_f1"] + result.get("dice_vertebra", 0.0)
+        return result
+
+
+def _scaled(heights: Tensor) -> Tensor:
+    return torch.cat([heights[:, :3] / HEIGHT_UNIT_MM, heights[:, 3:]], dim=1)
+
+
+def task_of(run: Run) -> LocNetTask | FracSegNetTask:
+    """The task that a run's configuration describes."""
+    return LocNetTask(run) if isinstance(run, LocNetRun) else FracSegNetTask(run)
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch with its tensors on the device; lists (of centres) stay where they are."""
+    return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
+
