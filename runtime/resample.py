@@ -156,9 +156,7 @@ def _average(array: np.ndarray, plans: list[_AxisPlan]) -> np.ndarray:
     return out
 
 
-def _sample(
-    source: np.ndarray, matrix: Float64, low: Float64, high: Float64, fill: float, out: np.ndarray
-) -> None:
+def _sample(source: np.ndarray, matrix: Float64, low: Float64, high: Float64, fill: float, out: np.ndarray) -> None:
     from runtime.kernels.sampling import sample_slab
 
     value = np.float32(fill)

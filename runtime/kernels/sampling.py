@@ -20,12 +20,12 @@ def _interpolate(source, z, y, x):  # type: ignore[no-untyped-def]
     y0, y1, fy = _neighbours(y, source.shape[1])
     x0, x1, fx = _neighbours(x, source.shape[2])
     one = np.float32(1)
-    near = (one - fy) * (
-        (one - fx) * np.float32(source[z0, y0, x0]) + fx * np.float32(source[z0, y0, x1])
-    ) + fy * ((one - fx) * np.float32(source[z0, y1, x0]) + fx * np.float32(source[z0, y1, x1]))
-    far = (one - fy) * (
-        (one - fx) * np.float32(source[z1, y0, x0]) + fx * np.float32(source[z1, y0, x1])
-    ) + fy * ((one - fx) * np.float32(source[z1, y1, x0]) + fx * np.float32(source[z1, y1, x1]))
+    near = (one - fy) * ((one - fx) * np.float32(source[z0, y0, x0]) + fx * np.float32(source[z0, y0, x1])) + fy * (
+        (one - fx) * np.float32(source[z0, y1, x0]) + fx * np.float32(source[z0, y1, x1])
+    )
+    far = (one - fy) * ((one - fx) * np.float32(source[z1, y0, x0]) + fx * np.float32(source[z1, y0, x1])) + fy * (
+        (one - fx) * np.float32(source[z1, y1, x0]) + fx * np.float32(source[z1, y1, x1])
+    )
     return (one - fz) * near + fz * far
 
 
@@ -47,7 +47,19 @@ def sample_slab(source, matrix, low, high, fill, out, first, last):  # type: ign
 
 @njit(cache=True, nogil=True)
 def average_slab(  # type: ignore[no-untyped-def]
-    source, starts_z, counts_z, weights_z, starts_y, counts_y, weights_y, starts_x, counts_x, weights_x, out, first, last
+    source,
+    starts_z,
+    counts_z,
+    weights_z,
+    starts_y,
+    counts_y,
+    weights_y,
+    starts_x,
+    counts_x,
+    weights_x,
+    out,
+    first,
+    last,
 ):
     """Fills ``out[first:last]`` with weighted means of boxes of ``source``; per axis a start, a count and weights.
 

@@ -1,0 +1,163 @@
+"""NIfTI-1 and NIfTI-2 in one file, ``.nii`` or ``.nii.gz``: streamed once, hashed on the way."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import zlib
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from runtime.errors import InputError
+from runtime.readers.checks import VoxelCollector, check_grid, check_shape
+from runtime.volume import Volume
+
+_CHUNK = 2**20
+_HEADER_SIZES = {348: "Nifti1Header", 540: "Nifti2Header"}
+
+
+class _Stream(Protocol):
+    def read(self, size: int, /) -> bytes: ...
+
+    def readinto(self, buffer: Any, /) -> int | None: ...
+
+
+class _HashingFile:
+    """A file whose bytes are hashed as they are read."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self._hash = hashlib.sha256()
+
+    def read(self, size: int = -1) -> bytes:
+        data: bytes = self._file.read(size)
+        self._hash.update(data)
+        return data
+
+    def readinto(self, buffer: Any) -> int:
+        count: int = self._file.readinto(buffer)
+        self._hash.update(memoryview(buffer)[:count])
+        return count
+
+    def sha256_of_all(self) -> str:
+        """Hex digest of the whole file, after reading what is left of it."""
+        while self.read(_CHUNK):
+            pass
+        return self._hash.hexdigest()
+
+
+def read(path: Path, name: str) -> Volume:
+    """Reads one NIfTI file; see :func:`runtime.readers.read_scan`."""
+    with path.open("rb") as file:
+        hashing = _HashingFile(file)
+        packed = path.name.lower().endswith(".gz")
+        try:
+            if not packed:
+                return _read_stream(hashing, hashing, path.name, name)
+            with gzip.GzipFile(fileobj=hashing, mode="rb") as stream:  # type: ignore[call-overload]
+                return _read_stream(stream, hashing, path.name, name)
+        except EOFError as error:
+            raise InputError(f"{path.name} is cut off: its compressed data end early. Copy the file again.") from error
+        except (gzip.BadGzipFile, zlib.error) as error:
+            raise InputError(f"{path.name} is damaged or not gzipped ({error}). Copy the file again.") from error
+
+
+def _read_stream(stream: _Stream, hashing: _HashingFile, file_name: str, name: str) -> Volume:
+    header, size = _read_header(stream, file_name)
+    shape = check_shape(header.get_data_shape(), file_name)
+    affine, notes = _affine(header, file_name)
+    grid = check_grid(shape, affine, file_name)
+    offset = float(header["vox_offset"])
+    if not size <= offset <= 2**31:
+        raise InputError(f"{file_name} is damaged: its header puts the voxels at byte {offset:g}. Export it again.")
+    _skip(stream, int(offset) - size, file_name)
+    voxels = VoxelCollector(shape, file_name)
+    _read_voxels(stream, header, voxels, shape, file_name)
+    while stream.read(_CHUNK):  # to the end, so that a compressed file's checksum is verified
+        pass
+    array = voxels.finish()
+    return Volume(array, grid, name, hashing.sha256_of_all(), (*notes, *voxels.notes))
+
+
+def _read_header(stream: _Stream, file_name: str) -> tuple[Any, int]:
+    """nibabel's header and its size in bytes."""
+    import nibabel as nib
+
+    start = stream.read(4)
+    size = next((n for n in _HEADER_SIZES if start in (n.to_bytes(4, "little"), n.to_bytes(4, "big"))), 0)
+    if not size:
+        raise InputError(
+            f"{file_name} is no NIfTI file: it starts with the bytes {start.hex() or 'nothing'}. Export the scan again."
+        )
+    block = bytearray(start)
+    while len(block) < size and (data := stream.read(size - len(block))):
+        block += data
+    if len(block) < size:
+        raise InputError(f"{file_name} is cut off within its header, after {len(block)} bytes. Copy the file again.")
+    header = getattr(nib, _HEADER_SIZES[size])(bytes(block), check=False)
+    if bytes(header["magic"])[:3] not in (b"n+1", b"n+2"):
+        raise InputError(
+            f"{file_name} is not a single-file NIfTI: its magic is {bytes(header['magic'])!r}. Convert it to .nii.gz."
+        )
+    return header, size
+
+
+def _affine(header: Any, file_name: str) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The affine as nibabel prefers it (sform, then qform, then none) and what to say about it."""
+    from nibabel.spatialimages import HeaderDataError
+
+    try:
+        affine = np.asarray(header.get_best_affine(), np.float64)
+    except (HeaderDataError, ValueError) as error:
+        raise InputError(f"The orientation in {file_name} is damaged ({error}). Export the scan again.") from error
+    if int(header["sform_code"]) <= 0 and int(header["qform_code"]) <= 0:
+        return affine, (
+            "The file does not state its orientation (no sform nor qform code): voxel axes were taken to run left, "
+            "anterior, superior.",
+        )
+    return affine, ()
+
+
+def _read_voxels(
+    stream: _Stream, header: Any, voxels: VoxelCollector, shape_zyx: tuple[int, int, int], file_name: str
+) -> None:
+    """Streams the voxels into ``voxels`` with slope and intercept applied."""
+    from nibabel.spatialimages import HeaderDataError
+
+    try:
+        dtype = header.get_data_dtype()
+        slope, intercept = header.get_slope_inter()
+    except HeaderDataError as error:
+        raise InputError(f"The header of {file_name} is damaged ({error}). Export the scan again.") from error
+    if dtype.kind not in "iuf":
+        raise InputError(
+            f"{file_name} holds {'colours' if dtype.names else dtype.name} instead of Hounsfield units. Give the CT itself."
+        )
+    depth, rows, columns = shape_zyx
+    for first in range(0, depth, voxels.planes_per_slab):
+        planes = min(voxels.planes_per_slab, depth - first)
+        slab = np.empty((planes, rows, columns), dtype)
+        _fill(stream, slab, file_name)
+        if (slope, intercept) not in ((1.0, 0.0), (None, None)):
+            slab = slab * np.float64(slope) + np.float64(intercept or 0.0)
+        voxels.put(first, slab)
+
+
+def _fill(stream: _Stream, array: np.ndarray, file_name: str) -> None:
+    view = memoryview(array.reshape(-1).view(np.uint8))
+    done = 0
+    while done < len(view):
+        count = stream.readinto(view[done:])
+        if not count:
+            raise InputError(f"{file_name} is cut off: it ends before its last voxel. Copy the file again.")
+        done += count
+
+
+def _skip(stream: _Stream, count: int, file_name: str) -> None:
+    while count > 0:
+        data = stream.read(min(count, _CHUNK))
+        if not data:
+            raise InputError(f"{file_name} is cut off: it ends before its first voxel. Copy the file again.")
+        count -= len(data)
