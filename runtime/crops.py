@@ -25,7 +25,7 @@ def crop_grid(centre_ras_mm: npt.ArrayLike, *, spacing_mm: float, shape_zyx: tup
 
 
 def extract_crops(volume: Volume, grids: Sequence[Grid], *, fill_hu: float = -1024.0) -> np.ndarray:
-    """The scan's Hounsfield units on each grid: (n, z, y, x) float32, resampled as by :func:`runtime.resample.resample`.
+    """The scan's Hounsfield units on each grid: (n, z, y, x) float32, as :func:`runtime.resample.resample` gives them.
 
     Raises:
         ValueError: the grids differ in shape.

@@ -47,10 +47,10 @@ def paste_masks(masks: Iterable[tuple[Grid, np.ndarray]], target: Grid, *, thres
 
 def largest_component(mask: np.ndarray) -> np.ndarray:
     """The largest part of a (z, y, x) mask whose voxels touch by faces: bool, all False for an empty mask."""
-    import SimpleITK as sitk
+    import SimpleITK
 
-    parts = sitk.ConnectedComponent(sitk.GetImageFromArray(np.ascontiguousarray(mask, dtype=np.uint8)))
-    labels = sitk.GetArrayFromImage(parts)
+    parts = SimpleITK.ConnectedComponent(SimpleITK.GetImageFromArray(np.ascontiguousarray(mask, dtype=np.uint8)))
+    labels = SimpleITK.GetArrayFromImage(parts)
     sizes = np.bincount(labels.ravel())
     if len(sizes) < 2:
         return np.zeros(mask.shape, bool)

@@ -41,7 +41,8 @@ def write_label_volume(path: Path | str, labels_zyx: np.ndarray, grid: Grid) -> 
         temporary.replace(path)
     except OSError as error:
         raise InputError(
-            f"The mask {path} can't be written ({error.strerror or error}); choose a folder that is writable and has room."
+            f"The mask {path} can't be written ({error.strerror or error}); choose a folder that is writable "
+            "and has room."
         ) from error
     finally:
         temporary.unlink(missing_ok=True)

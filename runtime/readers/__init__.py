@@ -18,7 +18,7 @@ READERS: dict[str, Callable[[Path, str], Volume]] = {
     ".zip": dicom.read_zip,
     ".dcm": dicom.read_file,
 }
-"""From a file name's ending, in lower case, to its reader (path, scan's name). A folder goes to :func:`dicom.read_folder`."""
+"""From a file name's ending, in lower case, to its reader (path, scan's name); a folder has its own."""
 
 
 def read_scan(path: Path | str) -> Volume:

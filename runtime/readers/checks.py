@@ -143,14 +143,15 @@ class VoxelCollector:
             kind = "NaN (not a number)" if np.isnan(slab).any() else "infinite"
             count = int(np.count_nonzero(~np.isfinite(slab)))
             raise InputError(
-                f"{self._name} has voxels that are {kind}: at least {count}. Export the scan again, or fill them with -1024 HU."
+                f"{self._name} has voxels that are {kind}: at least {count}. "
+                "Export the scan again, or fill them with -1024 HU."
             )
 
     def _require_hu_range(self) -> None:
         if self._low < -_LARGEST_HU - 1 or self._high > 2 * _LARGEST_HU + 1:
             raise InputError(
-                f"{self._name} can't be a CT in Hounsfield units: {self._shown()}. Give the CT with its rescale slope and "
-                "intercept applied."
+                f"{self._name} can't be a CT in Hounsfield units: {self._shown()}. Give the CT with its rescale slope "
+                "and intercept applied."
             )
 
     def _require_air(self) -> None:
@@ -164,11 +165,12 @@ class VoxelCollector:
         count = int(np.count_nonzero(values))
         if count <= _FEW_VALUES:
             raise InputError(
-                f"{self._name} looks like a mask: it holds {count} different labels from {self._low:g} to {self._high:g}. "
-                "Give the CT itself, in Hounsfield units."
+                f"{self._name} looks like a mask: it holds {count} different labels from {self._low:g} to "
+                f"{self._high:g}. Give the CT itself, in Hounsfield units."
             )
         raise InputError(
-            f"{self._name} looks like an 8-bit picture: {self._shown()}, whole numbers. Give the CT in Hounsfield units."
+            f"{self._name} looks like an 8-bit picture: {self._shown()}, whole numbers. Give the CT in "
+            "Hounsfield units."
         )
 
     def _widen(self, filled: int) -> None:

@@ -71,7 +71,8 @@ def _require_one_kind(frames: Sequence[Frame], name: str) -> None:
             reason = f"frames of reference (in {first.source} and {frame.source})"
         if reason:
             raise GeometryError(
-                f"{name} mixes slices of different {reason}. Give one plain CT series, without localizers or other series."
+                f"{name} mixes slices of different {reason}. Give one plain CT series, without localizers or "
+                "other series."
             )
 
 
@@ -82,8 +83,8 @@ def _require_even_steps(ordered: Sequence[Frame], places_mm: np.ndarray, name: s
     if len(doubled):
         first, second = ordered[doubled[0]], ordered[doubled[0] + 1]
         raise GeometryError(
-            f"{name} has {len(doubled) + 1} or more slices in the same place: {first.source} and {second.source} both at "
-            f"{places_mm[doubled[0]]:.2f} mm. Give one acquisition or phase, without copies."
+            f"{name} has {len(doubled) + 1} or more slices in the same place: {first.source} and {second.source} both "
+            f"at {places_mm[doubled[0]]:.2f} mm. Give one acquisition or phase, without copies."
         )
     step = float(np.median(gaps))
     tolerance = max(_STEP_TOLERANCE_MM, _STEP_TOLERANCE * step)
@@ -99,8 +100,8 @@ def _require_even_steps(ordered: Sequence[Frame], places_mm: np.ndarray, name: s
             f"{step:.2f} mm apart. Export or receive the whole series again."
         )
     raise GeometryError(
-        f"{name} has uneven slice spacing: {gaps.min():.2f} to {gaps.max():.2f} mm, first at odds {where}. Give a series "
-        "with one slice spacing, such as a reconstruction."
+        f"{name} has uneven slice spacing: {gaps.min():.2f} to {gaps.max():.2f} mm, first at odds {where}. Give a "
+        "series with one slice spacing, such as a reconstruction."
     )
 
 
@@ -112,6 +113,6 @@ def _require_straight(ordered: Sequence[Frame], positions: np.ndarray, step: np.
     if off.max() > allowed:
         worst = int(off.argmax())
         raise GeometryError(
-            f"The slices of {name} do not lie on one line: {ordered[worst].source} is {off[worst]:.2f} mm off its place. "
-            "Give a series with one table position per slice, such as a reconstruction."
+            f"The slices of {name} do not lie on one line: {ordered[worst].source} is {off[worst]:.2f} mm off its "
+            "place. Give a series with one table position per slice, such as a reconstruction."
         )

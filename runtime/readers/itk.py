@@ -15,10 +15,10 @@ from runtime.volume import LPS_FROM_RAS, Volume
 
 def read(path: Path, name: str) -> Volume:
     """Reads one file; see :func:`runtime.readers.read_scan`."""
-    import SimpleITK as sitk
+    import SimpleITK
 
     sha256 = _sha256(path)
-    reader = sitk.ImageFileReader()
+    reader = SimpleITK.ImageFileReader()
     reader.SetFileName(str(path))
     try:
         reader.ReadImageInformation()
@@ -32,7 +32,7 @@ def read(path: Path, name: str) -> Volume:
     if image.GetDimension() > 3:
         image = image[(slice(None),) * 3 + (0,) * (image.GetDimension() - 3)]
     grid = check_grid(shape, _affine_ras(image), path.name)
-    values = sitk.GetArrayViewFromImage(image)
+    values = SimpleITK.GetArrayViewFromImage(image)
     voxels = VoxelCollector(shape, path.name)
     for first in range(0, shape[0], voxels.planes_per_slab):
         voxels.put(first, values[first : first + voxels.planes_per_slab])
@@ -77,13 +77,13 @@ def _data_file(path: Path) -> Path | None:
 
 
 def _require_scalars(reader: Any, file_name: str) -> None:
-    import SimpleITK as sitk
+    import SimpleITK
 
-    kind = sitk.GetPixelIDValueAsString(reader.GetPixelID())
+    kind = SimpleITK.GetPixelIDValueAsString(reader.GetPixelID())
     if reader.GetNumberOfComponents() != 1 or "complex" in kind or "vector" in kind:
         raise InputError(
-            f"{file_name} holds {reader.GetNumberOfComponents()} values per voxel ({kind}), such as colours, instead of "
-            "Hounsfield units. Give the CT itself."
+            f"{file_name} holds {reader.GetNumberOfComponents()} values per voxel ({kind}), such as colours, instead "
+            "of Hounsfield units. Give the CT itself."
         )
 
 

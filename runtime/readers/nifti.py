@@ -133,7 +133,8 @@ def _read_voxels(
         raise InputError(f"The header of {file_name} is damaged ({error}). Export the scan again.") from error
     if dtype.kind not in "iuf":
         raise InputError(
-            f"{file_name} holds {'colours' if dtype.names else dtype.name} instead of Hounsfield units. Give the CT itself."
+            f"{file_name} holds {'colours' if dtype.names else dtype.name} instead of Hounsfield units. Give the CT "
+            "itself."
         )
     depth, rows, columns = shape_zyx
     for first in range(0, depth, voxels.planes_per_slab):
@@ -146,7 +147,7 @@ def _read_voxels(
 
 
 def _fill(stream: _Stream, array: np.ndarray, file_name: str) -> None:
-    view = memoryview(array.reshape(-1).view(np.uint8))
+    view = array.reshape(-1).view(np.uint8).data
     done = 0
     while done < len(view):
         count = stream.readinto(view[done:])
