@@ -60,7 +60,7 @@ class Vertebra:
 
 @dataclass(frozen=True)
 class ScanInfo:
-    """The scan that the findings are about: ``shape_zyx`` voxels, ``spacing_mm`` along x, y, z, orientation like ``"RAS"``."""
+    """The scan: ``shape_zyx`` voxels, ``spacing_mm`` along x, y and z, orientation like ``"RAS"``."""
 
     name: str
     sha256: str

@@ -131,16 +131,16 @@ def _one_scan(pipeline: Pipeline, scan: Path, folder: Path, arguments: argparse.
     if arguments.json:
         _print(to_json(findings, indent=2 if len(arguments.scans) == 1 else None))
     else:
-        _print(f"{table(findings, notice=analysis.notice)}\n\nresults in {folder}\n")
+        _print(f"{table(findings, notice=analysis.notice)}\n\nresults in {ascii(str(folder))[1:-1]}\n")
     return 0
 
 
 def _print(text: str) -> None:
     """Print on stdout; when its reader has gone, say no more, since the results are on disk."""
     try:
-        print(text.encode(sys.stdout.encoding or "ascii", "replace").decode(sys.stdout.encoding or "ascii"), flush=True)
+        print(text, flush=True)
     except BrokenPipeError:
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  lives as long as the process
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _complain(text: str) -> None:

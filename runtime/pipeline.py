@@ -125,7 +125,8 @@ class Pipeline:
         spec = opened.spec
         if len(spec.fracsegnet.grade_names) != GRADES:
             raise BundleError(
-                f"Bundle {spec.name} has {len(spec.fracsegnet.grade_names)} grades; this software reports Genant's {GRADES}."
+                f"Bundle {spec.name} has the grades {', '.join(spec.fracsegnet.grade_names)}; "
+                f"this software reports Genant's {GRADES}."
             )
         choice = select_engine(engine, precision=precision, device=device)
         with ExitStack() as stack:

@@ -36,10 +36,12 @@ class VotedCentre(Protocol):
     """What this stage needs of a ``runtime.localise.Centre``."""
 
     @property
-    def centre_ras_mm(self) -> Point: ...
+    def centre_ras_mm(self) -> Point:
+        """RAS+ mm (x, y, z)."""
 
     @property
-    def confidence(self) -> float: ...
+    def confidence(self) -> float:
+        """0..1."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,7 +170,7 @@ def _distance_to_edge_mm(point_ras_mm: Point, scan: Grid) -> float:
 
 def _parts(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint32]:
     """Connected parts of a mask (faces touch), numbered from 1 by falling size."""
-    import SimpleITK as sitk
+    import SimpleITK as sitk  # noqa: N813  the name all of its users know
 
     parts = sitk.ConnectedComponent(sitk.GetImageFromArray(mask.astype(np.uint8)))
     numbered: npt.NDArray[np.uint32] = sitk.GetArrayFromImage(sitk.RelabelComponent(parts)).astype(np.uint32)

@@ -1,0 +1,254 @@
+"""The picture of a scan's findings: curved sagittal and coronal views with every vertebra outlined and graded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+from runtime.findings import Findings, Vertebra
+from runtime.views import View, curved_views
+from runtime.volume import Volume
+
+LOW_HU, HIGH_HU = -200.0, 600.0
+VIEW_HEIGHT, VIEWS_WIDTH = 1100, 1250
+COLUMN_WIDTH, MARGIN, HEADER_HEIGHT, FOOTER_HEIGHT = 250, 16, 96, 84
+LEAST_WIDTH = 900
+FILL = 13
+"""Opacity of a mask's inside, of 255: enough to see what belongs together, too little to hide the bone."""
+
+RGB = tuple[int, int, int]
+BACKGROUND: RGB = (16, 16, 18)
+TEXT: RGB = (235, 235, 235)
+FAINT: RGB = (150, 150, 155)
+RED: RGB = (255, 80, 70)
+UNGRADED: RGB = (225, 225, 225)
+GRADE_COLOURS: tuple[RGB, ...] = ((86, 180, 233), (240, 228, 66), (245, 140, 0), (235, 60, 150))
+"""For grades 0..3: blue, yellow, orange, pink; apart in hue and lightness for the usual colour-blindnesses."""
+GRADE_WORDS = ("none", "mild", "moderate", "severe")
+
+
+def draw_overview(
+    volume: Volume, labels: npt.NDArray[np.uint8], findings: Findings, *, notice: str = ""
+) -> Image.Image:
+    """The overview as an RGB image, square pixels, the same scale in both views.
+
+    Args:
+        volume: the scan.
+        labels: (z, y, x) uint8 on its grid; the values are the vertebrae's ``mask_label``.
+        findings: of the scan.
+        notice: red line at the bottom, ``""`` for none.
+    """
+    vertebrae = findings.vertebrae
+    centres = [v.centre_ras_mm for v in vertebrae]
+    sagittal, coronal = curved_views(volume, labels, centres, max_height=VIEW_HEIGHT, max_width=VIEWS_WIDTH)
+    column = COLUMN_WIDTH if vertebrae else MARGIN
+    rows = max(sagittal.hu.shape[0], 1)
+    width = max(LEAST_WIDTH, 2 * MARGIN + sagittal.hu.shape[1] + column + coronal.hu.shape[1])
+    left = (width - sagittal.hu.shape[1] - column - coronal.hu.shape[1]) // 2
+    image = Image.new("RGB", (width, HEADER_HEIGHT + rows + FOOTER_HEIGHT), BACKGROUND)
+    draw = ImageDraw.Draw(image)
+    column_left = left + sagittal.hu.shape[1]
+    coronal_left = column_left + column
+    image.paste(_picture(sagittal, vertebrae), (left, HEADER_HEIGHT))
+    image.paste(_picture(coronal, vertebrae), (coronal_left, HEADER_HEIGHT))
+    curved = ", curved along the spine" if len(vertebrae) > 1 else "" if vertebrae else ", middle of the scan"
+    _frame(draw, sagittal, left, f"Sagittal{curved}", "AP")
+    _frame(draw, coronal, coronal_left, f"Coronal{curved}", "RL")
+    _label_column(draw, sagittal, coronal, vertebrae, left, column_left, coronal_left)
+    _scale_bar(draw, sagittal, left)
+    _header(draw, findings, width)
+    _footer(draw, vertebrae, notice, image.size)
+    return image
+
+
+def _picture(view: View, vertebrae: Sequence[Vertebra]) -> Image.Image:
+    """The grey values with every vertebra outlined."""
+    grey = np.clip((view.hu - LOW_HU) / (HIGH_HU - LOW_HU), 0.0, 1.0)
+    picture = Image.fromarray((grey * 255.0).astype(np.uint8)).convert("RGB")
+    for vertebra in vertebrae:
+        mask = view.masks.get(vertebra.mask_label)
+        if mask is None:
+            continue
+        colour = Image.new("RGB", picture.size, _colour(vertebra))
+        picture.paste(colour, mask=Image.fromarray(mask.astype(np.uint8) * np.uint8(FILL)))
+        ring = Image.fromarray(_ring(mask).astype(np.uint8) * np.uint8(255)).filter(ImageFilter.GaussianBlur(0.6))
+        picture.paste(colour, mask=ring)
+    return picture
+
+
+def _ring(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """The mask's outer two pixels."""
+    inner = mask
+    for _ in range(2):
+        padded = np.pad(inner, 1)
+        inner = inner & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    return mask & ~inner
+
+
+def _colour(vertebra: Vertebra) -> RGB:
+    return UNGRADED if vertebra.grade is None else GRADE_COLOURS[vertebra.grade]
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
+
+
+def _plain(text: str) -> str:
+    """Text with only what the built-in font has."""
+    return text.encode("ascii", "replace").decode("ascii")
+
+
+def _name(vertebra: Vertebra) -> str:
+    return vertebra.level or str(vertebra.index)
+
+
+def _frame(draw: ImageDraw.ImageDraw, view: View, left: int, title: str, sides: str) -> None:
+    """A view's title above it, and orientation letters inside its edges: ``sides`` names its left and right."""
+    rows, columns = view.hu.shape
+    top = HEADER_HEIGHT
+    draw.text((left, top - 8), title, TEXT, _font(16), anchor="ls")
+    draw.rectangle((left - 1, top - 1, left + columns, top + rows), outline=(70, 70, 74))
+    for letter, place, anchor in (
+        (sides[0], (left + 6, top + rows // 2), "lm"),
+        (sides[1], (left + columns - 6, top + rows // 2), "rm"),
+        ("S", (left + columns * 9 // 10, top + 5), "mt"),
+        ("I", (left + columns * 9 // 10, top + rows - 6), "mb"),
+    ):
+        draw.text(place, letter, TEXT, _font(18), anchor=anchor, stroke_width=2, stroke_fill=BACKGROUND)
+
+
+def _label_column(
+    draw: ImageDraw.ImageDraw,
+    sagittal: View,
+    coronal: View,
+    vertebrae: Sequence[Vertebra],
+    sagittal_left: int,
+    column_left: int,
+    coronal_left: int,
+) -> None:
+    """Number, grade and height loss of each vertebra between the views, with lines to both; numbers in the views."""
+    if not vertebrae:
+        return
+    rows = sagittal.hu.shape[0]
+    wanted = [HEADER_HEIGHT + sagittal.row_of(v.centre_ras_mm[2]) for v in vertebrae]
+    size = 17 if sagittal.pixels_per_mm > 2.0 else 14
+    gap = min(36.0, (rows - 20) / len(vertebrae))
+    placed = spread(wanted, gap=gap, low=HEADER_HEIGHT + 10, high=HEADER_HEIGHT + rows - 10)
+    for vertebra, row, line in zip(vertebrae, wanted, placed, strict=True):
+        x, y, _ = vertebra.centre_ras_mm
+        ends = (
+            (sagittal_left + _right_end(sagittal, vertebra, sagittal.column_of(y)), row),
+            (coronal_left + _left_end(coronal, vertebra, coronal.column_of(x)), row),
+        )
+        dim = tuple(part * 6 // 10 for part in _colour(vertebra))
+        draw.line([ends[0], (column_left - 1, row), (column_left + 12, line)], fill=dim, width=1)
+        draw.line([(column_left + COLUMN_WIDTH - 12, line), (coronal_left, row), ends[1]], fill=dim, width=1)
+        for place in ((sagittal_left + sagittal.column_of(y), row), (coronal_left + coronal.column_of(x), row)):
+            draw.text(place, _name(vertebra), TEXT, _font(size), anchor="mm", stroke_width=2, stroke_fill=(0, 0, 0))
+        _label(draw, vertebra, column_left + 18, line, two_lines=gap >= 34)
+
+
+def _right_end(view: View, vertebra: Vertebra, fallback: float) -> float:
+    columns = _columns_at(view, vertebra)
+    return float(columns[-1]) if len(columns) else fallback
+
+
+def _left_end(view: View, vertebra: Vertebra, fallback: float) -> float:
+    columns = _columns_at(view, vertebra)
+    return float(columns[0]) if len(columns) else fallback
+
+
+def _columns_at(view: View, vertebra: Vertebra) -> npt.NDArray[np.intp]:
+    """Columns of a vertebra's mask at the height of its centre."""
+    mask = view.masks.get(vertebra.mask_label)
+    if mask is None:
+        return np.empty(0, np.intp)
+    row = int(np.clip(view.row_of(vertebra.centre_ras_mm[2]), 0, len(mask) - 1))
+    return np.flatnonzero(mask[row])
+
+
+def spread(wanted: Sequence[float], *, gap: float, low: float, high: float) -> list[float]:
+    """Positions in the same order, near the wanted ones, at least ``gap`` apart and within ``low`` to ``high``.
+
+    Where there is not room for all, they keep their distance and run over ``high``.
+    """
+    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
+    placed = [0.0] * len(wanted)
+    limit = low
+    for i in order:
+        placed[i] = max(wanted[i], limit)
+        limit = placed[i] + gap
+    limit = max(high, low + gap * (len(wanted) - 1))
+    for i in reversed(order):
+        placed[i] = min(placed[i], limit)
+        limit = placed[i] - gap
+    return placed
+
+
+def _label(draw: ImageDraw.ImageDraw, vertebra: Vertebra, left: float, row: float, *, two_lines: bool) -> None:
+    headline = f"{_name(vertebra)}   grade {'-' if vertebra.grade is None else vertebra.grade}"
+    if vertebra.height_loss is not None:
+        headline += f"   loss {100 * vertebra.height_loss:.0f} %"
+    if not vertebra.complete:
+        headline += "   cut"
+    details = []
+    if vertebra.grade is not None and vertebra.grade_probabilities is not None:
+        details.append(f"p {vertebra.grade_probabilities[vertebra.grade]:.2f}")
+    if vertebra.heights_mm is not None:
+        h = vertebra.heights_mm
+        details.append(f"{h.anterior:.0f}/{h.middle:.0f}/{h.posterior:.0f} mm")
+    if not two_lines or not details:
+        draw.text((left, row), headline, _colour(vertebra), _font(17), anchor="lm")
+        return
+    draw.text((left, row - 1), headline, _colour(vertebra), _font(17), anchor="ls")
+    draw.text((left, row + 3), "   ".join(details), FAINT, _font(14), anchor="lt")
+
+
+def _scale_bar(draw: ImageDraw.ImageDraw, view: View, left: int) -> None:
+    """A bar of 50 mm, or less where the view is small, at the lower left of a view."""
+    rows, columns = view.hu.shape
+    length_mm = next((mm for mm in (50, 20, 10, 5) if mm * view.pixels_per_mm < 0.4 * columns), 1)
+    length = length_mm * view.pixels_per_mm
+    x, y = left + 14, HEADER_HEIGHT + rows - 16
+    draw.rectangle((x - 2, y - 2, x + length + 2, y + 4), fill=BACKGROUND)
+    draw.rectangle((x, y, x + length, y + 2), fill=TEXT)
+    draw.text((x, y - 5), f"{length_mm} mm", TEXT, _font(15), anchor="ls", stroke_width=2, stroke_fill=BACKGROUND)
+
+
+def _header(draw: ImageDraw.ImageDraw, findings: Findings, width: int) -> None:
+    count = len(findings.vertebrae)
+    found = "No vertebra was found" if not count else "1 vertebra" if count == 1 else f"{count} vertebrae"
+    draw.text((MARGIN, 34), _fit(f"{findings.scan.name}:  {found}", 24, width), TEXT, _font(24), anchor="ls")
+    said = (
+        f"bundle {findings.bundle.name} {findings.bundle.version}, {findings.engine.name} {findings.engine.precision},"
+        f" window {LOW_HU:.0f} to {HIGH_HU:.0f} HU"
+    )
+    draw.text((MARGIN, 58), _fit(said, 15, width), FAINT, _font(15), anchor="ls")
+
+
+def _fit(text: str, size: int, width: int) -> str:
+    """Text shortened to the image's width."""
+    text = _plain(text)
+    font = _font(size)
+    while len(text) > 4 and font.getlength(text) > width - 2 * MARGIN:
+        text = text[:-4] + "..."
+    return text
+
+
+def _footer(draw: ImageDraw.ImageDraw, vertebrae: Sequence[Vertebra], notice: str, size: tuple[int, int]) -> None:
+    """What the colours mean, and in red what must be said of the bundle."""
+    top = size[1] - FOOTER_HEIGHT
+    left = float(MARGIN)
+    if vertebrae:
+        keys = [*(f"grade {g} ({word})" for g, word in enumerate(GRADE_WORDS)), "no grade"]
+        for text, colour in zip(keys, (*GRADE_COLOURS, UNGRADED), strict=True):
+            draw.rectangle((left, top + 16, left + 14, top + 30), outline=colour, width=3)
+            draw.text((left + 20, top + 23), text, TEXT, _font(15), anchor="lm")
+            left += 20 + _font(15).getlength(text) + 24
+        if not all(v.complete for v in vertebrae):
+            draw.text((left, top + 23), "cut: by the scan's edge", FAINT, _font(15), anchor="lm")
+    if notice:
+        draw.text((size[0] / 2, size[1] - 24), _fit(notice, 22, size[0]), RED, _font(22), anchor="mm")
