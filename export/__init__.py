@@ -1,0 +1,1 @@
+"""Export: trained networks to ONNX and bundles, checked against torch."""

@@ -68,7 +68,9 @@ def check_nodes(model: onnx.ModelProto, network: nn.Module) -> None:
     for node, layer in expected.items():
         wanted = sum(isinstance(module, layer) for module in network.modules())
         if counts[node] != wanted:
-            raise ExportError(f"The graph has {counts[node]} {node} nodes for {wanted} {layer.__name__} layers: {counts}.")
+            raise ExportError(
+                f"The graph has {counts[node]} {node} nodes for {wanted} {layer.__name__} layers: {counts}."
+            )
     batch = model.graph.input[0].type.tensor_type.shape.dim[0]
     if not batch.dim_param:
         raise ExportError(f"The graph's batch is fixed to {batch.dim_value}; it must be dynamic.")
@@ -108,4 +110,6 @@ def check_differences(differences: dict[str, float]) -> None:
     """Raises ExportError when an output differs from torch by more than its tolerance, or is not a number."""
     for name, value in differences.items():
         if not value <= TOLERANCES[name]:
-            raise ExportError(f"The exported {name} differs from torch by {value:.2e}; the limit is {TOLERANCES[name]:.0e}.")
+            raise ExportError(
+                f"The exported {name} differs from torch by {value:.2e}; the limit is {TOLERANCES[name]:.0e}."
+            )

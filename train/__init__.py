@@ -1,0 +1,1 @@
+"""Training: networks, losses, phantoms, data, loops and evaluation."""

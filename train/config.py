@@ -82,7 +82,13 @@ class LocNetRun:
     network: LocNetConfig = LocNetConfig()
     loop: LoopConfig = LoopConfig()
     spacing_mm: float = 3.0
-    crop_shapes: tuple[tuple[int, int, int], ...] = ((64, 64, 64), (64, 64, 64), (96, 48, 48), (48, 64, 64), (80, 64, 48))
+    crop_shapes: tuple[tuple[int, int, int], ...] = (
+        (64, 64, 64),
+        (64, 64, 64),
+        (96, 48, 48),
+        (48, 64, 64),
+        (80, 64, 48),
+    )
     intensity: IntensityWindow = IntensityWindow(-400.0, 1000.0)
     sigma_voxels: float = 1.5
     heatmap_threshold: float = 0.5
@@ -202,7 +208,9 @@ def load(path: Path) -> Run:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); it is written where a network is trained.") from error
+        raise InputError(
+            f"{path} cannot be read ({error.strerror}); it is written where a network is trained."
+        ) from error
     values = parse_json(text, source=str(path))
     if not isinstance(values, dict) or values.get("network") not in _KINDS:
         raise InputError(f"{path} is no training configuration of this software.")

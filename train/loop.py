@@ -66,7 +66,9 @@ def make_optimiser(loop: LoopConfig, network: nn.Module) -> torch.optim.Optimize
 class Trainer:
     """One training run in one folder: ``config.json``, ``last.ckpt``, ``best.ckpt`` and TensorBoard's events."""
 
-    def __init__(self, run: Run, source: Source, folder: Path, *, accelerator: str = "auto", devices: int | str = 1) -> None:
+    def __init__(
+        self, run: Run, source: Source, folder: Path, *, accelerator: str = "auto", devices: int | str = 1
+    ) -> None:
         from lightning.fabric.loggers import TensorBoardLogger
 
         self.run, self.loop, self.source, self.folder = run, run.loop, source, folder
@@ -184,7 +186,9 @@ class Trainer:
         size = self.loop.batch
         with evaluating(self.evaluated), torch.inference_mode(), self.fabric.autocast():
             batches = (
-                to_device(self.task.batch(self.source, (self.loop.seed, _VALIDATION_STREAM, i), size), self.fabric.device)
+                to_device(
+                    self.task.batch(self.source, (self.loop.seed, _VALIDATION_STREAM, i), size), self.fabric.device
+                )
                 for i in range(max(self.loop.validation_samples // size, 1))
             )
             metrics = self.task.metrics(self.evaluated, batches)

@@ -64,7 +64,9 @@ def vote_candidates(heatmap: Tensor, offsets: Tensor, *, heatmap_threshold: floa
     _, where = torch.unique(flat, return_inverse=True)
     count = int(where.max()) + 1 if len(where) else 0
     height = torch.zeros(count, dtype=weights.dtype, device=heatmap.device).index_add(0, where, weights)
-    total = torch.zeros(count, 3, dtype=votes.dtype, device=heatmap.device).index_add(0, where, votes * weights[:, None])
+    total = torch.zeros(count, 3, dtype=votes.dtype, device=heatmap.device).index_add(
+        0, where, votes * weights[:, None]
+    )
     return (total / height.clamp_min(1e-6)[:, None])[height > vote_threshold]
 
 

@@ -8,9 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 
-def match_centres(
-    predicted: npt.ArrayLike, true: npt.ArrayLike, *, limit_mm: float
-) -> list[tuple[int, int, float]]:
+def match_centres(predicted: npt.ArrayLike, true: npt.ArrayLike, *, limit_mm: float) -> list[tuple[int, int, float]]:
     """One-to-one pairs (predicted index, true index, distance mm) nearer than ``limit_mm``, nearest pairs first.
 
     Both are points (n, 3) in mm. A true centre is found at most once: a second prediction on it is a false one.

@@ -174,9 +174,7 @@ class FracSegNetTask:
         if "heights" in out:
             target = _scaled(batch["heights"])
             known_height = target.isfinite()
-            error = nn.functional.smooth_l1_loss(
-                out["heights"], target.nan_to_num(0.0), beta=0.05, reduction="none"
-            )
+            error = nn.functional.smooth_l1_loss(out["heights"], target.nan_to_num(0.0), beta=0.05, reduction="none")
             parts["heights"] = (error * known_height).sum() / known_height.sum().clamp_min(1)
             total = total + run.height_weight * parts["heights"]
         return {"loss": total, **parts}
@@ -232,4 +230,3 @@ def task_of(run: Run) -> LocNetTask | FracSegNetTask:
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """The batch with its tensors on the device; lists (of centres) stay where they are."""
     return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
-

@@ -1,0 +1,67 @@
+"""``python -m export``: trained runs to a bundle (two ONNX files and everything the runtime must know)."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+from runtime.errors import InputError, VertscanError
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m export", description=__doc__)
+    parser.add_argument("--locnet", type=Path, default=Path("runs/locnet"), help="run folder of the trained LocNet")
+    parser.add_argument("--fracsegnet", type=Path, default=Path("runs/fracsegnet"), help="run folder of FracSegNet")
+    parser.add_argument("-o", "--out", type=Path, required=True, help="the bundle's folder; a bundle there is replaced")
+    parser.add_argument("--name", default="default")
+    parser.add_argument("--bundle-version", default="0.1.0")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. --set overlap=0.25")
+    parser.add_argument("--accuracy", type=Path, help="JSON written by python -m train.evaluate, stored in the bundle")
+    parser.add_argument(
+        "--intended-use", help="shown to users (default: synthetic training data, not for clinical use)"
+    )
+    parser.add_argument(
+        "--clinical", action="store_true", help="drop the not-for-clinical-use marks; needs --intended-use"
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Export and return the exit status."""
+    args = build_parser().parse_args(argv)
+    try:
+        return _export(args)
+    except VertscanError as error:
+        print(f"export: {error}", file=sys.stderr)
+        return error.exit_status
+
+
+def _export(args: argparse.Namespace) -> int:
+    from export.bundle import SYNTHETIC_USE, Choices, make_bundle
+
+    if args.clinical and not args.intended_use:
+        raise InputError("--clinical needs --intended-use: who may use the bundle, for what, on what evidence.")
+    settings = {}
+    for setting in args.set:
+        key, _, value = setting.partition("=")
+        if key not in {field.name for field in fields(Choices)}:
+            raise InputError(f"{key!r} can't be set; settings are {', '.join(f.name for f in fields(Choices))}.")
+        parsed = json.loads(value)
+        settings[key] = tuple(parsed) if isinstance(parsed, list) else parsed
+    accuracy = json.loads(args.accuracy.read_text()) if args.accuracy else None
+    bundle = make_bundle(
+        args.locnet, args.fracsegnet, args.out, name=args.name, version=args.bundle_version, choices=Choices(**settings),
+        clinical=args.clinical, intended_use=args.intended_use or SYNTHETIC_USE, accuracy=accuracy,
+    )  # fmt: skip
+    print(f"{bundle.folder}: {bundle.spec.name} {bundle.spec.version}, sha256 {bundle.sha256[:16]}")
+    print(json.dumps(bundle.spec.training["largest_difference_from_torch"], indent=2))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

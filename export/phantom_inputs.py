@@ -1,0 +1,23 @@
+"""Network inputs made from phantoms that no training run draws: for checks and calibration."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from train.config import FracSegNetRun, LocNetRun
+from train.sources import PhantomSource
+from train.tasks import FracSegNetTask, LocNetTask
+
+_STREAM = 7_777_777
+
+
+def window_images(run: LocNetRun, count: int) -> list[np.ndarray]:
+    """LocNet windows (1, 1, z, y, x) float32, normalised, of all the crop shapes that it was trained with."""
+    task, source = LocNetTask(run), PhantomSource()
+    return [task.batch(source, (_STREAM, 0, i), 1)["image"].numpy() for i in range(count)]
+
+
+def crop_images(run: FracSegNetRun, count: int) -> list[np.ndarray]:
+    """FracSegNet crops (1, 1, z, y, x) float32, normalised."""
+    task, source = FracSegNetTask(run), PhantomSource()
+    return [task.batch(source, (_STREAM, 1, i), 1)["image"].numpy() for i in range(count)]

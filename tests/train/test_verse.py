@@ -1,0 +1,137 @@
+"""VerSe's layout: file names, centroids in their own orientation, grades."""
+
+import itertools
+import json
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from runtime.errors import InputError
+from runtime.volume import Grid
+from train.label_maps import read_labels, sample_nearest
+from train.verse import LABELS, LEVELS, find_cases, read_centroids, read_grades
+
+
+def test_labels_are_verses() -> None:
+    assert [LEVELS[n] for n in (1, 7, 8, 19, 20, 25, 28)] == ["C1", "C7", "T1", "T12", "L1", "L6", "T13"]
+    assert 26 not in LEVELS
+    assert 27 not in LEVELS
+    assert LABELS["T13"] == 28
+
+
+def make(root: Path, *names: str) -> None:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def test_real_file_names_are_found(tmp_path: Path) -> None:
+    make(
+        tmp_path,
+        "dataset-01training/rawdata/sub-verse004/sub-verse004_ct.nii.gz",
+        "dataset-01training/derivatives/sub-verse004/sub-verse004_seg-vert_msk.nii.gz",
+        "dataset-01training/derivatives/sub-verse004/sub-verse004_seg-subreg_ctd.json",
+        "dataset-01training/rawdata/sub-verse401/sub-verse401_split-verse252_ct.nii.gz",
+        "dataset-01training/derivatives/sub-verse401/sub-verse401_split-verse252_seg-vert_msk.nii.gz",
+        "dataset-01training/rawdata/sub-gl003/sub-gl003_dir-ax_ct.nii.gz",
+        "dataset-01training/derivatives/sub-gl003/sub-gl003_dir-ax_seg-vb_ctd.json",
+    )
+    cases = {case.name: case for case in find_cases(tmp_path)}
+    assert sorted(cases) == ["sub-gl003_dir-ax", "sub-verse004", "sub-verse401_split-verse252"]
+    assert cases["sub-verse004"].mask is not None
+    assert cases["sub-verse004"].centroids is not None
+    assert cases["sub-verse401_split-verse252"].centroids is None
+    assert cases["sub-gl003_dir-ax"].centroids is not None
+
+
+def test_an_empty_folder_says_what_was_looked_for(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="rawdata"):
+        find_cases(tmp_path)
+
+
+CODES = ["".join(letters) for axes in itertools.permutations(("RL", "AP", "SI")) for letters in itertools.product(*axes)]
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_centroids_of_every_direction_are_the_same_points(tmp_path: Path, code: str) -> None:
+    affine = np.array([[0.9, 0, 0, -40], [0, -1.1, 0, 30], [0, 0, 2.0, 5], [0, 0, 0, 1]])  # R, P, S
+    image = nibabel.Nifti1Image(np.zeros((10, 12, 14), np.uint8), affine)
+    grid = Grid((14, 12, 10), affine)
+    point = nibabel.affines.apply_affine(affine, [2.5, 7, 11])
+    turned = image.as_reoriented(
+        nibabel.orientations.ornt_transform(
+            nibabel.io_orientation(affine), nibabel.orientations.axcodes2ornt(tuple(code))
+        )
+    )
+    x, y, z = nibabel.affines.apply_affine(np.linalg.inv(turned.affine), point)
+    path = tmp_path / "ctd.json"
+    path.write_text(json.dumps([{"direction": list(code)}, {"label": 20, "X": x, "Y": y, "Z": z}, {"label": 26, "X": 0, "Y": 0, "Z": 0}]))
+    centres = read_centroids(path, grid)
+    assert list(centres) == [20]
+    np.testing.assert_allclose(centres[20], point, atol=1e-9)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '[{"direction": ["P", "I", "I"]}, {"label": 1, "X": 0, "Y": 0, "Z": 0}]', '[{"label": 1}]'])
+def test_other_centroid_files_are_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "ctd.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match="direction"):
+        read_centroids(path, Grid((2, 2, 2), np.eye(4)))
+
+
+def test_the_real_centroids_lie_in_the_real_mask(shared_data: Path) -> None:
+    labels, grid = read_labels(shared_data / "verse004" / "sub-verse004_seg-vert_msk.nii.gz")
+    centres = read_centroids(shared_data / "verse004" / "sub-verse004_seg-subreg_ctd.json", grid)
+    assert sorted(centres) == list(range(16, 25))
+    for label, centre in centres.items():
+        index = tuple(np.round(grid.to_index_zyx(centre)).astype(int))
+        assert labels[index] == label
+
+
+def test_the_real_grades(shared_data: Path) -> None:
+    grades = read_grades(shared_data / "verse19-genant-grades.json")
+    of_004 = {LEVELS[label]: grade for label, grade in grades["sub-verse004"].items()}
+    assert of_004["T9"] == 2
+    assert of_004["L1"] == 3
+    assert of_004["L2"] == 0
+    assert sum(len(g) for g in grades.values()) == 1460
+
+
+def test_grades_from_csv(tmp_path: Path) -> None:
+    long = tmp_path / "long.csv"
+    long.write_text("subject,label,grade\nsub-verse004,16,2\nverse005,L1,3\n012,20,0\n")
+    assert read_grades(long) == {"sub-verse004": {16: 2}, "sub-verse005": {20: 3}, "sub-verse012": {20: 0}}
+    wide = tmp_path / "wide.csv"
+    wide.write_text("verse_ID,T12_fx-g,L1_fx-g,age\n4,0,2.0,70\n5,,1,60\n")
+    assert read_grades(wide) == {"sub-verse004": {19: 0, 20: 2}, "sub-verse005": {20: 1}}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("g.csv", "label,grade\n16,2\n", "subject"),
+        ("g.csv", "subject,label,grade\nsub-a,16,7\n", "Genant grades are 0, 1, 2 or 3"),
+        ("g.csv", "subject,label,grade\nsub-a,Q9,1\n", "no number or level"),
+        ("g.json", "[1, 2]", "json file of grades"),
+    ],
+)
+def test_bad_grade_files_are_refused(tmp_path: Path, name: str, text: str, says: str) -> None:
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(InputError, match=says):
+        read_grades(path)
+
+
+def test_nearest_sampling_follows_the_affines() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 5, (6, 7, 8)).astype(np.uint8)
+    source = Grid((6, 7, 8), np.diag([1.0, 1.0, 2.0, 1.0]))
+    flipped = Grid((6, 7, 8), np.array([[-1.0, 0, 0, 7], [0, 1, 0, 0], [0, 0, 2, 0], [0, 0, 0, 1]]))
+    np.testing.assert_array_equal(sample_nearest(labels, source, flipped), labels[:, :, ::-1])
+    shifted = Grid((6, 7, 8), np.array([[1.0, 0, 0, 1.2], [0, 1, 0, 0], [0, 0, 2, 0], [0, 0, 0, 1]]))
+    met = sample_nearest(labels, source, shifted)
+    np.testing.assert_array_equal(met[:, :, :7], labels[:, :, 1:])
+    assert not met[:, :, 7].any()

@@ -1,0 +1,80 @@
+"""``python -m train NETWORK``: train LocNet, FracSegNet or FracNet on phantoms or on scans in VerSe's layout."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from runtime.errors import VertscanError
+from train.config import Run, load, override, presets
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m train", description=__doc__)
+    parser.add_argument("network", choices=sorted(presets()))
+    parser.add_argument("--preset", default="default", help="thesis: its recipe, literally; default: what trains best")
+    parser.add_argument(
+        "-o", "--out", type=Path, help="run folder; an interrupted run in it is resumed (default runs/NETWORK)"
+    )
+    parser.add_argument(
+        "--data", action="append", help="'phantoms' (default) or a folder in VerSe's layout; repeatable"
+    )
+    parser.add_argument("--grades", type=Path, help="csv or json of Genant grades for the folders")
+    parser.add_argument("--cache", type=Path, default=Path(".cache/scans"), help="where resampled scans are kept")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. --set loop.steps=2000")
+    parser.add_argument("--accelerator", default="auto", help="auto, cpu, cuda")
+    parser.add_argument("--devices", default="1", help="how many, or auto; several are launched from here")
+    parser.add_argument("--threads", type=int, help="CPU threads for the network")
+    parser.add_argument("--quiet", action="store_true")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train and return the exit status."""
+    args = build_parser().parse_args(argv)
+    logging.basicConfig(level=logging.WARNING if args.quiet else logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        return _train(args)
+    except VertscanError as error:
+        print(f"train: {error}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        print("train: interrupted; the same command goes on from the last checkpoint.", file=sys.stderr)
+        return 130
+
+
+def _train(args: argparse.Namespace) -> int:
+    import torch
+
+    from train.loop import Trainer
+    from train.sources import make_source
+
+    out = args.out or Path("runs") / args.network
+    run = _run_of(args, out)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    source = make_source(args.data or ["phantoms"], grades=args.grades, cache=args.cache)
+    devices = int(args.devices) if args.devices.isdigit() else args.devices
+    trainer = Trainer(run, source, out, accelerator=args.accelerator, devices=devices)
+    best = trainer.fit(progress=not args.quiet)
+    print(f"{out}: " + ", ".join(f"{name} {value:.4f}" for name, value in best.items()))
+    return 0
+
+
+def _run_of(args: argparse.Namespace, out: Path) -> Run:
+    """What the folder's interrupted run was started with, or the preset; then the settings."""
+    known = presets()[args.network]
+    if args.preset not in known:
+        from runtime.errors import InputError
+
+        raise InputError(f"{args.network} has no preset {args.preset!r}; there are {', '.join(known)}.")
+    resumed = (out / "last.ckpt").is_file()
+    return override(load(out / "config.json") if resumed else known[args.preset], args.set)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

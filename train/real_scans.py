@@ -1,0 +1,187 @@
+"""Training samples from real scans in VerSe's layout, resampled once and kept in a cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from runtime.errors import InputError
+from runtime.readers import read_scan
+from runtime.resample import resample, working_grid
+from runtime.volume import Grid
+from train.config import FracSegNetRun, LocNetRun
+from train.label_maps import read_labels, sample_nearest
+from train.sources import AIR_HU, VertebraSample
+from train.verse import LEVELS, Case, find_cases, read_centroids, read_grades
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedScan:
+    """A scan on its working grid. ``hu`` int16, ``mask`` and ``body`` uint8 with VerSe labels, all (z, y, x), memory-mapped;
+    ``mask`` and ``body`` are None where the data set has none. ``centres_zyx``: label to voxel index (3,)."""
+
+    name: str
+    hu: np.ndarray
+    mask: np.ndarray | None
+    body: np.ndarray | None
+    centres_zyx: dict[int, np.ndarray]
+
+
+class RealSource:
+    """Crops of the scans under ``root``; ``grades`` is a csv or json file of Genant grades, or None."""
+
+    def __init__(self, root: Path, *, grades: Path | None, cache: Path) -> None:
+        self.cases = find_cases(root)
+        self.cache = cache
+        found = sorted(root.glob("**/genant*.json")) if grades is None else [grades]
+        self.grades = read_grades(found[0]) if found else {}
+
+    def prepared(self, case: Case, spacing_mm: float) -> PreparedScan:
+        """The scan at ``spacing_mm``, from the cache if it is there."""
+        return _prepared(case, spacing_mm, self.cache)
+
+    def localisation(
+        self, rng: np.random.Generator, shape_zyx: tuple[int, int, int], run: LocNetRun
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """See Source: around a random vertebra, or anywhere for the share of negatives."""
+        scan = self.prepared(self.cases[rng.integers(len(self.cases))], run.spacing_mm)
+        centres = np.array(list(scan.centres_zyx.values())).reshape(-1, 3)
+        shape = np.array(shape_zyx)
+        if len(centres) and rng.random() >= run.negative_fraction:
+            middle = centres[rng.integers(len(centres))] + rng.uniform(-0.45, 0.45, 3) * shape
+        else:
+            middle = rng.uniform(0, 1, 3) * np.array(scan.hu.shape)
+        start = np.round(middle - shape / 2).astype(int)
+        hu = block(scan.hu, start, shape_zyx, fill=AIR_HU).astype(np.float32)
+        points = centres - start
+        points = points[((points > -0.5) & (points < shape - 0.5)).all(axis=1)]
+        if rng.random() < 0.5:
+            hu, points = hu[:, :, ::-1], points * [1, 1, -1] + [0, 0, shape_zyx[2] - 1]
+        return vary_intensity(hu, rng), points
+
+    def vertebra(self, rng: np.random.Generator, run: FracSegNetRun) -> VertebraSample:
+        """See Source: a vertebra with a known grade or mask; balanced over grades where ``run.balanced``."""
+        case, label, grade = self._choose(rng, balanced=run.balanced)
+        scan = self.prepared(case, run.spacing_mm)
+        shape = (run.network.crop,) * 3
+        middle = scan.centres_zyx[label] + rng.normal(0, run.centre_jitter_mm / run.spacing_mm, 3)
+        start = np.round(middle - np.array(shape) / 2).astype(int)
+        flip = slice(None, None, -1 if rng.random() < 0.5 else 1)
+        masks = {"vertebra": scan.mask, "body": scan.body}
+        channels = run.network.mask_channels
+        return VertebraSample(
+            hu=vary_intensity(block(scan.hu, start, shape, fill=AIR_HU).astype(np.float32)[:, :, flip], rng),
+            masks=np.array(
+                [block(m, start, shape, fill=0)[:, :, flip] == label if (m := masks[c]) is not None else np.zeros(shape, bool)
+                 for c in channels]
+            ).reshape(len(channels), *shape),
+            masks_known=np.array([masks[c] is not None for c in channels], bool),
+            grade=grade,
+            heights=np.full(6, np.nan, np.float32),
+        )  # fmt: skip
+
+    def _choose(self, rng: np.random.Generator, *, balanced: bool) -> tuple[Case, int, int]:
+        by_grade = self._by_grade()
+        if balanced:
+            group = by_grade[sorted(by_grade)[rng.integers(len(by_grade))]]
+        else:
+            group = [entry for entries in by_grade.values() for entry in entries]
+        return group[rng.integers(len(group))]
+
+    @lru_cache(maxsize=1)  # noqa: B019 - a source lives as long as the process
+    def _by_grade(self) -> dict[int, list[tuple[Case, int, int]]]:
+        groups: dict[int, list[tuple[Case, int, int]]] = {}
+        for case in self.cases:
+            for label in _centres(case, _grid_of(case)):
+                grade = self.grades.get(case.name, {}).get(label, -1)
+                groups.setdefault(grade, []).append((case, label, grade))
+        if not groups:
+            raise InputError("The data set names no vertebra: neither centroid files nor masks were found.")
+        return groups
+
+
+def block(array: np.ndarray, start_zyx: np.ndarray, shape_zyx: tuple[int, int, int], *, fill: float) -> np.ndarray:
+    """The block that begins at ``start_zyx`` (which may lie outside), ``fill`` where the array has ended."""
+    out = np.full(shape_zyx, fill, array.dtype)
+    low = np.maximum(start_zyx, 0)
+    high = np.minimum(start_zyx + shape_zyx, array.shape)
+    if (high > low).all():
+        source = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+        target = tuple(slice(a - s, b - s) for a, b, s in zip(low, high, start_zyx, strict=True))
+        out[target] = array[source]
+    return out
+
+
+def vary_intensity(hu: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Another scanner's view of the same crop: contrast, level and noise vary a little."""
+    varied = hu * rng.uniform(0.9, 1.1) + rng.normal(0, 20)
+    return (varied + rng.normal(0, 1, hu.shape) * rng.uniform(0, 25)).astype(np.float32)
+
+
+def _grid_of(case: Case) -> Grid:
+    """The scan's own grid, without reading its voxels."""
+    import nibabel
+
+    header = nibabel.load(case.ct)
+    x, y, z = header.shape[:3]
+    return Grid((z, y, x), header.affine)
+
+
+def _centres(case: Case, grid: Grid) -> dict[int, np.ndarray]:
+    """Label -> centre RAS mm: from the centroid file, or else the mask's centres of mass."""
+    if case.centroids is not None:
+        return dict(read_centroids(case.centroids, grid))
+    if case.mask is None:
+        return {}
+    labels, mask_grid = read_labels(case.mask)
+    return {
+        int(n): mask_grid.to_ras_mm(np.argwhere(labels == n).mean(axis=0))
+        for n in np.unique(labels)
+        if int(n) in LEVELS
+    }
+
+
+@lru_cache(maxsize=512)
+def _prepared(case: Case, spacing_mm: float, cache: Path) -> PreparedScan:
+    status = case.ct.stat()
+    key = hashlib.sha256(f"{case.ct.resolve()} {status.st_size} {status.st_mtime_ns} {spacing_mm}".encode()).hexdigest()
+    folder = cache / f"{case.name}-{key[:16]}"
+    if not (folder / "meta.json").is_file():
+        _prepare(case, spacing_mm, folder)
+    meta = json.loads((folder / "meta.json").read_text())
+
+    def load(name: str) -> np.ndarray | None:
+        return np.load(folder / f"{name}.npy", mmap_mode="r") if (folder / f"{name}.npy").is_file() else None
+
+    hu = load("hu")
+    if hu is None:
+        raise InputError(f"The cache folder {folder} is incomplete; delete it and start again.")
+    return PreparedScan(
+        case.name, hu, load("mask"), load("body"), {int(k): np.array(v) for k, v in meta["centres_zyx"].items()}
+    )
+
+
+def _prepare(case: Case, spacing_mm: float, folder: Path) -> None:
+    """Resample one case into ``folder``; its ``meta.json``, written last, says that all of it is there."""
+    log.info("resampling %s to %g mm", case.name, spacing_mm)
+    volume = read_scan(case.ct)
+    grid = working_grid(volume.grid, spacing_mm)
+    folder.mkdir(parents=True, exist_ok=True)
+    hu = resample(volume, grid)
+    np.save(folder / "hu.npy", np.clip(np.round(hu), -1024, 32767).astype(np.int16))
+    for name, path in (("mask", case.mask), ("body", case.body_mask)):
+        if path is not None:
+            labels, label_grid = read_labels(path)
+            np.save(folder / f"{name}.npy", sample_nearest(labels, label_grid, grid))
+    centres = {str(label): grid.to_index_zyx(c).tolist() for label, c in _centres(case, volume.grid).items()}
+    temporary = folder / "meta.json.tmp"
+    temporary.write_text(json.dumps({"centres_zyx": centres, "spacing_mm": spacing_mm}))
+    temporary.replace(folder / "meta.json")
