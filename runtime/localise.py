@@ -1,0 +1,95 @@
+"""Vertebral centres in a scan: windows through the network, votes, peaks, and their place in the patient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from runtime.bundle import LocNetSpec
+from runtime.engines.base import Session
+from runtime.errors import EngineError
+from runtime.intensity import normalise
+from runtime.volume import Grid
+from runtime.voting import density_peaks, peak_support, refine_peaks, vote_map
+from runtime.windows import plan_windows, sliding_windows, windows_reaching
+
+
+@dataclass(frozen=True)
+class Centre:
+    """The centre of one vertebral body.
+
+    Args:
+        centre_ras_mm: RAS+ mm (x, y, z).
+        confidence: 0..1, the highest heatmap value around it; see ``runtime.voting.peak_support``.
+        votes: sum of the votes that it gathered; for variant H, of the heatmap around it.
+    """
+
+    centre_ras_mm: tuple[float, float, float]
+    confidence: float
+    votes: float
+
+
+def locate(
+    hu: np.ndarray,
+    grid: Grid,
+    spec: LocNetSpec,
+    session: Session,
+    *,
+    batch: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Centre, ...]:
+    """Find the centres of the vertebrae in a scan.
+
+    Args:
+        hu: (z, y, x) Hounsfield units on the working grid.
+        grid: the working grid: axes along RAS+, ``spec.spacing_mm`` apart.
+        spec: how the network is run and read.
+        session: the network.
+        batch: windows that are run at once, at most.
+        progress: called with the number of windows done and to do.
+
+    Returns:
+        Centres from cranial to caudal (by their height in the patient); empty when there are none.
+
+    Raises:
+        EngineError: the network fails, or its outputs have other shapes, or hold NaN or infinity.
+    """
+    plan = plan_windows(grid.shape_zyx, spec.window_zyx, spec.overlap)
+    keep = windows_reaching(hu, plan, spec.skip_below_hu)
+    if not keep.any():
+        return ()
+    image = normalise(hu, spec.intensity)
+    heatmap, offsets = sliding_windows(image, plan, session, batch=batch, keep=keep, progress=progress)
+    del image
+    if spec.variant == "F" and len(offsets) != 3:
+        raise EngineError(f"A network of variant F has three offsets at each voxel; this one has {len(offsets)}.")
+    return centres_of(heatmap, offsets, grid, spec)
+
+
+def centres_of(heatmap: np.ndarray, offsets: np.ndarray, grid: Grid, spec: LocNetSpec) -> tuple[Centre, ...]:
+    """Read the centres out of what the network said about a whole scan.
+
+    Args:
+        heatmap: (z, y, x) float32.
+        offsets: (3, z, y, x) float32, voxels; not used by variant H.
+        grid: where the voxels lie.
+        spec: thresholds, separation and radius.
+
+    Returns:
+        Centres of at least ``spec.min_confidence``, from cranial to caudal.
+    """
+    density = heatmap
+    if spec.variant == "F":
+        density = vote_map(heatmap, offsets, threshold=spec.heatmap_threshold)
+    separation = spec.peak_separation_voxels
+    peaks = density_peaks(density, threshold=spec.peak_threshold, separation_voxels=separation)
+    places_mm = grid.to_ras_mm(refine_peaks(density, peaks, radius_voxels=spec.refine_radius_voxels))
+    confidences, votes = peak_support(density, heatmap, peaks, radius_voxels=separation)
+    centres = [
+        Centre((float(place[0]), float(place[1]), float(place[2])), float(confidence), float(strength))
+        for place, confidence, strength in zip(places_mm, confidences, votes, strict=True)
+        if confidence >= spec.min_confidence
+    ]
+    return tuple(sorted(centres, key=lambda centre: -centre.centre_ras_mm[2]))

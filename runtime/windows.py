@@ -1,0 +1,194 @@
+"""Running a network over a volume that is larger than its window, and blending what it says where windows overlap."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+
+from runtime.engines.base import Session
+from runtime.errors import EngineError
+
+AIR = -1.0
+"""Normalised intensity of what lies outside the volume: the low end of every intensity window."""
+
+
+@dataclass(frozen=True)
+class WindowPlan:
+    """Where a network's windows lie so that together they cover a volume.
+
+    Args:
+        shape_zyx: of the volume, voxels.
+        window_zyx: of one window, voxels.
+        starts_zyx: each window's first voxel, in scan order. Negative along an axis on which the volume is smaller
+            than the window: the volume then lies in its middle and the rest is air.
+    """
+
+    shape_zyx: tuple[int, int, int]
+    window_zyx: tuple[int, int, int]
+    starts_zyx: tuple[tuple[int, int, int], ...]
+
+    @property
+    def padded_zyx(self) -> tuple[int, int, int]:
+        """Size of what the windows cover together: the volume's, or the window's where that is larger."""
+        z, y, x = (max(n, w) for n, w in zip(self.shape_zyx, self.window_zyx, strict=True))
+        return z, y, x
+
+    def inside(self, start_zyx: tuple[int, int, int]) -> tuple[slice, slice, slice]:
+        """The part of the volume that the window at ``start_zyx`` sees."""
+        bounds = zip(start_zyx, self.window_zyx, self.shape_zyx, strict=True)
+        z, y, x = (slice(max(0, start), min(start + size, n)) for start, size, n in bounds)
+        return z, y, x
+
+
+def plan_windows(shape_zyx: tuple[int, int, int], window_zyx: tuple[int, int, int], overlap: float) -> WindowPlan:
+    """Spread windows evenly over a volume: as few as give at least the overlap, no voxel uncovered.
+
+    Args:
+        shape_zyx: of the volume, voxels.
+        window_zyx: of the window, voxels.
+        overlap: least fraction of a window that its neighbour shares, from 0 to below 1.
+
+    Raises:
+        ValueError: a size is below 1, or the overlap is not in its range.
+    """
+    if min(*shape_zyx, *window_zyx) < 1 or not 0 <= overlap < 1:
+        raise ValueError(f"No windows of {window_zyx} with overlap {overlap} can be planned over {shape_zyx}.")
+    axes = [_axis_starts(n, w, overlap) for n, w in zip(shape_zyx, window_zyx, strict=True)]
+    return WindowPlan(shape_zyx, window_zyx, tuple((z, y, x) for z, y, x in product(*axes)))
+
+
+def windows_reaching(hu: np.ndarray, plan: WindowPlan, threshold_hu: float) -> np.ndarray:
+    """Which windows hold a voxel of at least ``threshold_hu``: bool, one for each of ``plan.starts_zyx``.
+
+    Args:
+        hu: (z, y, x) Hounsfield units of the planned volume.
+        plan: the windows.
+        threshold_hu: as ``LocNetSpec.skip_below_hu``.
+    """
+    return np.array([hu[plan.inside(start)].max() >= threshold_hu for start in plan.starts_zyx], dtype=bool)
+
+
+def importance_profiles(window_zyx: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Weights along z, y and x, whose product weighs a window's voxels when windows are blended.
+
+    A Gaussian around the window's centre with sigma an eighth of its size, so that it is 1 there, about 3e-4 in the
+    middle of a face and never zero; float32. The weighting is that of nnU-Net (Isensee et al. 2021).
+    """
+    z, y, x = (np.exp(-0.5 * ((np.arange(n) - (n - 1) / 2) / (n / 8)) ** 2).astype(np.float32) for n in window_zyx)
+    return z, y, x
+
+
+def sliding_windows(
+    image: np.ndarray,
+    plan: WindowPlan,
+    session: Session,
+    *,
+    batch: int = 1,
+    keep: np.ndarray | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Run a localisation network over a volume.
+
+    Where windows overlap their outputs are averaged, weighted by ``importance_profiles``; memory is that of the
+    results and one volume of weights, whatever the number of windows.
+
+    Args:
+        image: (z, y, x) float32, normalised to [-1, 1].
+        plan: the windows; ``plan.shape_zyx`` is the image's shape.
+        session: its outputs are named ``heatmap`` (n, 1, z, y, x) and perhaps ``offsets`` (n, c, z, y, x).
+        batch: windows that are run at once, at most.
+        keep: bool, which of the plan's windows to run; None for all.
+        progress: called with the number of windows done and to do, after each batch.
+
+    Returns:
+        The heatmap (z, y, x) and the offsets (c, z, y, x; c is 0 without that output), float32; voxels that lie in no
+        window that was run are 0 in both.
+
+    Raises:
+        EngineError: the network fails, an output has another shape, or holds NaN or infinity.
+    """
+    names = [name for name in ("heatmap", "offsets") if name in session.output_names]
+    if "heatmap" not in names:
+        raise EngineError(f"A localisation network has an output heatmap; met {', '.join(session.output_names)}.")
+    picks = [session.output_names.index(name) for name in names]
+    starts = [start for i, start in enumerate(plan.starts_zyx) if keep is None or keep[i]]
+    blend = _Blend(plan)
+    done = 0
+    for chunk, block in _batches(image, plan, starts, batch):
+        outputs = session(block)
+        checked = [_checked(outputs[pick], name, block) for pick, name in zip(picks, names, strict=True)]
+        for i, start in enumerate(chunk):
+            blend.add(start, [output[i] for output in checked])
+        done += len(chunk)
+        if progress is not None:
+            progress(done, len(starts))
+    return blend.result()
+
+
+class _Blend:
+    """Sums of weighted outputs, and of the weights."""
+
+    def __init__(self, plan: WindowPlan) -> None:
+        self._profiles = importance_profiles(plan.window_zyx)
+        self._shape = plan.shape_zyx
+        self._weight = np.zeros(plan.shape_zyx, np.float32)
+        self._totals: list[np.ndarray] = []
+
+    def add(self, start: tuple[int, int, int], blocks: list[np.ndarray]) -> None:
+        """Add one window's outputs, each (c, z, y, x)."""
+        from runtime.kernels.windows import add_weight, add_window
+
+        if not self._totals:
+            self._totals = [np.zeros((block.shape[0], *self._shape), np.float32) for block in blocks]
+        add_weight(*self._profiles, start, self._weight)
+        for total, block in zip(self._totals, blocks, strict=True):
+            add_window(block, *self._profiles, start, total)
+
+    def result(self) -> tuple[np.ndarray, np.ndarray]:
+        """The heatmap and the offsets; to be asked once."""
+        from runtime.kernels.windows import divide_by_weight
+
+        for total in self._totals:
+            divide_by_weight(total, self._weight)
+        none = np.zeros((0, *self._shape), np.float32)
+        heatmap = self._totals[0][0] if self._totals else np.zeros(self._shape, np.float32)
+        return heatmap, self._totals[1] if len(self._totals) > 1 else none
+
+
+def _axis_starts(size: int, window: int, overlap: float) -> list[int]:
+    if size <= window:
+        return [-((window - size) // 2)]
+    step = max(1, math.floor(window * (1 - overlap) + 1e-9))
+    intervals = math.ceil((size - window) / step)
+    return [i * (size - window) // intervals for i in range(intervals + 1)]
+
+
+def _batches(
+    image: np.ndarray, plan: WindowPlan, starts: list[tuple[int, int, int]], batch: int
+) -> Iterator[tuple[list[tuple[int, int, int]], np.ndarray]]:
+    """Starts of the windows of each batch and their voxels (n, 1, z, y, x); the array is used again for the next."""
+    block = np.empty((min(batch, max(1, len(starts))), 1, *plan.window_zyx), np.float32)
+    for first in range(0, len(starts), batch):
+        chunk = starts[first : first + batch]
+        for voxels, start in zip(block[:, 0], chunk, strict=False):
+            seen = plan.inside(start)
+            here = tuple(slice(part.start - s, part.stop - s) for part, s in zip(seen, start, strict=True))
+            if voxels[here].size < voxels.size:
+                voxels.fill(AIR)
+            voxels[here] = image[seen]
+        yield chunk, block[: len(chunk)]
+
+
+def _checked(output: np.ndarray, name: str, block: np.ndarray) -> np.ndarray:
+    """The output, once it is found to fit the batch it was made from and to be finite."""
+    n, _, *window = block.shape
+    fits = output.ndim == 5 and output.shape[0] == n and list(output.shape[2:]) == window
+    if not fits or output.dtype != np.float32 or (name == "heatmap" and output.shape[1] != 1):
+        raise EngineError(f"The network's {name} is {output.dtype} {output.shape} for an image {block.shape}.")
+    if not np.isfinite(output).all():
+        raise EngineError(f"The network's {name} holds NaN or infinity: try another engine or precision fp32.")
+    return output
