@@ -1,0 +1,63 @@
+"""The phantom's configuration: probabilities and ranges, JSON-able."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+
+@dataclass(frozen=True)
+class PhantomConfig:
+    """What varies and how often. Probabilities are 0..1, ranges are (low, high) in the unit of the name.
+
+    The default has every variation on and is meant for training: fractures are far more frequent than in patients.
+    """
+
+    spared_probability: float = 0.15
+    """Patients without any fracture."""
+    fracture_probability: float = 0.19
+    """Mean probability that a vertebra between T3 and L5 is fractured, in patients who are not spared."""
+    grade_weights: tuple[float, float, float] = (0.34, 0.36, 0.30)
+    """Relative frequency of Genant grades 1, 2, 3 among fractures."""
+    shape_weights: tuple[float, float, float] = (0.5, 0.3, 0.2)
+    """Relative frequency of wedge, biconcave and crush fractures."""
+    size: tuple[float, float] = (0.85, 1.15)
+    scoliosis_probability: float = 0.35
+    scoliosis_deg: tuple[float, float] = (5.0, 40.0)
+    tilt_probability: float = 0.3
+    """Whole patient turned; otherwise only a few degrees."""
+    tilt_deg: float = 30.0
+    count_variant_probability: float = 0.12
+    """Eleven or thirteen thoracic, four or six lumbar vertebrae."""
+    osteoporosis_probability: float = 0.4
+    sclerosis_probability: float = 0.12
+    degeneration: tuple[float, float] = (0.0, 1.0)
+    """Severity of osteophytes, narrowed discs and Schmorl's nodes, drawn once per patient."""
+    screw_probability: float = 0.08
+    cement_probability: float = 0.06
+    hip_prosthesis_probability: float = 0.06
+    wires_probability: float = 0.12
+    arms_up_probability: float = 0.6
+    contrast_probability: float = 0.45
+    oral_contrast_probability: float = 0.2
+    wild_probability: float = 0.5
+    noise_hu: tuple[float, float] = (2.0, 80.0)
+    slice_thickness_mm: tuple[float, float] = (0.7, 9.0)
+    thick_slice_probability: float = 0.3
+    blur_mm: tuple[float, float] = (0.2, 1.6)
+    """Standard deviation of the reconstruction kernel; for wild appearances up to twice as much."""
+    sharp_probability: float = 0.3
+    circular_field_probability: float = 0.15
+    motion_probability: float = 0.08
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-able dictionary that :meth:`from_json` reads back."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(values: dict[str, Any]) -> PhantomConfig:
+        """The configuration of :meth:`to_json`'s dictionary; unknown keys raise ``ValueError``."""
+        known = {f.name for f in fields(PhantomConfig)}
+        if unknown := set(values) - known:
+            raise ValueError(f"Unknown phantom configuration keys {sorted(unknown)}; known are {sorted(known)}.")
+        return replace(PhantomConfig(), **{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})

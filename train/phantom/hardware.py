@@ -1,0 +1,72 @@
+"""Implants: screws and rods, cement, hip prostheses, sternal wires. Body frame, mm."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from train.phantom.config import PhantomConfig
+from train.phantom.scene import SceneBuilder
+from train.phantom.spine import VertebraShape
+from train.phantom.tables import Tissue
+from train.phantom.torso import Torso
+from train.phantom.vertebra import arch_size
+
+Float64 = npt.NDArray[np.float64]
+SIDES = (-1.0, 1.0)
+
+
+def add_hardware(
+    s: SceneBuilder, shapes: list[VertebraShape], torso: Torso, hips: Float64, config: PhantomConfig, rng: np.random.Generator
+) -> Float64:
+    """Adds implants by chance; returns points (N, 3) of metal, from which streaks start."""
+    points: list[Float64] = []
+    lower = [v for v in shapes if v.level[0] != "C"]
+    if rng.random() < config.cement_probability:
+        for v in lower:
+            if rng.random() < (0.8 if v.grade else 0.05):
+                s.solid(Tissue.CEMENT, blend_mm=3)
+                for _ in range(4):
+                    at = rng.uniform(-0.4, 0.4, 3) * [v.half_width_mm, v.half_depth_mm, v.heights_mm[1]]
+                    s.ellipsoid(v.to_body_mm(at + v.centroid_mm), rng.uniform(3, 8, 3))
+    if rng.random() < config.screw_probability:
+        first, count = int(rng.integers(len(lower))), int(rng.integers(2, 7))
+        points += _add_screws(s, lower[first : first + count], rng)
+    for hip in hips:
+        if rng.random() < config.hip_prosthesis_probability:
+            side = np.sign(hip[0])
+            s.solid(Tissue.METAL)
+            s.ellipsoid(hip, (17, 17, 17))
+            s.capsule(hip, hip + [side * 40, -4, -30], 8, 9)
+            s.capsule(hip + [side * 40, -4, -30], hip + [side * 36, 0, -160], 9, 5)
+            points += [hip, hip + [side * 38, -4, -50]]
+    if rng.random() < config.wires_probability:
+        s.solid(Tissue.METAL, hu=-1500)
+        top, bottom = torso.sternum_mm
+        for share in np.linspace(0.1, 0.9, 6):
+            c = top + (bottom - top) * share + [0, 1, 0]
+            turn = np.linspace(0, 2 * np.pi, 9)
+            s.chain(np.stack([c[0] + 17 * np.cos(turn), c[1] + 8 * np.sin(turn), c[2] + 3 * np.sin(turn)], 1), 0.7)
+    return np.array(points).reshape(-1, 3)
+
+
+def _add_screws(s: SceneBuilder, chosen: list[VertebraShape], rng: np.random.Generator) -> list[Float64]:
+    points: list[Float64] = []
+    heads: dict[float, list[Float64]] = {-1.0: [], 1.0: []}
+    s.solid(Tissue.METAL)
+    for v in chosen:
+        k, h = arch_size(v), v.original_heights_mm[2]
+        for side in SIDES:
+            if rng.random() < 0.05:
+                continue
+            x = side * (k.canal_half_width + k.pedicle_width)
+            head = v.to_body_mm((x * 1.25, k.lamina_y - 8, 0.25 * h))
+            tip = v.to_body_mm((x * 0.7, 0.35 * v.half_depth_mm, 0.12 * h))
+            s.capsule(head, tip, 3.0, 2.0)
+            s.capsule(head - [0, 3, 0], head + [0, 4, 0], 6.0)
+            heads[side].append(head - [0, 4, 0])
+            points += [head, (head + tip) / 2]
+    for line in heads.values():
+        if len(line) > 1:
+            s.chain(np.array(line), 2.8)
+    return points

@@ -1,0 +1,213 @@
+"""Soft tissue: skin to bowel, lungs and vessels, as primitives in the body frame (mm)."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from train.phantom.scene import SceneBuilder
+from train.phantom.tables import Tissue
+from train.phantom.torso import Torso
+
+Float64 = npt.NDArray[np.float64]
+SIDES = (-1.0, 1.0)
+
+
+def add_envelope(s: SceneBuilder, t: Torso, hips: Float64) -> None:
+    """Skin, fat and muscle of trunk and thighs."""
+    k = t.size
+    legs = [(h + [0, -5, -10], h + [(-1 if h[0] > 0 else 1) * 5, -5, -380 * k]) for h in hips]
+    s.group(Tissue.SKIN, Tissue.FAT, shell_mm=1.8, blend_mm=25)
+    s.tube(t.z_mm, t.skin)
+    for a, b in legs:
+        s.capsule(a, b, 88 * k + t.fat_mm * 0.8, 62 * k + t.fat_mm * 0.5)
+    s.solid(Tissue.MUSCLE, blend_mm=10)
+    s.tube((t.z_mm[0] + 30, t.z_mm[1]), _rows(t, t.wall, (t.z_mm[0] + 30, t.z_mm[1])))
+    for a, b in legs:
+        s.capsule(a, b, 76 * k, 56 * k)
+    s.solid(Tissue.FAT, blend_mm=6)
+    for side in SIDES:
+        s.capsule(hips[0] * [0, 1, 1] + [side * 62 * k, 62 * k, 10], hips[0] * [0, 1, 1] + [side * 70 * k, 60 * k, -120], 12, 16)
+    s.capsule((0, t.spine_at(-80)[1] - 60 * k, -70), (0, t.spine_at(-80)[1] - 20 * k, -300), 10, 22, scale=(0.7, 1.0))
+
+
+def add_back(s: SceneBuilder, t: Torso, rng: np.random.Generator) -> None:
+    """Fat planes between the muscles of the back, and fatty streaks in them."""
+    k = t.size
+    z = np.arange(-30.0, t.z_of["T2"], 45.0)
+    spine = np.array([t.spine_at(h) for h in z])
+    s.solid(Tissue.FAT)
+    s.chain(spine + [0, -58 * k, 0], 4.5, scale=(0.5, 1.6))
+    for side in SIDES:
+        s.chain(spine + [side * 46 * k, -30 * k, 0], rng.uniform(2, 6), scale=(2.0, 0.5))
+        s.chain(spine + [side * rng.uniform(8, 14), -46 * k, 0], rng.uniform(1.0, 4.0))
+    lower = spine[spine[:, 2] < t.z_of["L2"]]
+    s.chain(lower + [0, -60 * k, 0], 8, scale=(1.4, 0.8))
+
+
+def add_abdomen(s: SceneBuilder, t: Torso, rng: np.random.Generator, *, oral: bool) -> None:
+    """Cavity with its fat, psoas, bowel, kidneys, liver, spleen, stomach, bladder."""
+    k, z_of = t.size, t.z_of
+    s.solid(Tissue.VISCERAL_FAT)
+    s.tube((t.z_mm[0] + 40, t.dome_z + 10), _rows(t, t.cavity, (t.z_mm[0] + 40, t.dome_z + 10)))
+    _add_bowel(s, t, rng, oral=oral)
+    s.solid(Tissue.MUSCLE, blend_mm=4)
+    for side in SIDES:
+        names = [("T12", 26, 6), ("L2", 36, 16), ("L4", 46, 22), ("S1", 62, 22), ("hip", 92, 16)]
+        path = np.array([t.spine_at(z_of[n]) + np.array([side * x * k, -4 + (x > 50) * 14 + (x > 90) * 14, 0]) for n, x, _ in names])
+        s.chain(path, np.array([r for _, _, r in names]) * k * rng.uniform(0.75, 1.15), scale=(0.85, 1.0))
+        quad = np.array([t.spine_at(z_of[n]) + [side * x * k, -20 * k, 0] for n, x in (("T12", 48), ("L3", 66), ("L5", 78))])
+        s.chain(quad, 15 * k, scale=(1.2, 0.7))
+    for side in SIDES:
+        middle = t.spine_at(z_of["L1"] - (10 if side > 0 else 0)) + np.array([side * 66, 6, rng.uniform(-15, 15)]) * k
+        s.group(Tissue.KIDNEY, Tissue.KIDNEY, shell_mm=8, core_hu=rng.uniform(-8, 15))
+        s.ellipsoid(middle, np.array([28, 26, 55]) * k * rng.uniform(0.85, 1.1), z=(-side * 0.25, -0.15, 1))
+        s.solid(Tissue.VISCERAL_FAT)
+        s.ellipsoid(middle + [-side * 14, 6, 0], (14, 9, 20))
+    _add_upper(s, t, rng)
+    s.group(Tissue.BOWEL_WALL, Tissue.URINE, shell_mm=3)
+    s.ellipsoid(t.spine_at(-95 * k) + np.array([0, 82, 0]) * k, np.array([45, 35, 32]) * rng.uniform(0.5, 1.2) * k)
+    s.group(Tissue.MUSCLE, Tissue.FECES if rng.random() < 0.6 else Tissue.GAS, shell_mm=5)
+    s.capsule(t.spine_at(-60 * k) + [0, 20, 0], t.spine_at(-140 * k) + [0, 30, 0], 17 * k, 14 * k)
+
+
+def _rows(t: Torso, table: Float64, z_mm: tuple[float, float]) -> Float64:
+    """``table`` resampled to a part of its height."""
+    z = np.linspace(*z_mm, len(table))
+    return np.stack([np.interp(z, t.rows_z, column) for column in table.T], 1)
+
+
+def _add_upper(s: SceneBuilder, t: Torso, rng: np.random.Generator) -> None:
+    """Liver, spleen, stomach, pancreas (under the diaphragm)."""
+    k, dome = t.size, t.dome_z
+    cx, cy, rx, ry = (float(v[0]) for v in t.cage(np.array([dome - 50])))
+    s.solid(Tissue.LIVER, blend_mm=25)
+    s.ellipsoid((cx + 0.42 * rx, cy + 2, dome - 62 * k), (0.5 * rx, 0.86 * ry, 72 * k))
+    s.ellipsoid((cx + 0.48 * rx, cy - 5, dome - 100 * k), (0.4 * rx, 0.62 * ry, 70 * k))
+    s.ellipsoid((cx - 0.05 * rx, cy + 0.4 * ry, dome - 45 * k), (0.45 * rx, 0.42 * ry, 38 * k))
+    s.solid(Tissue.SPLEEN)
+    s.ellipsoid((cx - 0.66 * rx, cy - 0.42 * ry, dome - 62 * k), np.array([26, 44, 50]) * k * rng.uniform(0.7, 1.2), z=(0.3, -0.2, 1))
+    s.group(Tissue.BOWEL_WALL, Tissue.BOWEL_FLUID, shell_mm=4)
+    stomach = np.array([cx - 0.4 * rx, cy + 0.25 * ry, dome - 45 * k])
+    s.ellipsoid(stomach, np.array([42, 36, 46]) * k * rng.uniform(0.7, 1.1), z=(0.5, -0.3, 1))
+    s.solid(Tissue.GAS)
+    s.ellipsoid(stomach + [0, 16 * k, 6], np.array([28, 16, 28]) * rng.uniform(0.4, 1.1) * k)
+    s.solid(Tissue.PANCREAS, blend_mm=4)
+    p = t.spine_at(t.z_of["L1"]) + [0, 46 * k, 4]
+    s.chain(np.array([p + [45 * k, 2, -18], p + [10, 6, 0], p + [-60 * k, -16, 16]]), np.array([16, 11, 9]) * k)
+
+
+def _add_bowel(s: SceneBuilder, t: Torso, rng: np.random.Generator, *, oral: bool) -> None:
+    """A colon around the small bowel's loops; contents are gas, fluid, stool or contrast."""
+    k = t.size
+    low, high = -70.0 * k, t.z_of["L1"]
+    spine = t.spine_at((low + high) / 2)
+    table = _rows(t, t.cavity, t.z_mm)
+    for _ in range(26):
+        z = rng.uniform(low, high)
+        cx, cy, rx, ry, _ = (float(np.interp(z, t.rows_z, column)) for column in table.T)
+        start = np.array([cx + rng.uniform(-0.62, 0.62) * rx, cy + rng.uniform(-0.05, 0.6) * ry, z])
+        start[1] = max(start[1], spine[1] + 38 * k)
+        end = start + rng.normal(0, 1, 3) * [26, 10, 14]
+        r = rng.uniform(9, 14) * k
+        core = rng.choice([Tissue.BOWEL_FLUID, Tissue.ORAL_CONTRAST if oral else Tissue.BOWEL_FLUID, Tissue.GAS], p=[0.55, 0.3, 0.15])
+        s.group(Tissue.BOWEL_WALL, Tissue(int(core)), shell_mm=2.5)
+        s.capsule(start, end, r, r * rng.uniform(0.7, 1.0))
+    z = np.linspace(low + 30, high - 10, 5)
+    for side in SIDES:
+        out = np.array([np.interp(z, t.rows_z, column) for column in table.T])
+        path = np.stack([out[0] + side * 0.78 * out[2], out[1] + rng.uniform(-0.25, 0.1) * out[3] + rng.normal(0, 5, 5), z], 1)
+        core = Tissue.FECES if rng.random() < 0.6 else Tissue.GAS
+        s.group(Tissue.BOWEL_WALL, core, shell_mm=2.5, blend_mm=4)
+        s.chain(path, rng.uniform(14, 24, 5) * k)
+    top = np.array([[x * 0.7 * out[2][-1], out[1][-1] + out[3][-1] * 0.5, high + rng.uniform(-40, 10)] for x in (-1, -0.4, 0.2, 0.9)])
+    s.group(Tissue.BOWEL_WALL, Tissue.GAS if rng.random() < 0.6 else Tissue.FECES, shell_mm=2.5, blend_mm=4)
+    s.chain(top, rng.uniform(14, 24, 4) * k)
+
+
+def add_chest(s: SceneBuilder, t: Torso, rng: np.random.Generator) -> None:
+    """Lungs under the rib cage around mediastinum and diaphragm, with vessels, trachea, heart."""
+    k, dome = t.size, t.dome_z
+    z_mm = (t.z_of["L1"] - 5, t.z_of["T1"] + 8)
+    rows = _rows(t, t.cage_table, z_mm)
+    cx, cy, rx, ry = (float(v[0]) for v in t.cage(np.array([dome - 20])))
+    heart = np.array([cx - 22 * k, cy + 0.36 * ry, dome + 38 * k])
+    s.solid(Tissue.LUNG, hu=rng.uniform(-40, 80))
+    s.tube(z_mm, rows, inset_mm=7 * k)
+    spine = np.array([t.spine_at(z) for z in np.linspace(*z_mm, 9)])
+    s.chain(spine + [0, 4, 0], 25 * k, scale=(0.92, 1.0), cut=True)
+    s.chain(spine[2:] + [0, 45 * k, 0], 26 * k, scale=(1.0, 1.6), cut=True)
+    s.ellipsoid(heart, np.array([62, 48, 58]) * k, cut=True)
+    s.ellipsoid((cx + 0.45 * rx, cy, dome - 110 * k), (0.62 * rx, 0.98 * ry, 110 * k), cut=True)
+    s.ellipsoid((cx - 0.45 * rx, cy, dome - 118 * k), (0.62 * rx, 0.98 * ry, 110 * k), cut=True)
+    s.ellipsoid((cx, cy + 0.2 * ry, dome - 120 * k), (0.7 * rx, 0.8 * ry, 112 * k), cut=True)
+    s.solid(Tissue.VISCERAL_FAT)
+    s.chain(spine[3:-1] + [0, 48 * k, 0], 20 * k, scale=(0.9, 1.5))
+    s.ellipsoid(heart, np.array([56, 44, 54]) * k)
+    _add_lung_vessels(s, t, heart, rng)
+    s.group(Tissue.MUSCLE, Tissue.HEART, shell_mm=9)
+    s.ellipsoid(heart + [-4, 0, -4], np.array([48, 37, 48]) * k, z=(0.4, -0.2, 1))
+    s.group(Tissue.CARTILAGE, Tissue.GAS, shell_mm=1.8, shell_hu=-40)
+    carina = t.spine_at(t.z_of["T5"]) + [0, 38 * k, 0]
+    s.chain(np.array([t.spine_at(t.z_of["C5"]) + [0, 30 * k, 0], t.spine_at(t.z_of["T1"]) + [0, 32 * k, 0], carina]), 10 * k)
+    for side in SIDES:
+        s.capsule(carina, carina + np.array([side * 42, -4, -38]) * k, 8 * k, 6 * k)
+
+
+def _add_lung_vessels(s: SceneBuilder, t: Torso, heart: Float64, rng: np.random.Generator) -> None:
+    s.solid(Tissue.LUNG_VESSEL, blend_mm=1.0)
+    for side in SIDES:
+        root = t.spine_at(t.z_of["T6"]) + np.array([side * 30, 36, -8]) * t.size
+        for _ in range(26):
+            z = rng.uniform(t.dome_z - 10, t.z_of["T2"])
+            cx, cy, rx, ry = (float(v[0]) for v in t.cage(np.array([z])))
+            turn = rng.uniform(-1.2, 1.2)
+            end = np.array([cx + side * 0.85 * rx * np.cos(turn), cy + 0.85 * ry * np.sin(turn), z])
+            middle = root * 0.55 + end * 0.45 + rng.normal(0, 10, 3)
+            s.capsule(root, middle, 4.5 * rng.uniform(0.6, 1.2), 2.4)
+            s.capsule(middle, end, 2.4, 0.9)
+            s.capsule(middle, end + rng.normal(0, 22, 3), 1.8, 0.7)
+
+
+def add_vessels(s: SceneBuilder, t: Torso, rng: np.random.Generator) -> None:
+    """Aorta with plaques, caval vein, iliac and neck vessels."""
+    k = t.size
+    levels = ["L4", "L2", "T12", "T9", "T7", "T5"]
+    aside = [6, 8, 8, 22, 26, 24]
+    line = np.array([t.spine_at(t.z_of[n]) + [-x * k, (33 if x < 20 else 22) * k, 0] for n, x in zip(levels, aside, strict=True)])
+    arch = t.spine_at(t.z_of["T4"]) + np.array([[-18, 34, 6], [4, 62, 14], [14, 76, -20], [2, 72, -62]]) * k
+    line = np.vstack([line, arch])
+    s.solid(Tissue.ARTERY)
+    s.chain(line, np.r_[np.linspace(8.5, 13, 6), 13, 13.5, 15, 16] * k * rng.uniform(0.9, 1.25))
+    for side in SIDES:
+        hip = np.array([side * 62 * k, t.spine_at(-90 * k)[1] + 75 * k, -90 * k])
+        bend = np.array([side * 40 * k, t.spine_at(-30 * k)[1] + 45 * k, -40 * k])
+        s.chain(np.array([line[0], bend, hip, hip + [0, 10, -80]]), np.array([7, 6, 5, 4.5]) * k)
+        neck = t.spine_at(t.z_of["C4"]) + np.array([side * 30, 14, 0]) * k
+        s.chain(np.array([arch[1] + [side * 6, 0, 0], t.spine_at(t.z_of["T1"]) + np.array([side * 24, 24, 0]) * k, neck]), 4.5 * k)
+    s.solid(Tissue.VEIN)
+    cava = np.array([t.spine_at(t.z_of[n]) + np.array([x, y, 0]) * k for n, x, y in (("L4", 16, 34), ("L1", 20, 38), ("T10", 26, 46), ("T8", 24, 62))])
+    s.chain(cava, 12 * k, scale=(1.1, 0.8))
+    upper = np.array([t.spine_at(t.z_of[n]) + np.array([x, y, 0]) * k for n, x, y in (("T6", 26, 66), ("T3", 24, 62), ("C4", 36, 18))])
+    s.chain(upper, 8 * k)
+    for side in SIDES:
+        s.chain(np.array([cava[0], [side * 38 * k, cava[0][1] - 8, -35], [side * 58 * k, cava[0][1] + 20 * k, -100 * k]]), 7 * k)
+    if rng.random() < 0.6:
+        s.group(Tissue.PLAQUE, Tissue.PLAQUE)
+        for _ in range(rng.integers(2, 22)):
+            n = rng.integers(len(line) - 1)
+            turn, at = rng.uniform(0, 2 * np.pi), rng.random()
+            p = line[n] * at + line[n + 1] * (1 - at) + 11 * k * np.array([np.cos(turn), np.sin(turn), 0])
+            s.ellipsoid(p, rng.uniform([1, 1, 1.5], [4, 2.2, 8]))
+
+
+def add_surroundings(s: SceneBuilder, t: Torso, rng: np.random.Generator) -> None:
+    """The table under the patient (painted first)."""
+    back = float((t.skin[:, 1] - t.skin[:, 3]).min()) - rng.uniform(4, 30)
+    length, curve = t.z_mm[1] - t.z_mm[0] + 700, rng.uniform(350, 900)
+    middle = np.array([rng.uniform(-20, 20), back + curve, (t.z_mm[0] + t.z_mm[1]) / 2])
+    if rng.random() < 0.12:
+        return
+    s.group(Tissue.TABLE, Tissue.FOAM, shell_mm=rng.uniform(1.5, 4))
+    s.capsule(middle - [0, 0, length / 2], middle + [0, 0, length / 2], curve)
+    s.ellipsoid(middle + [0, curve * 0.16, 0], (curve * 1.6, curve * 1.1, length * 4), cut=True)
