@@ -33,11 +33,11 @@ class SpineCurve:
     x_mm: Float64
     y_mm: Float64
 
-    def x_at(self, z_mm: npt.ArrayLike) -> Float64:
+    def x_at(self, z_mm: Float64) -> Float64:
         """Right-left position (RAS+ mm) at heights."""
         return np.interp(z_mm, self.z_mm, self.x_mm)
 
-    def y_at(self, z_mm: npt.ArrayLike) -> Float64:
+    def y_at(self, z_mm: Float64) -> Float64:
         """Front-back position (RAS+ mm) at heights."""
         return np.interp(z_mm, self.z_mm, self.y_mm)
 

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 
 from runtime.errors import OutOfMemoryError, VertscanError
 from runtime.findings import to_json
-from runtime.output import check_replaceable, result_folders, scan_name, write_results
+from runtime.output import check_replaceable, result_folders, write_results
+from runtime.readers import scan_name
 from runtime.report import table
 
 if TYPE_CHECKING:

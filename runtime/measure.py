@@ -76,8 +76,8 @@ def notice(spec: BundleSpec) -> str:
     return "Not for clinical use."
 
 
-def warnings(spec: BundleSpec, volume: Volume, vertebrae: Sequence[Vertebra]) -> tuple[str, ...]:
-    """Everything that a reader of the findings should know before trusting them."""
+def warnings(spec: BundleSpec, volume: Volume, vertebrae: Sequence[Vertebra], *, dropped: int) -> tuple[str, ...]:
+    """Everything that a reader of the findings should know before trusting them; ``dropped`` centres were too many."""
     said = [text for text in (notice(spec),) if text]
     said += volume.notes
     thickest_mm = max(volume.grid.spacing_xyz_mm)
@@ -85,6 +85,8 @@ def warnings(spec: BundleSpec, volume: Volume, vertebrae: Sequence[Vertebra]) ->
         said.append(
             f"Slices are {thickest_mm:.1f} mm apart; above {THICK_SLICES_MM:.0f} mm, heights and grades are unreliable."
         )
+    if dropped:
+        said.append(f"The network saw {dropped} more vertebrae than a patient has; the least confident were dropped.")
     if not vertebrae:
         said.append("No vertebra was found.")
     if any(v.heights_mm is not None for v in vertebrae):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from runtime.errors import InputError
 from runtime.findings import Findings, to_json
 from runtime.memory import peak_memory_mb
+from runtime.readers import scan_name
 
 if TYPE_CHECKING:
     from runtime.pipeline import Analysis
@@ -25,17 +26,6 @@ MASK_FILE = "vertebrae.nii.gz"
 OVERVIEW_FILE = "overview.png"
 RESULT_FILES = frozenset({FINDINGS_FILE, MASK_FILE, OVERVIEW_FILE})
 """All that a result folder may hold; a folder with anything else is never replaced."""
-
-_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".zip", ".dcm")
-
-
-def scan_name(scan: Path) -> str:
-    """What a scan is called in results: the file's name without its format's suffix, or the DICOM folder's name."""
-    name = scan.resolve().name or "scan"
-    for suffix in _SUFFIXES:
-        if name.lower().endswith(suffix) and len(name) > len(suffix):
-            return name[: -len(suffix)]
-    return name
 
 
 def result_folders(scans: Sequence[Path], output: Path | None) -> tuple[Path, ...]:

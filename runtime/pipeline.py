@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -28,10 +27,10 @@ from runtime.resample import resample, working_grid
 from runtime.segment import segment
 from runtime.volume import Volume
 
-LOG = logging.getLogger(__name__)
-
 GRADES = 4
 CROP_BATCH = 4
+MOST_VERTEBRAE = 60
+"""About twice what a patient has; more centres than this come from a network that sees vertebrae everywhere."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +120,7 @@ class Pipeline:
             BundleError: the bundle is missing, damaged or of another kind.
             EngineError: the engine or precision can't be had here.
         """
-        opened = open_bundle(bundle)
+        opened = open_bundle(None if bundle is None else Path(bundle))
         spec = opened.spec
         if len(spec.fracsegnet.grade_names) != GRADES:
             raise BundleError(
@@ -135,8 +134,6 @@ class Pipeline:
                 for file in (spec.locnet.file, spec.fracsegnet.file)
             ]
             pipeline = cls(opened, sessions[0], sessions[1], stack.pop_all())
-        info = pipeline.engine_info
-        LOG.info("engine %s %s, %s on %s: %s", info.name, info.version, info.precision, info.device, info.reason)
         return pipeline
 
     @property
@@ -186,6 +183,8 @@ class Pipeline:
         with clock.stage("locate"):
             centres = locate(hu, grid, loc, self._locnet, progress=step)
         del hu
+        kept = sorted(sorted(range(len(centres)), key=lambda i: -centres[i].confidence)[:MOST_VERTEBRAE])
+        dropped, centres = len(centres) - len(kept), tuple(centres[i] for i in kept)
         with clock.stage("segment"):
             segmented = segment(volume, centres, frac, self._fracsegnet, batch=CROP_BATCH, progress=step)
         with clock.stage("paste"):
@@ -206,7 +205,7 @@ class Pipeline:
             engine=self.engine_info,
             timings_s=clock.timings_s(),
             peak_memory_mb=round(peak_memory_mb(), 1),
-            warnings=warnings(self.spec, volume, vertebrae),
+            warnings=warnings(self.spec, volume, vertebrae, dropped=dropped),
             vertebrae=vertebrae,
         )
         return Analysis(findings, labels, volume, notice(self.spec))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -96,8 +96,8 @@ def segment(
         part = centres[start : start + batch]
         grids = [crop_grid(c.centre_ras_mm, spacing_mm=spec.spacing_mm, shape_zyx=spec.crop_zyx) for c in part]
         crops = normalise(extract_crops(volume, grids), spec.intensity)
-        outputs = session(np.ascontiguousarray(crops[:, None], dtype=np.float32))
-        _check_outputs(outputs, spec, len(part))
+        named = dict(zip(session.output_names, session(np.ascontiguousarray(crops[:, None])), strict=True))
+        outputs = _checked_outputs(named, spec, len(part))
         for i, (centre, grid) in enumerate(zip(part, grids, strict=True)):
             found.append(_one(centre, grid, [output[i] for output in outputs], spec, volume.grid))
         if progress is not None:
@@ -105,18 +105,20 @@ def segment(
     return _merge_duplicates(found, spec.mask_threshold)
 
 
-def _check_outputs(outputs: Sequence[np.ndarray], spec: FracSegNetSpec, count: int) -> None:
-    expected: list[tuple[int, ...]] = [
-        (count, len(spec.mask_channels), *spec.crop_zyx),
-        (count, len(spec.grade_names)),
-    ]
+def _checked_outputs(named: Mapping[str, np.ndarray], spec: FracSegNetSpec, count: int) -> list[np.ndarray]:
+    """The network's mask, grade and, where the bundle has them, heights."""
+    expected: dict[str, tuple[int, ...]] = {
+        "mask": (count, len(spec.mask_channels), *spec.crop_zyx),
+        "grade": (count, len(spec.grade_names)),
+    }
     if spec.has_heights:
-        expected.append((count, 6))
-    shapes = [tuple(output.shape) for output in outputs]
-    if shapes != expected:
-        raise EngineError(f"{spec.file} gave outputs of shape {shapes}; its bundle promises {expected}.")
-    if not all(np.isfinite(output).all() for output in outputs):
+        expected["heights"] = (count, 6)
+    shapes = {name: tuple(output.shape) for name, output in named.items()}
+    if any(shapes.get(name) != shape for name, shape in expected.items()):
+        raise EngineError(f"{spec.file} gave outputs {shapes}; its bundle promises {expected}.")
+    if not all(np.isfinite(named[name]).all() for name in expected):
         raise EngineError(f"{spec.file} gave values that are not finite; try --precision fp32.")
+    return [named[name] for name in expected]
 
 
 def _one(

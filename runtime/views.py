@@ -103,7 +103,7 @@ def _shown_box(
 
 def _pixel_centres(first_edge_mm: float, length_mm: float, pixels_per_mm: float) -> Float64:
     count = max(1, round(length_mm * pixels_per_mm))
-    return first_edge_mm - (np.arange(count) + 0.5) / pixels_per_mm
+    return first_edge_mm - (np.arange(count, dtype=np.float64) + 0.5) / pixels_per_mm
 
 
 def _view(

@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+
+import jsonschema
+import numpy as np
+import pytest
+
+import runtime
+from runtime import pipeline as pipeline_module
+from runtime.errors import BundleError, EngineError, InputError, OutOfMemoryError
+from runtime.findings import schema, to_json
+from runtime.pipeline import MOST_VERTEBRAE, Pipeline
+from runtime.volume import Grid, Volume
+
+
+@pytest.fixture(scope="module")
+def pipeline(ball_bundle):
+    with Pipeline.open(ball_bundle, precision="fp32") as opened:
+        yield opened
+
+
+def dice(a, b):
+    return 2.0 * float((a & b).sum()) / float(a.sum() + b.sum())
+
+
+@pytest.mark.parametrize("balls", [1, 2, 5])
+def test_every_vertebra_is_found_once_from_cranial_to_caudal(pipeline, ball_scan, balls):
+    scan = ball_scan(balls)
+    findings = pipeline.run(scan.volume)
+    found = np.array([v.centre_ras_mm for v in findings.vertebrae])
+    assert len(found) == balls
+    assert np.abs(found - scan.centres_ras_mm).max() < 0.75
+    assert [v.index for v in findings.vertebrae] == [v.mask_label for v in findings.vertebrae] == list(range(1, balls + 1))
+
+
+@pytest.mark.parametrize(
+    ("orientation", "spacing_mm"),
+    [("RAS", (1.5, 1.5, 2.0)), ("LPS", (1.0, 1.0, 1.0)), ("PIR", (1.2, 1.2, 1.7)), ("SAL", (2.0, 1.5, 1.5))],
+)
+def test_masks_lie_on_the_balls_on_the_scans_own_grid(pipeline, ball_scan, orientation, spacing_mm):
+    scan = ball_scan(3, orientation=orientation, spacing_mm=spacing_mm)
+    assert scan.volume.grid.orientation == orientation
+    analysis = pipeline.analyse(scan.volume)
+    assert analysis.labels.shape == scan.volume.grid.shape_zyx
+    assert analysis.labels.dtype == np.uint8
+    for number in (1, 2, 3):
+        assert dice(analysis.labels == number, scan.labels == number) > 0.93
+
+
+def test_an_oblique_scan_gives_the_same_places(pipeline, ball_scan):
+    straight = ball_scan(3)
+    angle = np.deg2rad(12.0)
+    turn = np.eye(4)
+    turn[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    volume = Volume(straight.volume.array, Grid(straight.volume.grid.shape_zyx, turn @ straight.volume.grid.affine_ras))
+    found = np.array([v.centre_ras_mm for v in pipeline.run(volume).vertebrae])
+    expected = straight.centres_ras_mm @ turn[:3, :3].T
+    assert np.abs(found - expected).max() < 0.75
+
+
+def test_measures_are_those_of_the_scans_own_voxels(pipeline, ball_scan):
+    scan = ball_scan(2)
+    analysis = pipeline.analyse(scan.volume)
+    for vertebra in analysis.findings.vertebrae:
+        mask = analysis.labels == vertebra.mask_label
+        expected_ml = mask.sum() * scan.volume.grid.voxel_volume_mm3 / 1000
+        assert vertebra.volume_ml == pytest.approx(expected_ml, abs=1e-3)
+        assert vertebra.volume_ml == pytest.approx(4.19, rel=0.08)
+        assert vertebra.mean_hu == pytest.approx(scan.volume.array[mask].mean(), abs=0.1)
+        assert vertebra.grade == 1
+        assert vertebra.grade_probabilities == pytest.approx((0.1, 0.7, 0.15, 0.05), abs=1e-3)
+        assert (vertebra.heights_mm.anterior, vertebra.heights_mm.middle, vertebra.heights_mm.posterior) == (20, 15, 21)
+        assert vertebra.height_loss == pytest.approx(0.25)
+        assert vertebra.complete
+        assert vertebra.level is None
+
+
+def test_a_vertebra_that_the_edge_cuts_has_no_grade_and_says_so(pipeline, ball_scan):
+    findings = pipeline.run(ball_scan(3, top_cut_mm=18.0).volume)
+    top, *others = findings.vertebrae
+    assert not top.complete
+    assert top.grade is top.grade_probabilities is top.heights_mm is top.height_loss is None
+    assert len(others) == 2
+    assert all(v.complete and v.grade == 1 for v in others)
+    assert "Vertebra 1: cut by the edge of the scan." in findings.warnings
+
+
+def test_findings_fit_the_schema_and_tell_their_origin(pipeline, ball_scan):
+    findings = pipeline.run(ball_scan(2).volume)
+    jsonschema.validate(json.loads(to_json(findings)), schema())
+    assert findings.bundle.name == "balls"
+    assert findings.engine == pipeline.engine_info
+    assert {"resample", "locate", "segment", "paste", "total"} <= set(findings.timings_s)
+    assert findings.timings_s["total"] >= findings.timings_s["locate"]
+    assert findings.peak_memory_mb > 10
+    assert findings.warnings[0] == "Trained on synthetic data. Not for clinical use."
+    assert any(text.startswith("Heights and height loss are estimated") for text in findings.warnings)
+
+
+def test_air_holds_no_vertebra_and_that_is_said(pipeline):
+    volume = Volume(np.full((30, 40, 40), -1000, np.int16), Grid((30, 40, 40), np.diag([2.0, 2.0, 2.0, 1.0])))
+    analysis = pipeline.analyse(volume)
+    assert analysis.findings.vertebrae == ()
+    assert not analysis.labels.any()
+    assert "No vertebra was found." in analysis.findings.warnings
+
+
+def test_thick_slices_and_what_a_reader_repaired_become_warnings(pipeline, ball_scan):
+    scan = ball_scan(3, spacing_mm=(1.5, 1.5, 6.0)).volume
+    findings = pipeline.run(replace(scan, notes=("Gantry tilt was undone.",)))
+    assert "Gantry tilt was undone." in findings.warnings
+    assert any("6.0 mm apart" in text for text in findings.warnings)
+
+
+def test_a_path_and_its_volume_give_the_same_findings(pipeline, ball_scan, save, tmp_path):
+    scan = ball_scan(2).volume
+    from_path = pipeline.run(save(scan, tmp_path / "some scan.nii.gz"))
+    assert from_path.scan.name == "some scan"
+    assert len(from_path.scan.sha256) == 64
+    assert "read" in from_path.timings_s
+    assert from_path.vertebrae == pipeline.run(scan).vertebrae
+
+
+def test_one_open_pipeline_serves_several_threads(pipeline, ball_scan):
+    scans = [ball_scan(balls).volume for balls in (1, 2, 3, 2)]
+    expected = [pipeline.run(scan).vertebrae for scan in scans]
+    results: list[object] = [None] * len(scans)
+
+    def work(i):
+        results[i] = pipeline.run(scans[i]).vertebrae
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(scans))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == expected
+
+
+def test_progress_names_the_stages_in_order_and_counts_to_the_end(pipeline, ball_scan):
+    class Recorder:
+        def __init__(self):
+            self.stages, self.steps = [], {}
+
+        def stage(self, name):
+            self.stages.append(name)
+
+        def step(self, done, total):
+            self.steps.setdefault(self.stages[-1], []).append((done, total))
+
+        def finish(self):
+            raise AssertionError("left to the caller")
+
+    recorder = Recorder()
+    pipeline.run(ball_scan(5).volume, progress=recorder)
+    assert recorder.stages == ["resample", "locate", "segment", "paste"]
+    assert recorder.steps["segment"] == [(4, 5), (5, 5)]
+    assert recorder.steps["locate"][-1][0] == recorder.steps["locate"][-1][1]
+
+
+def test_memory_that_runs_out_is_told_with_sizes(pipeline, ball_scan, monkeypatch):
+    def no_memory(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(pipeline_module, "resample", no_memory)
+    with pytest.raises(OutOfMemoryError, match=r"balls \(40 x 40 x 35 voxels, .* MiB\) did not fit"):
+        pipeline.run(ball_scan(2).volume)
+
+
+def test_a_network_that_sees_vertebrae_everywhere_is_cut_short(pipeline, ball_scan, monkeypatch):
+    scan = ball_scan(1)
+    (centre,) = pipeline_module.locate(*_working(scan.volume), pipeline.spec.locnet, pipeline._locnet)
+    x, y, z = centre.centre_ras_mm
+    many = [replace(centre, centre_ras_mm=(x, y, z - 50.0 * i), confidence=1 - i / 100) for i in range(70)]
+    monkeypatch.setattr(pipeline_module, "locate", lambda *_, **__: tuple(many))
+    findings = pipeline.run(scan.volume)
+    assert len(findings.vertebrae) == MOST_VERTEBRAE
+    assert any("10 more vertebrae" in text for text in findings.warnings)
+    jsonschema.validate(json.loads(to_json(findings)), schema())
+
+
+def _working(volume):
+    grid = pipeline_module.working_grid(volume.grid, 2.0)
+    return pipeline_module.resample(volume, grid), grid
+
+
+def test_what_cannot_be_opened_is_refused(ball_bundle, tmp_path):
+    with pytest.raises(BundleError):
+        Pipeline.open(tmp_path / "none")
+    with pytest.raises(EngineError):
+        Pipeline.open(ball_bundle, engine="abacus")
+
+
+def test_a_missing_scan_is_an_input_error(pipeline, tmp_path):
+    with pytest.raises(InputError):
+        pipeline.run(tmp_path / "none.nii.gz")
+
+
+def test_the_package_offers_its_names_and_stays_light():
+    assert runtime.Pipeline is Pipeline
+    assert set(runtime.__all__) <= set(dir(runtime))
+    with pytest.raises(AttributeError, match="nonsense"):
+        _ = runtime.nonsense
+    code = "import runtime, sys; print([m for m in ('numpy', 'numba', 'SimpleITK', 'torch') if m in sys.modules])"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == "[]"
