@@ -47,9 +47,9 @@ def index_map_zyx(source: Grid, target: Grid) -> Float64:
 def resample(volume: Volume, target: Grid, *, fill_hu: float = -1024.0) -> np.ndarray:
     """The scan on another grid: (z, y, x) float32 HU.
 
-    Where the target is coarser along a source axis, source voxels are first averaged over the target's step, in boxes
-    that lie on the target's voxels when the axes agree; then the rest is trilinear interpolation through the full
-    affine. Only the source block around the target is read.
+    Where the target is coarser along a source axis, the scan's linear interpolation is first averaged over the target's
+    step, in cells that lie on the target's voxels when the axes agree; then the rest is trilinear interpolation through
+    the full affine. So the mean and linear ramps are kept. Only the source block around the target is read.
 
     Args:
         volume: int16 or float32 HU.
@@ -129,14 +129,28 @@ def _plan_axis(size: int, low: float, high: float, *, anchor: float, factor: flo
     right = np.minimum(centres + factor / 2, size - 0.5)
     kept = right - left > 1e-4 * factor
     left, right = left[kept], right[kept]
-    starts = np.clip(np.floor(left + 0.5 + 1e-9).astype(np.int64), 0, size - 1)
-    stops = np.clip(np.ceil(right + 0.5 - 1e-9).astype(np.int64), starts + 1, size)
+    starts = np.clip(np.floor(left + 1e-9).astype(np.int64), 0, size - 1)
+    stops = np.clip(np.ceil(right - 1e-9).astype(np.int64) + 1, starts + 1, size)
     counts = stops - starts
     voxels = starts[:, None] + np.arange(counts.max())
-    overlap = np.minimum(right[:, None], voxels + 0.5) - np.maximum(left[:, None], voxels - 0.5)
-    overlap = np.where(voxels < stops[:, None], np.maximum(overlap, 0.0), 0.0)
-    weights = (overlap / overlap.sum(axis=1, keepdims=True)).astype(np.float32)
+    shares = np.where(voxels < stops[:, None], _shares(voxels, left[:, None], right[:, None], size), 0.0)
+    weights = (shares / shares.sum(axis=1, keepdims=True)).astype(np.float32)
     return _AxisPlan(float(centres[kept][0]), float(factor), starts, counts, weights)
+
+
+def _shares(voxels: np.ndarray, left: Float64, right: Float64, size: int) -> Float64:
+    """How much each voxel counts in the integral of the linear interpolation from ``left`` to ``right`` (indices).
+
+    Beyond the outer voxels' centres the interpolation goes on with their values.
+    """
+
+    def integral(end: Float64) -> Float64:
+        t = np.clip(np.clip(end, 0, size - 1) - voxels, -1, 1)
+        return np.where(t < 0, (1 + t) ** 2 / 2, 1 - (1 - t) ** 2 / 2)
+
+    before = np.where(voxels == 0, np.minimum(right, 0) - np.minimum(left, 0), 0)
+    after = np.where(voxels == size - 1, np.maximum(right, size - 1) - np.maximum(left, size - 1), 0)
+    return integral(right) - integral(left) + before + after
 
 
 def _block(array: np.ndarray, plans: list[_AxisPlan]) -> np.ndarray:

@@ -65,8 +65,8 @@ def average_slab(  # type: ignore[no-untyped-def]
 
     The weights of a box sum to 1 along each axis.
     """
-    left = starts_x[0]
-    right = starts_x[-1] + counts_x[-1]
+    left = np.min(starts_x)
+    right = np.max(starts_x + counts_x)
     row = np.empty(right - left, np.float32)
     for z in range(first, last):
         for y in range(out.shape[1]):

@@ -129,7 +129,7 @@ def _read_voxels(
     try:
         dtype = header.get_data_dtype()
         slope, intercept = header.get_slope_inter()
-    except HeaderDataError as error:
+    except (HeaderDataError, KeyError) as error:  # nibabel's KeyError is an unknown data type
         raise InputError(f"The header of {file_name} is damaged ({error}). Export the scan again.") from error
     if dtype.kind not in "iuf":
         raise InputError(

@@ -1,0 +1,395 @@
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK
+
+from runtime.errors import GeometryError, InputError, OutOfMemoryError
+from runtime.readers import READERS, read_scan
+from runtime.readers.checks import VoxelCollector
+
+AFFINE = np.array([[-0.8, 0, 0, 12.5], [0, -0.8, 0, 20], [0, 0, 1.5, -300], [0, 0, 0, 1]])
+
+
+def ct_array(shape=(6, 7, 8), dtype=np.int16) -> np.ndarray:
+    return np.random.default_rng(0).integers(-1000, 1500, shape).astype(dtype)
+
+
+def save_nifti(path: Path, array_zyx: np.ndarray, affine=AFFINE, *, image=nib.Nifti1Image) -> Path:
+    nib.save(image(array_zyx.T, affine), path)
+    return path
+
+
+def edit_header(path: Path, **fields) -> Path:
+    """Changes header fields of an uncompressed NIfTI-1 file in place, unchecked."""
+    data = bytearray(path.read_bytes())
+    header = nib.Nifti1Header(bytes(data[:348]), check=False)
+    for key, value in fields.items():
+        header[key] = value
+    path.write_bytes(header.binaryblock + bytes(data[348:]))
+    return path
+
+
+def refused(path: Path, *parts: str, kind=InputError) -> str:
+    """The message with which a scan is refused, which must hold every part."""
+    with pytest.raises(kind) as caught:
+        read_scan(path)
+    message = str(caught.value)
+    for part in parts:
+        assert part in message
+    assert caught.value.exit_status == 2
+    assert message.endswith(".")
+    assert "\n" not in message
+    return message
+
+
+# --- what is read ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz", ".NII.GZ"])
+@pytest.mark.parametrize("image", [nib.Nifti1Image, nib.Nifti2Image])
+def test_nifti_comes_back_with_affine_hash_and_name(tmp_path, ending, image):
+    array = ct_array()
+    path = save_nifti(tmp_path / "patient.a.nii", array, image=image)
+    if ending != ".nii":
+        path = path.rename(tmp_path / f"patient.a{ending}")
+        path.write_bytes(gzip.compress(path.read_bytes()))
+    volume = read_scan(str(path))
+    assert volume.array.dtype == np.int16
+    np.testing.assert_array_equal(volume.array, array)
+    np.testing.assert_allclose(volume.grid.affine_ras, AFFINE, atol=1e-5)
+    assert volume.name == "patient.a"
+    assert volume.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert volume.notes == ()
+
+
+@pytest.mark.parametrize("dtype", ["<i2", ">i2", "<i4", ">f4", "<f8", "<i8"])
+def test_whole_values_stay_exact_in_int16(tmp_path, dtype):
+    array = ct_array()
+    image = nib.Nifti1Image(array.astype(dtype).T, AFFINE, dtype=np.dtype(dtype))
+    nib.save(image, tmp_path / "a.nii.gz")
+    volume = read_scan(tmp_path / "a.nii.gz")
+    assert volume.array.dtype == np.int16
+    np.testing.assert_array_equal(volume.array, array)
+
+
+def test_fractions_make_the_scan_float32(tmp_path):
+    array = ct_array((40, 300, 300)).astype(np.float32)
+    array[-1, -1, -1] = 0.25  # in the last slab only
+    volume = read_scan(save_nifti(tmp_path / "a.nii.gz", array))
+    assert volume.array.dtype == np.float32
+    np.testing.assert_array_equal(volume.array, array)
+
+
+def test_slope_and_intercept_are_applied(tmp_path):
+    stored = np.random.default_rng(1).integers(0, 2000, (5, 6, 7)).astype(np.int16)
+    path = edit_header(save_nifti(tmp_path / "a.nii", stored), scl_slope=1, scl_inter=-1024)
+    volume = read_scan(path)
+    assert volume.array.dtype == np.int16
+    np.testing.assert_array_equal(volume.array, stored - 1024)
+    volume = read_scan(edit_header(path, scl_slope=0.5, scl_inter=-512))
+    assert volume.array.dtype == np.float32
+    np.testing.assert_array_equal(volume.array, stored * 0.5 - 512)
+
+
+def test_a_fourth_axis_of_one_is_dropped(tmp_path):
+    array = ct_array()
+    nib.save(nib.Nifti1Image(array.T[..., None], AFFINE), tmp_path / "a.nii")
+    np.testing.assert_array_equal(read_scan(tmp_path / "a.nii").array, array)
+
+
+def test_a_nifti_without_orientation_is_read_with_a_note(tmp_path):
+    path = edit_header(save_nifti(tmp_path / "a.nii", ct_array()), sform_code=0, qform_code=0)
+    volume = read_scan(path)
+    assert "no sform nor qform code" in volume.notes[0]
+    np.testing.assert_allclose(volume.grid.spacing_xyz_mm, (0.8, 0.8, 1.5), rtol=1e-6)
+
+
+@pytest.mark.parametrize("ending", [".nrrd", ".mha", ".mhd"])
+@pytest.mark.parametrize("compress", [False, True])
+def test_itk_formats_equal_the_nifti_of_the_same_scan(tmp_path, ending, compress):
+    array = ct_array()
+    c, s = np.cos(0.3), np.sin(0.3)
+    affine = np.array([[c, -s, 0, 4], [s, c, 0, 5], [0, 0, 1, 6], [0, 0, 0, 1.0]]) @ np.diag([0.8, 0.9, 1.5, 1])
+    image = SimpleITK.ReadImage(str(save_nifti(tmp_path / "a.nii", array, affine)))
+    SimpleITK.WriteImage(image, str(tmp_path / f"b{ending}"), compress)
+    expected, volume = read_scan(tmp_path / "a.nii"), read_scan(tmp_path / f"b{ending}")
+    np.testing.assert_array_equal(volume.array, array)
+    assert volume.array.dtype == np.int16
+    assert volume.grid.same_as(expected.grid)
+    assert volume.name == "b"
+
+
+def test_the_hash_of_a_metaimage_covers_its_data_file(tmp_path):
+    def write(array) -> str:
+        SimpleITK.WriteImage(SimpleITK.GetImageFromArray(array), str(tmp_path / "a.mhd"))
+        return read_scan(tmp_path / "a.mhd").sha256
+
+    array = ct_array()
+    first = write(array)
+    assert write(array) == first
+    assert write(array + np.int16(1)) != first
+
+
+@pytest.mark.parametrize("hu", [-1024, -1000])
+def test_a_scan_of_pure_air_is_legal(tmp_path, hu):
+    assert (read_scan(save_nifti(tmp_path / "a.nii", np.full((4, 5, 6), hu, np.int16))).array == hu).all()
+
+
+def test_a_crop_padded_with_air_is_legal(tmp_path):
+    array = np.full((8, 8, 8), -1000, np.int16)
+    array[4, 4, 2:6] = [30, 60, 300, 800]
+    np.testing.assert_array_equal(read_scan(save_nifti(tmp_path / "a.nii", array)).array, array)
+
+
+def test_values_that_never_fall_below_zero_get_a_note(tmp_path):
+    volume = read_scan(save_nifti(tmp_path / "a.nii", ct_array() + np.int16(1024)))
+    assert "No voxel is below 0 HU" in volume.notes[0]
+
+
+def test_importing_the_readers_brings_in_no_heavy_library():
+    code = "import runtime.readers, runtime.resample, runtime.paste, runtime.writers, sys; print(*sys.modules)"
+    modules = set(
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    )
+    assert not modules & {"numba", "SimpleITK", "nibabel", "pydicom", "torch"}
+
+
+def test_real_nifti_scans_are_read_and_their_masks_refused(shared_data):
+    for scan in sorted(shared_data.glob("*/ct.nii.gz")):
+        volume = read_scan(scan)
+        image = nib.load(scan)
+        np.testing.assert_array_equal(volume.array, np.asarray(image.dataobj).T.astype(volume.array.dtype))
+        np.testing.assert_array_equal(volume.grid.affine_ras, image.affine)
+    for mask in sorted(shared_data.glob("*/*msk.nii.gz")):
+        refused(mask, "looks like a mask")
+
+
+# --- what is refused ---------------------------------------------------------------------------------------------
+
+
+def test_a_missing_path(tmp_path):
+    refused(tmp_path / "none.nii.gz", "There is no file or folder", "none.nii.gz", "check the path")
+
+
+def test_an_unknown_ending(tmp_path):
+    (tmp_path / "scan.jpg").write_bytes(b"x")
+    refused(tmp_path / "scan.jpg", "unknown kind", "'.jpg'", *READERS)
+    (tmp_path / "scan").write_bytes(b"x")
+    refused(tmp_path / "scan", "'no ending'")
+
+
+def test_no_permission(tmp_path, monkeypatch):
+    path = save_nifti(tmp_path / "a.nii", ct_array())
+    path.chmod(0)
+    if os.access(path, os.R_OK):  # root, or a system without such permissions
+
+        def denied(*args, **kwargs):
+            raise PermissionError(13, "Permission denied", str(path))
+
+        monkeypatch.setattr(Path, "open", denied)
+    refused(path, "No permission to read", str(path), "give this user read access")
+
+
+def test_no_memory(tmp_path, monkeypatch):
+    path = save_nifti(tmp_path / "a.nii", ct_array())
+
+    def full(*args, **kwargs):
+        raise MemoryError
+
+    monkeypatch.setattr("runtime.readers.nifti.VoxelCollector", full)
+    with pytest.raises(OutOfMemoryError, match="does not fit in memory"):
+        read_scan(path)
+
+
+def test_two_and_four_dimensions(tmp_path):
+    nib.save(nib.Nifti1Image(ct_array((7, 8)), AFFINE), tmp_path / "a.nii")
+    refused(tmp_path / "a.nii", "single slice", "7 x 8", "whole CT volume")
+    nib.save(nib.Nifti1Image(ct_array((7, 8, 1)), AFFINE), tmp_path / "b.nii")
+    refused(tmp_path / "b.nii", "single slice", "7 x 8 x 1")
+    nib.save(nib.Nifti1Image(ct_array((4, 5, 6, 2)), AFFINE), tmp_path / "c.nii")
+    refused(tmp_path / "c.nii", "4 dimensions", "4 x 5 x 6 x 2", "give one three-dimensional")
+    image = SimpleITK.GetImageFromArray(ct_array((2, 4, 5, 6)), isVector=False)
+    SimpleITK.WriteImage(image, str(tmp_path / "d.mha"))
+    refused(tmp_path / "d.mha", "4 dimensions", "6 x 5 x 4 x 2")
+
+
+def test_colours(tmp_path):
+    colours = np.zeros((4, 5, 6), [("R", "u1"), ("G", "u1"), ("B", "u1")])
+    nib.save(nib.Nifti1Image(colours, AFFINE), tmp_path / "a.nii")
+    refused(tmp_path / "a.nii", "colours", "Give the CT itself")
+    image = SimpleITK.GetImageFromArray(np.zeros((4, 5, 6, 3), np.uint8), isVector=True)
+    SimpleITK.WriteImage(image, str(tmp_path / "b.nrrd"))
+    refused(tmp_path / "b.nrrd", "3 values per voxel", "Give the CT itself")
+
+
+def test_complex_values(tmp_path):
+    nib.save(nib.Nifti1Image(ct_array().astype(np.complex64), AFFINE), tmp_path / "a.nii")
+    refused(tmp_path / "a.nii", "complex64", "Hounsfield units")
+
+
+def test_no_voxels(tmp_path):
+    path = edit_header(save_nifti(tmp_path / "a.nii", ct_array()), dim=[3, 8, 0, 6, 1, 1, 1, 1])
+    refused(path, "is empty", "8 x 0 x 6", "Export the scan again")
+
+
+def test_an_empty_file(tmp_path):
+    for ending in (".nii", ".nii.gz", ".nrrd", ".mha", ".zip", ".dcm"):
+        path = tmp_path / f"a{ending}"
+        path.write_bytes(b"")
+        refused(path)
+
+
+@pytest.mark.parametrize(("value", "said"), [(np.nan, "NaN"), (np.inf, "infinite"), (-np.inf, "infinite")])
+@pytest.mark.parametrize("everywhere", [True, False])
+@pytest.mark.parametrize("ending", [".nii.gz", ".mha"])
+def test_values_that_are_no_numbers(tmp_path, value, said, everywhere, ending):
+    array = np.full((5, 6, 7), value, np.float32) if everywhere else ct_array((5, 6, 7), np.float32)
+    array[2, 3, 4] = value
+    if ending == ".mha":
+        SimpleITK.WriteImage(SimpleITK.GetImageFromArray(array), str(tmp_path / "a.mha"))
+    else:
+        save_nifti(tmp_path / "a.nii.gz", array)
+    refused(tmp_path / f"a{ending}", said, f"at least {210 if everywhere else 1}", "-1024 HU")
+
+
+@pytest.mark.parametrize("value", [0, 7, 40, 1000])
+def test_one_value_everywhere_that_is_not_air(tmp_path, value):
+    path = save_nifti(tmp_path / "a.nii", np.full((4, 5, 6), value, np.int16))
+    refused(path, "one value everywhere", str(value), "not air")
+
+
+def test_pictures_normalised_images_and_masks(tmp_path):
+    rng = np.random.default_rng(0)
+    path = tmp_path / "a.nii"
+    refused(save_nifti(path, rng.integers(0, 256, (9, 9, 9)).astype(np.uint8)), "8-bit picture", "0 to 255")
+    refused(save_nifti(path, (rng.random((9, 9, 9)) * 255).astype(np.float32)), "8-bit picture")
+    refused(save_nifti(path, rng.random((9, 9, 9)).astype(np.float32)), "normalised image", "0.99")
+    refused(save_nifti(path, rng.normal(size=(9, 9, 9)).astype(np.float32)), "normalised image")
+    refused(save_nifti(path, rng.integers(0, 2, (9, 9, 9)).astype(np.uint8)), "mask", "2 different labels", "0 to 1")
+    refused(save_nifti(path, rng.integers(0, 29, (9, 9, 9)).astype(np.float64)), "mask", "29 different labels")
+
+
+def test_values_far_beyond_hounsfield_units(tmp_path):
+    array = ct_array(dtype=np.float32)
+    array[0, 0, 0] = 1e9
+    refused(save_nifti(tmp_path / "a.nii", array), "can't be a CT", "1e+09", "slope and intercept")
+
+
+@pytest.mark.parametrize(
+    ("spacing", "parts"),
+    [
+        ((0.04, 1, 1), ("voxel spacing", "0.04 x 1 x 1 mm", "0.05 to 20 mm", "Correct")),
+        ((1, 1, 21), ("voxel spacing", "1 x 1 x 21 mm")),
+        ((8e-4, 8e-4, 1e-3), ("voxel spacing", "unit")),
+    ],
+)
+def test_absurd_spacing(tmp_path, spacing, parts):
+    path = save_nifti(tmp_path / "a.nii", ct_array(), np.diag([*spacing, 1.0]))
+    refused(path, *parts, kind=GeometryError)
+
+
+def test_an_absurd_field_of_view(tmp_path):
+    path = save_nifti(tmp_path / "a.nii", ct_array((200, 4, 4)), np.diag([1, 1, 16.0, 1]))
+    refused(path, "3200 mm long", "3000 mm", kind=GeometryError)
+
+
+@pytest.mark.parametrize("rows", [([1, 0, 0], [0, 0, 0], [0, 0, 1]), ([1, 1, 0], [1, 1.01, 0], [0, 0, 1])])
+def test_a_singular_affine(tmp_path, rows):
+    path = save_nifti(tmp_path / "a.nii", ct_array())
+    edit_header(path, sform_code=1, srow_x=[*rows[0], 0], srow_y=[*rows[1], 0], srow_z=[*rows[2], 0])
+    refused(path, "singular", "Export the scan again with its orientation", kind=GeometryError)
+
+
+def test_damaged_orientations(tmp_path):
+    path = save_nifti(tmp_path / "a.nii", ct_array())
+    edit_header(path, sform_code=1, srow_x=[np.nan, 0, 0, 0])
+    refused(path, "no numbers", kind=GeometryError)
+    edit_header(path, sform_code=0, qform_code=1, quatern_b=3, quatern_c=3, quatern_d=3)
+    refused(path, "orientation", "damaged")
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9, 0.999])
+def test_files_cut_in_the_middle(tmp_path, share):
+    array = ct_array((20, 30, 40))
+    save_nifti(tmp_path / "a.nii", array)
+    save_nifti(tmp_path / "a.nii.gz", array)
+    for ending, compress in ((".nrrd", False), (".nrrd", True), (".mha", False), (".mha", True)):
+        SimpleITK.WriteImage(SimpleITK.GetImageFromArray(array), str(tmp_path / f"{compress}{ending}"), compress)
+    for path in sorted(tmp_path.iterdir()):
+        data = path.read_bytes()
+        path.write_bytes(data[: int(len(data) * share)])
+        refused(path, "cut off", "again")
+
+
+@pytest.mark.parametrize("size", [3, 100, 349])
+def test_files_cut_in_the_header(tmp_path, size):
+    data = save_nifti(tmp_path / "a.nii", ct_array()).read_bytes()
+    (tmp_path / "a.nii").write_bytes(data[:size])
+    refused(tmp_path / "a.nii", "a.nii")
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz", ".nrrd", ".mha", ".mhd", ".zip", ".dcm"])
+def test_garbage(tmp_path, ending):
+    path = tmp_path / f"a{ending}"
+    path.write_bytes(np.random.default_rng(0).bytes(5000))
+    refused(path, "a" + ending)
+
+
+def test_a_damaged_gzip_stream(tmp_path):
+    path = save_nifti(tmp_path / "a.nii.gz", ct_array((20, 30, 40)))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    path.write_bytes(data)
+    refused(path, "a.nii.gz", "damaged", "Copy the file again")
+
+
+def test_a_header_that_points_nowhere(tmp_path):
+    path = save_nifti(tmp_path / "a.nii", ct_array())
+    refused(edit_header(path, vox_offset=-5), "byte -5")
+    refused(edit_header(path, vox_offset=2**20), "before its first voxel")
+    refused(edit_header(path, vox_offset=352, datatype=9999), "header", "damaged")
+    refused(edit_header(path, magic=b"ni1"), "not a single-file NIfTI")
+
+
+def test_damaged_headers_are_read_or_refused_and_never_crash(tmp_path):
+    rng = np.random.default_rng(0)
+    save_nifti(tmp_path / "a.nii", ct_array())
+    for ending in (".nrrd", ".mha"):
+        SimpleITK.WriteImage(SimpleITK.GetImageFromArray(ct_array()), str(tmp_path / f"a{ending}"))
+    outcomes = set()
+    for path in sorted(tmp_path.iterdir()):
+        good = path.read_bytes()
+        for _ in range(300):
+            bad = bytearray(good)
+            for place in rng.integers(0, min(352, len(good)), rng.integers(1, 4)):
+                bad[place] = rng.integers(0, 256)
+            path.write_bytes(bad)
+            try:
+                read_scan(path)
+                outcomes.add("read")
+            except (InputError, OutOfMemoryError) as error:
+                outcomes.add(type(error).__name__)
+    assert {"read", "InputError"} <= outcomes
+
+
+def test_a_metaimage_without_its_data_file(tmp_path):
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(ct_array()), str(tmp_path / "a.mhd"))
+    (tmp_path / "a.raw").unlink()
+    refused(tmp_path / "a.mhd", "There is no file or folder", "a.raw")
+
+
+def test_a_collector_switches_to_float_without_losing_earlier_planes():
+    voxels = VoxelCollector((3, 2, 2), "a")
+    voxels.put(0, np.full((1, 2, 2), -1000, np.int16))
+    voxels.put(1, np.full((1, 2, 2), 40000, np.int64))
+    voxels.put(2, np.full((1, 2, 2), 0.5))
+    np.testing.assert_array_equal(voxels.finish()[:, 0, 0], np.array([-1000, 40000, 0.5], np.float32))

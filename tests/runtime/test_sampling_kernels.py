@@ -1,0 +1,99 @@
+"""The compiled loops against slow NumPy twins."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from runtime.kernels.sampling import average_slab, paste_slab, sample_slab
+from runtime.kernels.threads import run_slabs
+
+
+def interpolate_twin(source: np.ndarray, point: np.ndarray) -> float:
+    """Trilinear value at one (z, y, x), as a sum over the eight corners."""
+    clamped = np.clip(point, 0, np.array(source.shape) - 1)
+    low = np.floor(clamped).astype(int)
+    share = clamped - low
+    total = 0.0
+    for corner in np.ndindex(2, 2, 2):
+        index = np.minimum(low + corner, np.array(source.shape) - 1)
+        total += float(source[tuple(index)]) * np.prod(np.where(np.array(corner) == 1, share, 1 - share))
+    return total
+
+
+def sample_twin(source, matrix, low, high, fill, shape) -> np.ndarray:
+    out = np.empty(shape, np.float32)
+    for index in np.ndindex(*shape):
+        point = matrix @ [*index, 1]
+        inside = (point >= low).all() and (point <= high).all()
+        out[index] = interpolate_twin(source, point) if inside else fill
+    return out
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.float32])
+def test_sample_slab_equals_its_twin(dtype):
+    rng = np.random.default_rng(1)
+    source = (rng.normal(size=(5, 1, 7)) * 1000).astype(dtype)
+    matrix = np.hstack([rng.normal(size=(3, 3)) * 0.4, [[2.0], [0.0], [3.0]]])
+    low, high = np.full(3, -0.5), np.array(source.shape) - 0.5
+    out = np.empty((6, 5, 4), np.float32)
+    run_slabs(lambda a, b: sample_slab(source, matrix, low, high, np.float32(-9), out, a, b), 6)
+    twin = sample_twin(source, matrix, low, high, -9, out.shape)
+    assert 0 < np.count_nonzero(twin == -9) < twin.size
+    np.testing.assert_allclose(out, twin, rtol=1e-4, atol=2e-2)
+
+
+def test_average_slab_equals_its_twin():
+    rng = np.random.default_rng(2)
+    source = rng.integers(-1000, 1000, (9, 8, 10)).astype(np.int16)
+    axes, dense = [], []
+    for size, cells in zip(source.shape, (3, 2, 4), strict=True):
+        starts = np.sort(rng.integers(0, size - 3, cells))
+        counts = rng.integers(1, 4, cells)
+        weights = rng.random((cells, 3)).astype(np.float32)
+        axes += [starts, counts, weights]
+        rows = np.zeros((cells, size))
+        for cell in range(cells):
+            rows[cell, starts[cell] : starts[cell] + counts[cell]] = weights[cell, : counts[cell]]
+        dense.append(rows)
+    out = np.empty((3, 2, 4), np.float32)
+    run_slabs(lambda a, b: average_slab(source, *axes, out, a, b), 3)
+    np.testing.assert_allclose(out, np.einsum("az,by,cx,zyx->abc", *dense, source), rtol=1e-4, atol=1e-2)
+
+
+def test_paste_slab_equals_its_twin():
+    rng = np.random.default_rng(3)
+    probability = rng.random((4, 5, 6), dtype=np.float32)
+    matrix = np.hstack([np.diag([0.5, 0.7, 0.6]) + rng.normal(size=(3, 3)) * 0.05, [[-1.0], [0.1], [0.0]]])
+    labels = rng.integers(0, 3, (9, 8, 10)).astype(np.uint8)
+    confidence = np.where(labels > 0, rng.integers(0, 65536, labels.shape), 0).astype(np.uint16)
+    twin = labels.copy()
+    for index in np.ndindex(*labels.shape):
+        point = matrix @ [*index, 1]
+        if (point < -0.5).any() or (point > np.array(probability.shape) - 0.5).any():
+            continue
+        value = interpolate_twin(probability, point)
+        if value >= 0.5 and (labels[index] == 0 or round(value * 65535) > confidence[index]):
+            twin[index] = 7
+    run_slabs(lambda a, b: paste_slab(probability, matrix, 7, np.float32(0.5), labels, confidence, a, b), 9)
+    assert np.count_nonzero(twin == 7) > 20
+    np.testing.assert_array_equal(labels, twin)
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 100])
+def test_slabs_cover_everything_once(count):
+    seen = np.zeros(count, int)
+
+    def work(first: int, last: int) -> None:
+        seen[first:last] += 1
+
+    run_slabs(work, count)
+    assert (seen == 1).all()
+
+
+def test_an_error_in_a_slab_reaches_the_caller():
+    def work(first: int, last: int) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run_slabs(work, 8)
