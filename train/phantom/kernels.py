@@ -12,6 +12,11 @@ import numpy as np
 from numba import njit
 
 FAR = 1.0e6
+BRICK = 4
+LOOSE = 1.7
+"""By how much the approximate distances may change faster than the true ones."""
+DEEP = 12.0
+"""Depth, mm, below which distances no longer matter: more than any shell."""
 
 
 @njit(cache=True, inline="always")
@@ -23,6 +28,13 @@ def _smooth_min(a: float, b: float, k: float) -> float:
 @njit(cache=True, inline="always")
 def _smooth_max(a: float, b: float, k: float) -> float:
     return -_smooth_min(-a, -b, k)
+
+
+@njit(cache=True, inline="always")
+def _superellipse(u: float, v: float, square: float) -> float:
+    """Gauge of a rounded rectangle: 1 on its outline; ``square`` 0 is an ellipse, 1 has exponent 4."""
+    u, v = u * u, v * v
+    return (1.0 - square) * math.sqrt(u + v) + square * math.sqrt(math.sqrt(u * u + v * v))
 
 
 @njit(cache=True)
@@ -62,15 +74,14 @@ def _height_at(u, v, q):
 
 @njit(cache=True)
 def _body(x, y, z, q):
-    """Vertebral body: q = half width, half depth, waist, hollow, anterior, middle, posterior height, top share, edge, exponent."""
+    """Vertebral body: q = half width, half depth, waist, hollow, anterior, middle, posterior height, top share, edge, squareness."""
     tallest = max(q[4], q[5], q[6])
     w = min(abs(2.0 * z) / tallest, 1.0)
     shrink = 1.0 - q[2] * (1.0 - w * w)
-    hollow = q[3] * math.exp(-((x / (0.45 * q[0])) ** 2)) * min(max(-2.0 * y / q[1], 0.0), 1.0)
-    u, v = abs(x) / (q[0] * shrink), abs(y - hollow) / (q[1] * (0.5 + 0.5 * shrink))
-    f = (u ** q[9] + v ** q[9]) ** (1.0 / q[9])
-    r = math.sqrt(x * x + y * y)
-    radial = r * (1.0 - 1.0 / f) if f > 0.25 else -3.0 * min(q[0], q[1]) * (1.0 - f) * 0.25
+    s2 = (x / (0.5 * q[0])) ** 2
+    hollow = q[3] * min(max(-2.0 * y / q[1], 0.0), 1.0) / ((1.0 + s2) * (1.0 + s2))
+    f = _superellipse(x / (q[0] * shrink), (y - hollow) / (q[1] * (0.5 + 0.5 * shrink)), q[9])
+    radial = math.sqrt(x * x + y * y) * (1.0 - 1.0 / f) if f > 0.25 else -0.75 * min(q[0], q[1]) * (1.0 - f)
     missing = tallest - _height_at(x / q[0], y / q[1], q)
     top = z - (0.5 * tallest - q[7] * missing)
     bottom = -z - (0.5 * tallest - (1.0 - q[7]) * missing)
@@ -79,7 +90,7 @@ def _body(x, y, z, q):
 
 @njit(cache=True)
 def _tube(x, y, z, q, table):
-    """A generalised cylinder: rows (cx, cy, rx, ry, exponent) spaced evenly over z = -q0..q0."""
+    """A generalised cylinder: rows (cx, cy, rx, ry, squareness) spaced evenly over z = -q0..q0."""
     n = table.shape[0]
     t = min(max((z / q[0] * 0.5 + 0.5) * (n - 1), 0.0), n - 1.000001)
     i = int(t)
@@ -88,10 +99,10 @@ def _tube(x, y, z, q, table):
     cy = table[i, 1] * (1 - t) + table[i + 1, 1] * t
     rx = table[i, 2] * (1 - t) + table[i + 1, 2] * t
     ry = table[i, 3] * (1 - t) + table[i + 1, 3] * t
-    p = table[i, 4] * (1 - t) + table[i + 1, 4] * t
-    f = ((abs(x - cx) / rx) ** p + (abs(y - cy) / ry) ** p) ** (1.0 / p)
-    r = math.sqrt((x - cx) ** 2 + (y - cy) ** 2)
-    radial = r * (1.0 - 1.0 / f) if f > 0.25 else -min(rx, ry)
+    t = table[i, 4] * (1 - t) + table[i + 1, 4] * t
+    x, y = x - cx, y - cy
+    f = _superellipse(x / rx, y / ry, t)
+    radial = math.sqrt(x * x + y * y) * (1.0 - 1.0 / f) if f > 0.25 else -min(rx, ry)
     return max(radial - q[1], abs(z) - q[0])
 
 
@@ -140,21 +151,37 @@ def _distance(kind, x, y, z, q, table):
 
 
 @njit(cache=True)
-def _merge(kind, op, blend, frame, q, table, box, origin, field):
-    """Joins (op 0) or cuts (op 1) one primitive into ``field``, whose voxel (0, 0, 0) is at index ``origin``."""
-    for k in range(box[0], box[3]):
-        for j in range(box[1], box[4]):
-            bx = frame[0, 1] * j + frame[0, 2] * k + frame[0, 3]
-            by = frame[1, 1] * j + frame[1, 2] * k + frame[1, 3]
-            bz = frame[2, 1] * j + frame[2, 2] * k + frame[2, 3]
-            for i in range(box[2], box[5]):
-                d = _distance(kind, bx + frame[0, 0] * i, by + frame[1, 0] * i, bz + frame[2, 0] * i, q, table)
-                old = field[k - origin[0], j - origin[1], i - origin[2]]
-                if op == 0:
-                    new = _smooth_min(old, d, blend) if old < FAR * 0.5 else d
-                else:
-                    new = _smooth_max(old, -d, blend)
-                field[k - origin[0], j - origin[1], i - origin[2]] = new
+def _merge(kind, op, blend, margin, frame, q, table, box, origin, field):
+    """Joins (op 0) or cuts (op 1) one primitive into ``field``, whose voxel (0, 0, 0) is at index ``origin``.
+
+    Bricks of voxels that are wholly outside by more than ``margin`` mm are skipped, those deep inside get one value.
+    """
+    reach = 0.5 * (BRICK - 1) * math.sqrt((frame[:, :3] ** 2).sum()) * LOOSE
+    for k0 in range(box[0], box[3], BRICK):
+        for j0 in range(box[1], box[4], BRICK):
+            for i0 in range(box[2], box[5], BRICK):
+                mk, mj, mi = k0 + 0.5 * (BRICK - 1), j0 + 0.5 * (BRICK - 1), i0 + 0.5 * (BRICK - 1)
+                x = frame[0, 0] * mi + frame[0, 1] * mj + frame[0, 2] * mk + frame[0, 3]
+                y = frame[1, 0] * mi + frame[1, 1] * mj + frame[1, 2] * mk + frame[1, 3]
+                z = frame[2, 0] * mi + frame[2, 1] * mj + frame[2, 2] * mk + frame[2, 3]
+                middle = _distance(kind, x, y, z, q, table)
+                if middle > reach + margin:
+                    continue
+                deep = middle < -reach - margin - DEEP
+                for k in range(k0, min(k0 + BRICK, box[3])):
+                    for j in range(j0, min(j0 + BRICK, box[4])):
+                        x = frame[0, 1] * j + frame[0, 2] * k + frame[0, 3]
+                        y = frame[1, 1] * j + frame[1, 2] * k + frame[1, 3]
+                        z = frame[2, 1] * j + frame[2, 2] * k + frame[2, 3]
+                        for i in range(i0, min(i0 + BRICK, box[5])):
+                            d = middle
+                            if not deep:
+                                d = _distance(kind, x + frame[0, 0] * i, y + frame[1, 0] * i, z + frame[2, 0] * i, q, table)
+                            at = k - origin[0], j - origin[1], i - origin[2]
+                            if op == 1:
+                                field[at] = _smooth_max(field[at], -d, blend)
+                            else:
+                                field[at] = _smooth_min(field[at], d, blend) if field[at] < FAR * 0.5 else d
 
 
 @njit(cache=True)
@@ -210,7 +237,9 @@ def paint(groups, looks, weights, kinds, ops, frames, params, table_of, tables, 
             for a in range(3):
                 box[a], box[a + 3] = max(box[a], lo[a]), min(box[a + 3], hi[a])
             if box[3] > box[0] and box[4] > box[1] and box[5] > box[2]:
-                _merge(kinds[p], ops[p], groups[g, 3] * 0.001, frames[p], params[p], tables[table_of[p]], box, lo, field)
+                blend = groups[g, 3] * 0.001
+                margin = voxel + 0.5 + blend
+                _merge(kinds[p], ops[p], blend, margin, frames[p], params[p], tables[table_of[p]], box, lo, field)
             if p == first and label > 0:
                 body = field.copy()
         _blend_in(field, body, lo, voxel, looks[g], weights[g], hu, noise, mask, body_mask, label)

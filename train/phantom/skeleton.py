@@ -30,7 +30,7 @@ def add_sacrum(s: SceneBuilder, lowest: VertebraShape, size: float, thin: float,
         if n == 0:
             frame, first = f, centre
         gap = 1.2 if n < 2 else 0.3
-        s.body([a, b, 0.1, 1.0, h - gap, h - gap - 1, h - gap, 0.5, 1.2, 2.2], frame=f)
+        s.body([a, b, 0.1, 1.0, h - gap, h - gap - 1, h - gap, 0.5, 1.2, 0.15], frame=f)
         if n < 4:
             k = size * (1 - 0.2 * n)
             for side in SIDES:

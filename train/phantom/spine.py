@@ -29,7 +29,7 @@ class VertebraShape:
 
     Args:
         level, label: name and VerSe label.
-        half_width_mm, half_depth_mm, waist, hollow_mm, edge_mm, exponent: the body, see ``kernels._body``.
+        half_width_mm, half_depth_mm, waist, hollow_mm, edge_mm, square: the body, see ``kernels._body``.
         original_heights_mm, heights_mm: anterior, middle, posterior, before and after a fracture.
         top_share: share of the lost height that the superior endplate gives up.
         grade, form: Genant grade and shape ("none" for grade 0).
@@ -46,7 +46,7 @@ class VertebraShape:
     waist: float
     hollow_mm: float
     edge_mm: float
-    exponent: float
+    square: float
     original_heights_mm: tuple[float, float, float]
     heights_mm: tuple[float, float, float]
     top_share: float
@@ -72,7 +72,7 @@ class VertebraShape:
         """The parameters of ``kernels._body``; ``shrink_mm`` makes a smaller solid inside."""
         heights = [max(h - 2 * shrink_mm, 1.0) for h in self.heights_mm]
         a, b = self.half_width_mm - shrink_mm, self.half_depth_mm - shrink_mm
-        return [a, b, self.waist, self.hollow_mm, *heights, self.top_share, self.edge_mm, self.exponent]
+        return [a, b, self.waist, self.hollow_mm, *heights, self.top_share, self.edge_mm, self.square]
 
     def to_body_mm(self, local_mm: npt.ArrayLike) -> Float64:
         """Local points (..., 3) in the body frame."""
@@ -140,12 +140,12 @@ def _heights(level: str, height_mm: float, rng: np.random.Generator) -> Float64:
 
 def _centroid(params: list[float]) -> Float64:
     """Centroid (3,) of the body in its local frame, by quadrature over the analytic cross-sections."""
-    a, b, waist, hollow, *heights, share, _, exponent = params
+    a, b, waist, hollow, *heights, share, _, square = params
     tallest = max(heights)
     ys = np.linspace(-1, 1, 25)[:, None, None] * b
     xs = np.linspace(0, 1, 13)[None, :, None] * a
     w = np.linspace(-1, 1, 9)[None, None, :]
-    dent = hollow * np.exp(-((xs / (0.45 * a)) ** 2)) * np.clip(-2 * ys / b, 0, 1)
+    dent = hollow * np.clip(-2 * ys / b, 0, 1) / (1 + (xs / (0.5 * a)) ** 2) ** 2
     v = np.clip(ys / b, -0.9, 0.9)
     straight = 0.5 * (heights[0] + heights[2]) + (heights[0] - heights[2]) * v / (2 * MEASURED_AT)
     dip = (heights[1] - 0.5 * (heights[0] + heights[2])) * np.clip(1 - (v / MEASURED_AT) ** 2, 0, None)
@@ -153,7 +153,8 @@ def _centroid(params: list[float]) -> Float64:
     top = tallest / 2 - share * (tallest - height)
     z = top - height / 2 + w * height / 2
     shrink = 1 - waist * (1 - np.clip(np.abs(2 * z) / tallest, 0, 1) ** 2)
-    f = (np.abs(xs) / (a * shrink)) ** exponent + (np.abs(ys - dent) / (b * (0.5 + 0.5 * shrink))) ** exponent
+    u2, v2 = (xs / (a * shrink)) ** 2, ((ys - dent) / (b * (0.5 + 0.5 * shrink))) ** 2
+    f = (1 - square) * np.sqrt(u2 + v2) + square * (u2**2 + v2**2) ** 0.25
     weight = (f < 1) * height * np.where(np.abs(w) == 1, 0.5, 1.0) * np.where(xs == 0, 0.5, 1.0)
     total = weight.sum()
     return np.array([0.0, (weight * ys).sum() / total, (weight * z).sum() / total])
@@ -226,7 +227,7 @@ def sample_spine(rng: np.random.Generator, config: PhantomConfig) -> tuple[list[
         if level == "C1":
             origin = origin + axes[:, 1] * 9.0 * posture.size
         top = origin + up * rim[1]
-        body = [a, b, rng.uniform(0.06, 0.13), b * rng.uniform(0.03, 0.12), *heights, share, min(1.2, 0.07 * b), rng.uniform(2.1, 2.5)]
+        body = [a, b, rng.uniform(0.06, 0.13), b * rng.uniform(0.03, 0.12), *heights, share, min(1.2, 0.07 * b), rng.uniform(0.1, 0.5)]
         shapes.append(
             VertebraShape(
                 level, LABEL_OF_LEVEL[level], a, b, body[2], body[3], body[8], body[9],

@@ -22,7 +22,7 @@ _BACK = (64, 62, 62, 62, 60, 58, 56, 55, 54, 54, 56)
 
 @dataclass(frozen=True, eq=False)
 class Torso:
-    """Tables of the torso; every one has rows (cx, cy, rx, ry, exponent) evenly spaced over ``z_mm``.
+    """Tables of the torso; every one has rows (cx, cy, rx, ry, squareness) evenly spaced over ``z_mm``.
 
     Args:
         size: patient's size factor; fat_mm: mean thickness of the fat under the skin.
@@ -108,7 +108,7 @@ def sample_torso(shapes: list[VertebraShape], size: float, rng: np.random.Genera
     skin, cage = skin * [wide, deep], cage * [wide, deep]
     belly = np.exp(-(((z - z_of["L4"]) / (110 * size)) ** 2)) * rng.uniform(0.4, 1.6) * fat
     trunk = np.clip((z_of["T1"] - z) / 80, 0.15, 1.0)
-    p = np.full(len(z), 2.35)
+    p = np.full(len(z), 0.33)
     wall_ry = skin[:, 1] + belly * 0.35
     wall = np.stack([x, y - back + wall_ry, skin[:, 0] - 10 + belly * 0.2, wall_ry, p], 1)
     extra = fat * trunk
