@@ -58,6 +58,16 @@ def check_model_file(model: Path) -> None:
         raise EngineError(f"There is no network at {model}.")
 
 
+def check_signature(model: Path, *, inputs: int, outputs: int) -> None:
+    """Refuse a network that isn't one image in, something out: an empty or damaged file can load as one of nothing.
+
+    Raises:
+        EngineError: it has no or several inputs, or no outputs.
+    """
+    if inputs != 1 or outputs < 1:
+        raise EngineError(f"A network has one input and some outputs; {model} has {inputs} and {outputs}.")
+
+
 def usable_cores() -> int:
     """Processor cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):

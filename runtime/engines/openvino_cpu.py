@@ -11,12 +11,13 @@ import numpy as np
 
 from runtime.cache import user_cache_folder
 from runtime.engines.base import EngineInfo, Preflight
-from runtime.engines.checks import check_image, check_model_file, resolve_precision
+from runtime.engines.checks import check_image, check_model_file, check_signature, resolve_precision
 from runtime.errors import EngineError
 
 logger = logging.getLogger(__name__)
 
 _NAME = "openvino"
+_LOCATIONS = ("Exception from", "Check '", "FrontEnd API failed")
 _PRECISION_HINTS = {"fp32": "f32", "bf16": "bf16"}
 
 
@@ -79,10 +80,11 @@ def open_session(
         options["CACHE_DIR"] = str(folder)
     try:
         # Read first: a network compiled from memory is cached by its content, one from a path by path and date.
-        compiled = core.compile_model(core.read_model(model), "CPU", options)
+        compiled = core.compile_model(_read_onnx(model), "CPU", options)
         used = compiled.get_property("INFERENCE_PRECISION_HINT")
-    except RuntimeError as error:
+    except _library_errors() as error:
         raise EngineError(f"OpenVINO cannot load the network {model}: {_first_line(error)}.") from error
+    check_signature(model, inputs=len(compiled.inputs), outputs=len(compiled.outputs))
     if used.get_type_name() != _PRECISION_HINTS[precision]:
         raise EngineError(f"OpenVINO was told to compute in {precision} but computes in {used.get_type_name()}.")
     return OpenVinoSession(compiled, EngineInfo(_NAME, found.version, precision, "CPU", reason), model.name)
@@ -122,6 +124,22 @@ class OpenVinoSession:
         self.close()
 
 
+def _read_onnx(model: Path) -> Any:
+    """The network in an ONNX file. Left to guess the format, the library tries others, which print what they miss."""
+    from openvino.frontend import FrontEndManager
+
+    reader = FrontEndManager().load_by_framework("onnx")
+    return reader.convert(reader.load(str(model)))
+
+
+def _library_errors() -> tuple[type[Exception], ...]:
+    """What the library raises: RuntimeError, and from its readers exceptions that share no base class of their own."""
+    from openvino import frontend
+
+    names = ("GeneralFailure", "InitializationFailure", "NotImplementedFailure", "OpConversionFailure")
+    return RuntimeError, *(getattr(frontend, name) for name in (*names, "OpValidationFailure"))
+
+
 def _usable_folder(folder: Path) -> Path | None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -134,5 +152,5 @@ def _usable_folder(folder: Path) -> Path | None:
 def _first_line(error: Exception) -> str:
     """The part of a library's message that says what went wrong: OpenVINO puts its own source locations before it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
+    telling = [line for line in lines if not line.startswith(_LOCATIONS)]
     return (telling or lines or [type(error).__name__])[0].rstrip(".")[:300]

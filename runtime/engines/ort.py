@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from runtime.engines.base import EngineInfo, Preflight
-from runtime.engines.checks import check_image, check_model_file, resolve_precision, usable_cores
+from runtime.engines.checks import check_image, check_model_file, check_signature, resolve_precision, usable_cores
 from runtime.engines.cuda_probe import gpu_name, missing_libraries
 from runtime.errors import EngineError
 
@@ -72,6 +72,7 @@ def open_session(model: Path, *, precision: str, device: int, threads: int | Non
         session = onnxruntime.InferenceSession(model, options, providers=_providers(found, device))
     except _library_errors() as error:
         raise EngineError(f"onnxruntime cannot load the network {model}: {_first_line(error)}.") from error
+    check_signature(model, inputs=len(session.get_inputs()), outputs=len(session.get_outputs()))
     wanted = _CPU if found.device == "CPU" else _CUDA
     if session.get_providers()[0] != wanted:
         raise EngineError(f"onnxruntime was told to use {wanted} but uses {session.get_providers()[0]}.")
