@@ -139,13 +139,13 @@ def _corners(
     array: np.ndarray, grid: Grid, points_ras_mm: Float64
 ) -> Iterator[tuple[np.ndarray, npt.NDArray[np.float32]]]:
     """The eight voxels around each point, each with its trilinear weight; beyond the edge the outer voxel goes on."""
-    last = np.array(grid.shape_zyx) - 1
-    index = np.clip(grid.to_index_zyx(points_ras_mm), 0, last)
-    low = np.minimum(np.floor(index), np.maximum(last - 1, 0)).astype(np.intp)
-    part = (index - low).astype(np.float32)
-    for corner in np.ndindex(2, 2, 2):
-        weight = np.ones(part.shape[:-1], np.float32)
-        for axis, upper in enumerate(corner):
-            weight *= part[..., axis] if upper else 1.0 - part[..., axis]
-        z, y, x = np.moveaxis(np.minimum(low + corner, last), -1, 0)
-        yield array[z, y, x], weight
+    shape = np.array(grid.shape_zyx)
+    index = np.clip(grid.to_index_zyx(points_ras_mm), 0, shape - 1)
+    low = np.minimum(index.astype(np.intp), np.maximum(shape - 2, 0))
+    upper = np.ascontiguousarray(np.moveaxis(index - low, -1, 0), dtype=np.float32)
+    weights = np.stack([1.0 - upper, upper], axis=1)
+    strides = np.array([shape[1] * shape[2], shape[2], 1])
+    steps = np.where(shape > 1, strides, 0)
+    flat, first = np.ascontiguousarray(array).reshape(-1), low @ strides
+    for z, y, x in np.ndindex(2, 2, 2):
+        yield flat[first + int(steps @ (z, y, x))], weights[0, z] * weights[1, y] * weights[2, x]

@@ -49,7 +49,7 @@ def make_scan(
     name: str = "balls",
     top_cut_mm: float = 0.0,
 ) -> BallScan:
-    """``balls`` bright balls in soft tissue, on a curved line; the scan's top lies ``top_cut_mm`` lower than it could."""
+    """``balls`` bright balls in soft tissue, on a curved line; ``top_cut_mm`` of the scan's top are cut off."""
     low = np.array([-30.0, 20.0, -400.0])
     height_mm = PITCH_MM * max(balls, 2) + 10.0 - top_cut_mm
     grid = oriented_grid(low, np.array([60.0, 60.0, height_mm]), spacing_mm, orientation)
@@ -88,9 +88,7 @@ def _locnet(path: Path) -> None:
     nodes = [
         helper.make_node("Greater", ["image", "level"], ["is_bright"]),
         helper.make_node("Cast", ["is_bright"], ["bright"], to=TensorProto.FLOAT),
-        helper.make_node(
-            "AveragePool", ["bright"], ["share"], kernel_shape=[9] * 3, pads=[4] * 6, count_include_pad=1
-        ),
+        helper.make_node("AveragePool", ["bright"], ["share"], kernel_shape=[9] * 3, pads=[4] * 6, count_include_pad=1),
         helper.make_node("Mul", ["share", "gain"], ["scaled"]),
         helper.make_node("Clip", ["scaled", "zero", "one"], ["heatmap"]),
     ]

@@ -35,7 +35,9 @@ def test_every_vertebra_is_found_once_from_cranial_to_caudal(pipeline, ball_scan
     found = np.array([v.centre_ras_mm for v in findings.vertebrae])
     assert len(found) == balls
     assert np.abs(found - scan.centres_ras_mm).max() < 0.75
-    assert [v.index for v in findings.vertebrae] == [v.mask_label for v in findings.vertebrae] == list(range(1, balls + 1))
+    assert (
+        [v.index for v in findings.vertebrae] == [v.mask_label for v in findings.vertebrae] == list(range(1, balls + 1))
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,275 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image
+
+from runtime import output, pipeline
+from runtime.errors import InputError, OutOfMemoryError
+from runtime.findings import from_json, schema
+from runtime.infer import build_parser, main
+from runtime.output import check_replaceable, replaced_whole, result_folders
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+RESULTS = {"findings.json", "vertebrae.nii.gz", "overview.png"}
+
+
+@pytest.fixture
+def there(tmp_path, monkeypatch, ball_bundle, ball_scan, save):
+    """An empty working directory, beside a folder with two scans and a broken one."""
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    save(ball_scan(2).volume, scans / "two.nii.gz")
+    save(ball_scan(3, orientation="PIR").volume, scans / "three.nii")
+    (scans / "broken.nii.gz").write_bytes(b"no scan at all")
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    return scans
+
+
+@pytest.fixture
+def run(ball_bundle):
+    return lambda *arguments: main([*map(str, arguments), "--bundle", str(ball_bundle), "--precision", "fp32"])
+
+
+def content(folder):
+    return {entry.name for entry in Path(folder).iterdir()}
+
+
+def test_one_scan_leaves_all_results_where_they_are_expected(there, run, capsys):
+    assert run(there / "three.nii") == 0
+    assert content(".") == {"three.vertebrae"}
+    assert content("three.vertebrae") == RESULTS
+    text = Path("three.vertebrae/findings.json").read_text()
+    jsonschema.validate(json.loads(text), schema())
+    findings = from_json(text)
+    assert len(findings.vertebrae) == 3
+    assert {"read", "resample", "locate", "segment", "paste", "overview", "write", "total"} == set(findings.timings_s)
+    mask, scan = nib.load("three.vertebrae/vertebrae.nii.gz"), nib.load(there / "three.nii")
+    assert mask.shape == scan.shape
+    assert np.allclose(mask.affine, scan.affine, atol=1e-4)
+    labels = np.asarray(mask.dataobj)
+    assert sorted(np.unique(labels)) == [0, 1, 2, 3]
+    assert np.asarray(scan.dataobj)[labels > 0].mean() > 370
+    with Image.open("three.vertebrae/overview.png") as picture:
+        assert picture.mode == "RGB"
+    out, err = capsys.readouterr()
+    assert "three: 3 vertebrae" in out
+    assert "NOT FOR CLINICAL USE" in out
+    assert err == ""
+
+
+def test_json_prints_the_findings_and_nothing_else(there, run, capsys):
+    assert run(there / "two.nii.gz", "--json", "-o", "here") == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out) == json.loads(Path("here/findings.json").read_text())
+    assert err == ""
+    assert content("here") == RESULTS
+
+
+def test_several_scans_share_a_run_and_a_bad_one_does_not_stop_them(there, run, capsys):
+    scans = [there / name for name in ("two.nii.gz", "broken.nii.gz", "three.nii")]
+    assert run(*scans, there / "none.nii", "--json", "-o", "all", "--no-overview") == 2
+    out, err = capsys.readouterr()
+    lines = [from_json(line) for line in out.splitlines()]
+    assert [(f.scan.name, len(f.vertebrae)) for f in lines] == [("two", 2), ("three", 3)]
+    assert content("all") == {"two.vertebrae", "three.vertebrae"}
+    assert content("all/two.vertebrae") == RESULTS - {"overview.png"}
+    assert len(err.splitlines()) == 2
+    assert "broken.nii.gz" in err
+    assert "none.nii" in err
+    assert "Traceback" not in err
+
+
+def test_air_is_done_with_no_vertebra(there, run, ball_scan, save, capsys):
+    air = ball_scan(2).volume
+    air.array[:] = -1000
+    assert run(save(air, there / "air.nii.gz")) == 0
+    assert "No vertebra was found." in capsys.readouterr().out
+    assert content("air.vertebrae") == RESULTS
+    assert from_json(Path("air.vertebrae/findings.json").read_text()).vertebrae == ()
+
+
+@pytest.mark.parametrize("arguments", [[], ["a.nii", "--engine", "abacus"], ["a.nii", "--device", "x"], ["--nonsense"]])
+def test_wrong_usage_is_status_2(arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    assert "usage" in capsys.readouterr().err
+
+
+def test_a_missing_bundle_or_a_damaged_one_is_status_3(there, ball_bundle, tmp_path, capsys):
+    assert main([str(there / "two.nii.gz"), "--bundle", str(tmp_path / "none")]) == 3
+    damaged = tmp_path / "damaged"
+    shutil.copytree(ball_bundle, damaged)
+    (damaged / "locnet.onnx").write_bytes(b"something else")
+    assert main([str(there / "two.nii.gz"), "--bundle", str(damaged)]) == 3
+    err = capsys.readouterr().err
+    assert err.count("error: ") == 2
+    assert content(".") == set()
+
+
+def test_memory_that_runs_out_is_status_4(there, run, monkeypatch, capsys):
+    def no_memory(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(pipeline, "resample", no_memory)
+    assert run(there / "two.nii.gz") == OutOfMemoryError.exit_status == 4
+    assert "did not fit in memory" in capsys.readouterr().err
+    assert content(".") == set()
+
+
+@pytest.mark.parametrize("stage", ["locate", "paste_masks"])
+def test_interrupted_while_working_is_status_130_and_leaves_nothing(there, run, monkeypatch, capsys, stage):
+    monkeypatch.setattr(pipeline, stage, lambda *_, **__: signal.raise_signal(signal.SIGINT))
+    assert run(there / "two.nii.gz") == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert content(".") == set()
+
+
+@pytest.mark.parametrize(("failure", "status"), [(KeyboardInterrupt, 130), (OSError(28, "No space left"), 2)])
+def test_a_write_that_fails_keeps_the_result_that_was_there(there, run, monkeypatch, capsys, failure, status):
+    assert run(there / "two.nii.gz") == 0
+    before = Path("two.vertebrae/findings.json").read_bytes()
+
+    def fail(*_, **__):
+        raise failure
+
+    monkeypatch.setattr(output, "to_json", fail)
+    assert run(there / "two.nii.gz") == status
+    assert content(".") == {"two.vertebrae"}
+    assert content("two.vertebrae") == RESULTS
+    assert Path("two.vertebrae/findings.json").read_bytes() == before
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_defect_is_told_without_a_trace_unless_asked_for(there, run, monkeypatch, capsys):
+    def defect(*_, **__):
+        raise ZeroDivisionError("oops")
+
+    monkeypatch.setattr(pipeline, "resample", defect)
+    assert run(there / "two.nii.gz") == 1
+    err = capsys.readouterr().err
+    assert "internal error: ZeroDivisionError: oops" in err
+    assert "Traceback" not in err
+    assert run(there / "two.nii.gz", "--debug") == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_result_is_replaced_and_anything_else_is_not(there, run, capsys):
+    assert run(there / "two.nii.gz", "-o", "here") == 0
+    assert run(there / "three.nii", "-o", "here", "--no-overview") == 0
+    assert content("here") == RESULTS - {"overview.png"}
+    Path("here/notes.txt").write_text("mine")
+    assert run(there / "two.nii.gz", "-o", "here") == 2
+    assert "notes.txt" in capsys.readouterr().err
+    assert content("here") == (RESULTS - {"overview.png"}) | {"notes.txt"}
+    Path("file").write_text("mine")
+    assert run(there / "two.nii.gz", "-o", "file") == 2
+    assert Path("file").read_text() == "mine"
+
+
+def test_two_scans_of_one_name_are_refused_before_any_work(there, run, capsys):
+    (there / "other").mkdir()
+    shutil.copy(there / "two.nii.gz", there / "other" / "TWO.nii.gz")
+    assert run(there / "two.nii.gz", there / "other" / "TWO.nii.gz") == 2
+    assert "one by one" in capsys.readouterr().err
+    assert content(".") == set()
+
+
+def test_result_folders_are_named_after_the_scans(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    dicom = tmp_path / "CT 1.5 mm"
+    dicom.mkdir()
+    scans = [Path("a.nii.gz"), Path("b.v2.nrrd"), dicom]
+    assert [f.name for f in result_folders(scans, None)] == ["a.vertebrae", "b.v2.vertebrae", "CT 1.5 mm.vertebrae"]
+    assert result_folders(scans[:1], Path("x")) == (Path("x"),)
+    assert result_folders(scans[:2], Path("x")) == (Path("x/a.vertebrae"), Path("x/b.v2.vertebrae"))
+
+
+def test_what_fails_in_the_block_leaves_nothing_and_makes_nothing(tmp_path):
+    def fail_half_way():
+        with replaced_whole(tmp_path / "new") as fresh:
+            (fresh / "findings.json").write_text("half")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_half_way()
+    assert content(tmp_path) == set()
+
+
+def test_a_folder_that_was_filled_meanwhile_is_not_replaced(tmp_path):
+    def overtaken():
+        with replaced_whole(tmp_path / "new") as fresh:
+            (fresh / "findings.json").write_text("whole")
+            (tmp_path / "new").mkdir()
+            (tmp_path / "new" / "notes.txt").write_text("mine")
+
+    with pytest.raises(InputError, match="other files"):
+        overtaken()
+    assert content(tmp_path) == {"new"}
+    assert content(tmp_path / "new") == {"notes.txt"}
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="needs permissions that bind")
+def test_a_place_that_cannot_be_written_is_refused_first(tmp_path):
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o500)
+    with pytest.raises(InputError, match="another folder"):
+        check_replaceable(locked / "deep" / "down")
+
+
+def process(*arguments, cwd, **options):
+    command = [sys.executable, "-m", "runtime.infer", *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120, **options)
+
+
+def test_the_real_process_prints_json_and_exits_well(there, ball_bundle):
+    done = process(there / "two.nii.gz", there / "broken.nii.gz", "--bundle", ball_bundle, "--json", cwd=Path.cwd())
+    assert done.returncode == 2
+    (line,) = done.stdout.splitlines()
+    assert len(from_json(line).vertebrae) == 2
+    assert "Traceback" not in done.stderr
+    assert content(".") == {"two.vertebrae"}
+
+
+def test_the_real_process_refuses_with_one_line(there, tmp_path):
+    done = process(there / "two.nii.gz", "--bundle", tmp_path / "none", cwd=Path.cwd())
+    assert done.returncode == 3
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a closed pipe is another error elsewhere")
+def test_a_reader_that_goes_away_spoils_nothing(there, ball_bundle):
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "runtime.infer", str(there / "two.nii.gz"), "--bundle", str(ball_bundle)]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, env=environment, text=True, timeout=120)
+    os.close(writing)
+    assert done.returncode == 0
+    assert done.stderr == ""
+    assert content("two.vertebrae") == RESULTS
+
+
+def test_the_help_tells_the_exit_statuses_and_imports_nothing_heavy():
+    assert "130 interrupted" in " ".join(build_parser().format_help().split())
+    code = (
+        "import runtime.infer, sys; runtime.infer.build_parser().format_help();"
+        "print([m for m in ('numba', 'SimpleITK', 'openvino', 'onnxruntime', 'PIL', 'torch') if m in sys.modules])"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY)
+    assert said.stdout.strip() == "[]"

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+
+import pytest
+
+from runtime.engines.base import EngineInfo
+from runtime.findings import BundleInfo, Findings, Heights, ScanInfo, Vertebra
+from runtime.progress import NoProgress, TerminalProgress, format_duration
+from runtime.report import table
+
+NOTICE = "Trained on synthetic data. Not for clinical use."
+WHOLE = Vertebra(
+    1,
+    "T10",
+    (-123.4, -210.0, -1045.5),
+    1.0,
+    True,
+    3,
+    (0.0, 0.0, 0.0, 1.0),
+    Heights(20, 15, 21.2),
+    0.41,
+    123.4,
+    -100.0,
+    1,
+)
+CUT = replace(
+    WHOLE,
+    index=2,
+    level=None,
+    complete=False,
+    grade=None,
+    grade_probabilities=None,
+    heights_mm=None,
+    height_loss=None,
+    mean_hu=None,
+    mask_label=2,
+)
+FINDINGS = Findings(
+    scan=ScanInfo("patient Ł", "", (600, 512, 512), (0.7, 0.7, 1.25), "LPS"),
+    bundle=BundleInfo("default", "1.0", "0" * 64),
+    engine=EngineInfo("openvino", "2026.4", "fp32", "CPU", "fastest"),
+    timings_s={"total": 12.34},
+    peak_memory_mb=321.5,
+    warnings=(NOTICE, "Slices are thick."),
+    vertebrae=(WHOLE, CUT),
+)
+
+
+def test_the_table_is_ascii_narrow_and_aligned():
+    text = table(FINDINGS, notice=NOTICE)
+    lines = text.splitlines()
+    assert text.isascii()
+    assert max(map(len, lines)) <= 110
+    head = next(i for i, line in enumerate(lines) if "centre RAS" in line)
+    assert len(lines[head]) == len(lines[head + 1]) == len(lines[head + 2]) == len(lines[head + 3])
+
+
+def test_the_table_tells_each_vertebra():
+    lines = table(FINDINGS, notice=NOTICE).splitlines()
+    assert "2 vertebrae" in lines[0]
+    row = next(line for line in lines if "T10" in line)
+    for part in ("-1045.5", "3 (1.00)", "20.0/15.0/21.2", "41 %", "123.4", "-100", "1.00", "whole"):
+        assert part in row
+    assert sum(line.rstrip().endswith("cut") for line in lines) == 1
+
+
+def test_the_notice_is_last_and_warnings_are_told_once():
+    text = table(FINDINGS, notice=NOTICE)
+    assert text.splitlines()[-1] == NOTICE.upper()
+    assert text.count("! ") == 1
+    assert "CLINICAL" not in table(replace(FINDINGS, warnings=()), notice="")
+
+
+def test_no_vertebra_is_said_once():
+    text = table(replace(FINDINGS, vertebrae=(), warnings=("No vertebra was found.",)))
+    assert text.count("No vertebra was found.") == 1
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.2, "0 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (125, "2 min 05 s")])
+def test_durations_are_said_as_people_say_them(seconds, text):
+    assert format_duration(seconds) == text
+
+
+def test_progress_rewrites_one_line_and_leaves_it_clean():
+    stream = io.StringIO()
+    progress = TerminalProgress(stream, "scan", interval_s=0.0)
+    progress.stage("locate")
+    progress.step(1, 4)
+    progress.step(4, 4)
+    progress.finish()
+    text = stream.getvalue()
+    assert "locate 1/4, " in text
+    assert "left" in text
+    assert "locate 4/4" in text
+    assert "\n" not in text
+    last_shown = text.rstrip("\r").split("\r")[-1]
+    assert last_shown.strip() == ""
+    assert len(last_shown) >= len("scan: locate 4/4")
+
+
+def test_progress_is_not_slowed_down_by_many_steps():
+    stream = io.StringIO()
+    progress = TerminalProgress(stream, "scan", interval_s=60.0)
+    progress.stage("locate")
+    for done in range(1, 1000):
+        progress.step(done, 1000)
+    assert stream.getvalue().count("\r") == 1
+
+
+def test_no_progress_says_nothing(capsys):
+    progress = NoProgress()
+    progress.stage("a")
+    progress.step(1, 2)
+    progress.finish()
+    assert capsys.readouterr() == ("", "")

@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+
+from runtime.bundle import FracSegNetSpec, IntensityWindow
+from runtime.engines.base import EngineInfo
+from runtime.errors import EngineError
+from runtime.segment import segment, touches_edge
+from runtime.volume import Grid, Volume
+
+SPEC = FracSegNetSpec(
+    file="fracsegnet.onnx",
+    spacing_mm=1.0,
+    crop_zyx=(32, 32, 32),
+    intensity=IntensityWindow(0.0, 1000.0),
+    mask_channels=("vertebra", "body"),
+    mask_threshold=0.5,
+    grade_names=("0", "1", "2", "3"),
+    has_heights=True,
+)
+AFFINE = np.diag([1.0, 1.0, 1.0, 1.0])
+
+
+@dataclass(frozen=True)
+class Voted:
+    centre_ras_mm: tuple[float, float, float]
+    confidence: float = 0.9
+
+
+class FakeSession:
+    """Vertebra: above 500 HU; body: above 750 HU; grade 2; records the batch sizes."""
+
+    info = EngineInfo("fake", "1", "fp32", "CPU", "test")
+
+    def __init__(self, spec=SPEC, *, spoil=lambda outputs: outputs):
+        self.spec, self.spoil, self.batches = spec, spoil, []
+        self.output_names = ("mask", "grade", "heights") if spec.has_heights else ("mask", "grade")
+
+    def __call__(self, image):
+        assert image.dtype == np.float32
+        assert image.flags.c_contiguous
+        assert image.shape[1:] == (1, *self.spec.crop_zyx)
+        n = len(image)
+        self.batches.append(n)
+        channels = [(image > 0.0), (image > 0.5)][: len(self.spec.mask_channels)]
+        mask = np.concatenate(channels, axis=1).astype(np.float32)
+        grade = np.tile(np.float32([0.1, 0.2, 0.6, 0.1]), (n, 1))
+        heights = np.tile(np.float32([20, 15, 22, 0.1, 0.3, -0.05]), (n, 1))
+        return self.spoil((mask, grade, heights)[: len(self.output_names)])
+
+    def close(self):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+def scan_with(*blocks, shape=(80, 60, 60)):
+    """A scan of 1 mm voxels at the RAS origin: blocks of ((z0, z1), (y0, y1), (x0, x1), HU)."""
+    array = np.zeros(shape, np.int16)
+    for (z0, z1), (y0, y1), (x0, x1), hu in blocks:
+        array[z0:z1, y0:y1, x0:x1] = hu
+    return Volume(array, Grid(shape, AFFINE))
+
+
+BODY = ((30, 40), (32, 44), (24, 36), 900)
+ARCH = ((32, 38), (22, 32), (26, 34), 600)
+
+
+def test_the_body_mask_moves_the_centre_onto_the_body():
+    (found,) = segment(scan_with(BODY, ARCH), [Voted((27.0, 34.0, 37.0))], SPEC, FakeSession())
+    assert found.centre_ras_mm == pytest.approx((29.5, 37.5, 34.5), abs=0.25)
+    assert found.grade_probabilities == pytest.approx((0.1, 0.2, 0.6, 0.1))
+    assert found.heights_mm == pytest.approx((20, 15, 22))
+    assert found.height_loss == pytest.approx(0.3)
+    assert found.complete
+    assert found.body_complete
+
+
+def test_a_body_far_from_the_votes_is_not_believed():
+    voted = Voted((29.0, 23.0, 34.0))
+    (found,) = segment(scan_with(BODY), [voted], SPEC, FakeSession())
+    assert found.centre_ras_mm == voted.centre_ras_mm
+
+
+def test_a_neighbours_body_in_the_crop_does_not_pull_the_centre():
+    neighbour = ((47, 60), (30, 46), (22, 38), 900)
+    (found,) = segment(scan_with(BODY, neighbour), [Voted((29.0, 37.0, 35.0))], SPEC, FakeSession())
+    assert found.centre_ras_mm == pytest.approx((29.5, 37.5, 34.5), abs=0.05)
+
+
+def test_without_a_body_channel_the_vote_stays():
+    spec = replace(SPEC, mask_channels=("vertebra",), has_heights=False)
+    voted = Voted((28.0, 36.0, 35.0))
+    (found,) = segment(scan_with(BODY), [voted], spec, FakeSession(spec))
+    assert found.centre_ras_mm == voted.centre_ras_mm
+    assert found.body is found.heights_mm is found.height_loss is None
+
+
+def test_stray_islands_are_dropped():
+    stray = ((24, 26), (24, 26), (24, 26), 900)
+    (with_stray,) = segment(scan_with(BODY, ARCH, stray), [Voted((29.0, 37.0, 34.0))], SPEC, FakeSession())
+    (without,) = segment(scan_with(BODY, ARCH), [Voted((29.0, 37.0, 34.0))], SPEC, FakeSession())
+    assert (with_stray.mask > 0.5).sum() == (without.mask > 0.5).sum()
+
+
+def test_trimming_keeps_every_voxel_where_it_was():
+    volume = scan_with(BODY)
+    (found,) = segment(volume, [Voted((29.5, 37.5, 34.5))], SPEC, FakeSession())
+    points = found.grid.to_ras_mm(np.argwhere(found.mask > 0.5))
+    assert np.array_equal(points.min(axis=0), [24, 32, 30])
+    assert np.array_equal(points.max(axis=0), [35, 43, 39])
+    assert found.mask.shape == found.grid.shape_zyx == (12, 14, 14)
+
+
+def test_crops_are_batched_and_counted():
+    session, seen = FakeSession(), []
+    blocks = [((z, z + 8), (26, 38), (24, 36), 900) for z in (4, 24, 44, 64)]
+    voted = [Voted((29.5, 31.5, z + 3.5)) for z in (64, 44, 24, 4)]
+    found = segment(
+        scan_with(*blocks), voted, SPEC, session, batch=3, progress=lambda done, total: seen.append((done, total))
+    )
+    assert session.batches == [3, 1]
+    assert seen == [(3, 4), (4, 4)]
+    assert [v.centre_ras_mm[2] for v in found] == pytest.approx([67.5, 47.5, 27.5, 7.5])
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_the_batch_size_changes_nothing(batch):
+    blocks = [((z, z + 8), (26, 38), (24, 36), 900) for z in (4, 24, 44)]
+    voted = [Voted((29.5, 31.5, z + 3.5)) for z in (44, 24, 4)]
+    found = segment(scan_with(*blocks), voted, SPEC, FakeSession(), batch=batch)
+    single = [segment(scan_with(*blocks), [one], SPEC, FakeSession())[0] for one in voted]
+    assert [v.centre_ras_mm for v in found] == [v.centre_ras_mm for v in single]
+    assert all(np.array_equal(a.mask, b.mask) for a, b in zip(found, single, strict=True))
+
+
+def test_two_votes_for_one_vertebra_keep_the_more_confident():
+    voted = [Voted((28.0, 37.0, 38.0), 0.6), Voted((30.0, 38.0, 33.0), 0.95)]
+    (found,) = segment(scan_with(BODY), voted, SPEC, FakeSession())
+    assert found.confidence == 0.95
+
+
+def test_votes_apart_whose_masks_are_the_same_are_one_vertebra():
+    tall = ((24, 48), (32, 44), (24, 36), 900)
+    voted = [Voted((29.5, 37.5, 41.0), 0.9), Voted((29.5, 37.5, 31.0), 0.8)]
+    spec = replace(SPEC, mask_channels=("vertebra",))
+    (found,) = segment(scan_with(tall), voted, spec, FakeSession(spec))
+    assert found.confidence == 0.9
+
+
+def test_neighbours_that_touch_stay_two():
+    blocks = [((20, 35), (26, 44), (24, 42), 900), ((36, 51), (26, 44), (24, 42), 900)]
+    voted = [Voted((32.5, 34.5, 43.0)), Voted((32.5, 34.5, 27.0))]
+    assert len(segment(scan_with(*blocks), voted, SPEC, FakeSession())) == 2
+
+
+@pytest.mark.parametrize(
+    ("blocks", "complete", "body_complete"),
+    [
+        ([((0, 10), (32, 44), (24, 36), 900)], False, False),
+        ([((30, 40), (8, 20), (24, 36), 900), ((32, 38), (0, 8), (26, 34), 600)], False, True),
+        ([((30, 40), (8, 20), (24, 36), 900), ((32, 38), (4, 8), (26, 34), 600)], True, True),
+    ],
+)
+def test_the_edge_of_the_scan_is_noticed(blocks, complete, body_complete):
+    (z0, z1), (y0, y1), (x0, x1), _ = blocks[0]
+    voted = Voted(((x0 + x1) / 2, (y0 + y1) / 2, (z0 + z1) / 2))
+    (found,) = segment(scan_with(*blocks), [voted], SPEC, FakeSession())
+    assert (found.complete, found.body_complete) == (complete, body_complete)
+
+
+def test_edges_are_those_of_the_scan_in_any_orientation():
+    crop = Grid((10, 10, 10), AFFINE)
+    mask = np.zeros((10, 10, 10), bool)
+    mask[4:6, 4:6, 4:6] = True
+    flipped = np.diag([-1.0, -1.0, 1.0, 1.0])
+    flipped[:3, 3] = [20, 20, -20]
+    assert not touches_edge(mask, crop, Grid((60, 40, 40), flipped))
+    flipped[:3, 3] = [5, 20, -20]
+    assert touches_edge(mask, crop, Grid((60, 40, 40), flipped))
+    assert not touches_edge(np.zeros_like(mask), crop, Grid((60, 40, 40), flipped))
+
+
+def test_no_centres_give_no_vertebrae_and_no_run():
+    session = FakeSession()
+    assert segment(scan_with(BODY), [], SPEC, session) == ()
+    assert session.batches == []
+
+
+def test_outputs_that_are_not_finite_or_not_as_promised_are_refused():
+    def with_nan(outputs):
+        outputs[0][0, 0, 0, 0, 0] = np.nan
+        return outputs
+
+    voted = [Voted((29.0, 37.0, 34.0))]
+    with pytest.raises(EngineError, match="not finite"):
+        segment(scan_with(BODY), voted, SPEC, FakeSession(spoil=with_nan))
+    with pytest.raises(EngineError, match="promises"):
+        segment(scan_with(BODY), voted, SPEC, FakeSession(spoil=lambda o: (o[0][:, :1], *o[1:])))
