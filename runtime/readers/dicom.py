@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 
@@ -26,8 +26,7 @@ from runtime.volume import Volume
 PADDING_HU = -1024.0
 """What pixels that a file declares to be padding become."""
 
-_DAMAGED = (EOFError, ValueError, KeyError, AttributeError, TypeError, NotImplementedError, OverflowError, struct.error)
-"""What pydicom raises for a damaged header or for pixel data that it cannot decode, besides RuntimeError."""
+_LOCALIZER = "CT localizer"
 
 Files = Mapping[str, Callable[[], BinaryIO]]
 """Opens each file of a series, by the name that messages use."""
@@ -98,49 +97,52 @@ def _read(files: Files, name: str, where: str) -> Volume:
 
 
 def _ct_images(files: Files, where: str) -> tuple[list[_Image], list[str]]:
-    """The headers of all CT images, localizers left out."""
+    """The headers of all CT images, localizers left out, and what to say about those."""
     others: Counter[str] = Counter()
-    images, localizers = [], 0
+    images = []
     for source, opener in files.items():
-        dataset = _header(opener, source)
-        if dataset is None:
-            others["not DICOM"] += 1
-        elif str(dataset.get("SOPClassUID", "")) not in CT_CLASSES:
-            others[str(dataset.get("Modality", "")) or "without modality"] += 1
-        elif "LOCALIZER" in (dataset.get("ImageType") or ()):
-            localizers += 1
+        try:
+            found = _image_or_kind(opener, source)
+        except _damage() as error:
+            raise _damaged(source, error) from error
+        if isinstance(found, str):
+            others[found] += 1
         else:
-            images.append(_image(dataset, source))
+            images.append(found)
     if not images:
         met = ", ".join(f"{count} {kind}" for kind, count in sorted(others.items())) or "no files"
-        met += f", {localizers} CT localizers" if localizers else ""
         raise InputError(f"{where} has no CT images (it holds: {met}). Give a folder or zip with a DICOM CT series.")
-    return images, [f"{localizers} localizer images were left out."] if localizers else []
+    return images, [f"Left out: {others[_LOCALIZER]} of kind {_LOCALIZER}."] if others[_LOCALIZER] else []
 
 
-def _header(opener: Callable[[], BinaryIO], source: str) -> Any:
-    """The dataset without its pixels, or None when it isn't DICOM."""
+def _image_or_kind(opener: Callable[[], BinaryIO], source: str) -> _Image | str:
+    """A CT image's header, or what else the file is."""
     import pydicom
     from pydicom.errors import InvalidDicomError
 
     try:
         with opener() as file:
-            return pydicom.dcmread(file, stop_before_pixels=True)
+            dataset = pydicom.dcmread(file, stop_before_pixels=True)
     except InvalidDicomError:
-        return None
-    except _DAMAGED as error:
-        raise _damaged(source, error) from error
+        return "not DICOM"
+    if str(dataset.get("SOPClassUID", "")) not in CT_CLASSES:
+        return str(dataset.get("Modality", "")) or "without modality"
+    if "LOCALIZER" in (dataset.get("ImageType") or ()):
+        return _LOCALIZER
+    series_number = dataset.get("SeriesNumber")
+    return _Image(
+        str(dataset.get("SeriesInstanceUID", "")),
+        "without number" if series_number is None else str(series_number),
+        tuple(frames_of(dataset, source)),
+    )
 
 
-def _image(dataset: Any, source: str) -> _Image:
-    try:
-        return _Image(
-            str(dataset.get("SeriesInstanceUID", "")),
-            str(dataset.get("SeriesNumber", None) or "without number"),
-            tuple(frames_of(dataset, source)),
-        )
-    except _DAMAGED as error:
-        raise _damaged(source, error) from error
+def _damage() -> tuple[type[Exception], ...]:
+    """What pydicom raises for a damaged file; RuntimeError (and NotImplementedError) for pixels it cannot decode."""
+    from pydicom.errors import BytesLengthException
+
+    usual = (EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError, RuntimeError, OverflowError)
+    return (*usual, struct.error, BytesLengthException)
 
 
 def _damaged(source: str, error: Exception) -> InputError:
@@ -190,7 +192,7 @@ def _stored_values(data: bytes, source: str, frame: Frame, count: int) -> np.nda
         if "PixelData" not in dataset:
             raise InputError(f"{source} has no pixel data. Export the CT series with its images.")
         stored = np.asarray(dataset.pixel_array).reshape(-1, frame.rows, frame.columns)
-    except (*_DAMAGED, RuntimeError) as error:
+    except _damage() as error:
         raise _damaged(source, error) from error
     if len(stored) < count:
         raise InputError(f"{source} holds {len(stored)} frames where {count} are due. Export the series again.")

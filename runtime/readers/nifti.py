@@ -15,6 +15,7 @@ from runtime.readers.checks import VoxelCollector, check_grid, check_shape
 from runtime.volume import Volume
 
 _CHUNK = 2**20
+_FORMS_MAY_DIFFER_MM = 0.5
 _HEADER_SIZES = {348: "Nifti1Header", 540: "Nifti2Header"}
 
 
@@ -112,12 +113,28 @@ def _affine(header: Any, file_name: str) -> tuple[np.ndarray, tuple[str, ...]]:
         affine = np.asarray(header.get_best_affine(), np.float64)
     except (HeaderDataError, ValueError) as error:
         raise InputError(f"The orientation in {file_name} is damaged ({error}). Export the scan again.") from error
-    if int(header["sform_code"]) <= 0 and int(header["qform_code"]) <= 0:
+    codes = int(header["sform_code"]), int(header["qform_code"])
+    if max(codes) <= 0:
         return affine, (
             "The file does not state its orientation (no sform nor qform code): voxel axes were taken to run left, "
             "anterior, superior.",
         )
+    if min(codes) > 0 and (apart_mm := _qform_apart_mm(header, affine)) > _FORMS_MAY_DIFFER_MM:
+        return affine, (f"The file's sform and qform disagree by up to {apart_mm:.1f} mm: the sform was used.",)
     return affine, ()
+
+
+def _qform_apart_mm(header: Any, affine: np.ndarray) -> float:
+    """How far the qform puts any corner from where the affine puts it; infinite for a damaged qform."""
+    from nibabel.spatialimages import HeaderDataError
+
+    try:
+        difference = header.get_qform() - affine
+    except (HeaderDataError, ValueError):
+        return float("inf")
+    ends = [(0, int(n) - 1) for n in header.get_data_shape()[:3]]
+    corners = np.array([[x, y, z, 1] for x in ends[0] for y in ends[1] for z in ends[2]])
+    return float(np.linalg.norm(corners @ difference.T, axis=1).max())
 
 
 def _read_voxels(

@@ -113,6 +113,31 @@ def test_a_nifti_without_orientation_is_read_with_a_note(tmp_path):
     np.testing.assert_allclose(volume.grid.spacing_xyz_mm, (0.8, 0.8, 1.5), rtol=1e-6)
 
 
+def test_a_qform_that_disagrees_with_the_sform_is_said(tmp_path):
+    image = nib.Nifti1Image(ct_array().T, AFFINE)
+    image.set_qform(AFFINE, code=1)
+    nib.save(image, tmp_path / "a.nii")
+    assert read_scan(tmp_path / "a.nii").notes == ()
+    volume = read_scan(edit_header(tmp_path / "a.nii", qoffset_x=-12.5))
+    assert volume.notes == ("The file's sform and qform disagree by up to 25.0 mm: the sform was used.",)
+    np.testing.assert_allclose(volume.grid.affine_ras, AFFINE, atol=1e-5)
+
+
+def test_an_nrrd_with_sheared_axes_in_ras_keeps_its_grid(tmp_path):
+    array = ct_array()
+    directions = " ".join(f"({x},{y},{z})" for x, y, z in ([0.8, 0, 0], [0, 0.8, 0], [0, 0.4, 1.5]))
+    header = (
+        "NRRD0004\ntype: short\ndimension: 3\nspace: right-anterior-superior\nsizes: 8 7 6\n"
+        f"space directions: {directions}\nkinds: domain domain domain\nendian: little\nencoding: raw\n"
+        "space origin: (1,2,3)\n\n"
+    )
+    (tmp_path / "a.nrrd").write_bytes(header.encode() + array.astype("<i2").tobytes())
+    volume = read_scan(tmp_path / "a.nrrd")
+    np.testing.assert_array_equal(volume.array, array)
+    expected = [[0.8, 0, 0, 1], [0, 0.8, 0.4, 2], [0, 0, 1.5, 3], [0, 0, 0, 1]]
+    np.testing.assert_allclose(volume.grid.affine_ras, expected, atol=1e-6)
+
+
 @pytest.mark.parametrize("ending", [".nrrd", ".mha", ".mhd"])
 @pytest.mark.parametrize("compress", [False, True])
 def test_itk_formats_equal_the_nifti_of_the_same_scan(tmp_path, ending, compress):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from itertools import permutations, product
 
 import numpy as np
@@ -230,3 +231,12 @@ def test_a_thick_slice_scan_keeps_slices_and_averages_pixels():
     np.testing.assert_allclose(
         resample(volume, target), np.einsum("by,cx,zyx->zbc", pixels, pixels, volume.array), atol=0.5
     )
+
+
+def test_several_threads_may_resample_at_once():
+    volume = random_volume((40, 40, 40), dtype=np.int16)
+    target = working_grid(volume.grid, 2.0)
+    expected = resample(volume, target)
+    with ThreadPoolExecutor(8) as pool:
+        for result in pool.map(lambda _: resample(volume, target), range(32)):
+            np.testing.assert_array_equal(result, expected)

@@ -1,0 +1,479 @@
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.sequence import Sequence
+from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+
+from runtime.errors import GeometryError, InputError
+from runtime.readers import read_scan
+from runtime.volume import LPS_FROM_RAS
+
+CT = "1.2.840.10008.5.1.4.1.1.2"
+ENHANCED_CT = "1.2.840.10008.5.1.4.1.1.2.1"
+SERIES = generate_uid(entropy_srcs=["series"])
+STEP_MM = 2.0
+
+
+def slice_dataset(stored: np.ndarray, position, **attributes) -> Dataset:
+    """One CT slice, 0.7 mm between rows and 0.5 mm between columns."""
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.SOPClassUID, dataset.Modality = CT, "CT"
+    dataset.SOPInstanceUID = generate_uid()
+    dataset.SeriesInstanceUID, dataset.SeriesNumber = SERIES, 4
+    dataset.FrameOfReferenceUID = generate_uid(entropy_srcs=["frame"])
+    dataset.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
+    dataset.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+    dataset.ImagePositionPatient = list(position)
+    dataset.PixelSpacing = [0.7, 0.5]
+    dataset.RescaleSlope, dataset.RescaleIntercept = 1, -1024
+    dataset.Rows, dataset.Columns = stored.shape[-2:]
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, 16, 15
+    dataset.PixelRepresentation = int(stored.dtype.kind == "i")
+    dataset.PixelData = stored.tobytes()
+    for key, value in attributes.items():
+        setattr(dataset, key, value)
+    return dataset
+
+
+def stored_values(count=5, rows=6, columns=8) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 2500, (count, rows, columns)).astype(np.uint16)
+
+
+def save(dataset: Dataset, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    dataset.save_as(path, enforce_file_format=True)
+
+
+def write_series(folder: Path, change: Callable[[int, Dataset], None] | None = None, *, count=5) -> np.ndarray:
+    """Writes slices under names that are out of order; ``change`` may alter each. Returns the stored values."""
+    stored = stored_values(count)
+    for k in range(count):
+        dataset = slice_dataset(stored[k], [10, 20, -100 + STEP_MM * k], InstanceNumber=count - k)
+        if change is not None:
+            change(k, dataset)
+        save(dataset, folder / f"{(7 * k) % 11:02d}.dcm")
+    return stored
+
+
+def refused(path: Path, *parts: str, kind=InputError) -> None:
+    with pytest.raises(kind) as caught:
+        read_scan(path)
+    for part in parts:
+        assert part in str(caught.value)
+    assert caught.value.exit_status == 2
+    assert str(caught.value).endswith(".")
+
+
+def zip_of(folder: Path, path: Path) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in sorted(folder.rglob("*")):
+            archive.write(file, file.relative_to(folder))
+    return path
+
+
+# --- what is read ------------------------------------------------------------------------------------------------
+
+
+def test_a_series_is_ordered_by_position_with_its_affine(tmp_path):
+    stored = write_series(tmp_path / "scan")
+    (tmp_path / "scan" / "README.txt").write_text("not DICOM")
+    volume = read_scan(tmp_path / "scan")
+    assert volume.array.dtype == np.int16
+    np.testing.assert_array_equal(volume.array, stored.astype(int) - 1024)
+    lps = np.array([[0.5, 0, 0, 10], [0, 0.7, 0, 20], [0, 0, 2.0, -100], [0, 0, 0, 1]])
+    np.testing.assert_allclose(volume.grid.affine_ras, LPS_FROM_RAS @ lps)
+    assert volume.name == "scan"
+    assert volume.notes == ()
+
+
+def test_the_zip_of_a_folder_is_the_same_scan(tmp_path):
+    write_series(tmp_path / "scan" / "deep" / "er")
+    folder, packed = read_scan(tmp_path / "scan"), read_scan(zip_of(tmp_path / "scan", tmp_path / "packed.zip"))
+    np.testing.assert_array_equal(packed.array, folder.array)
+    assert packed.grid.same_as(folder.grid)
+    assert packed.sha256 == folder.sha256
+    assert packed.name == "packed"
+
+
+def test_the_hash_depends_on_content_and_not_on_file_names(tmp_path):
+    write_series(tmp_path / "a")
+    first = read_scan(tmp_path / "a").sha256
+    for file in sorted((tmp_path / "a").iterdir()):
+        file.rename(file.with_name("renamed" + file.name))
+    assert read_scan(tmp_path / "a").sha256 == first
+    write_series(tmp_path / "b", lambda k, d: setattr(d, "InstanceNumber", 50 + k))
+    assert read_scan(tmp_path / "b").sha256 != first
+
+
+def test_slope_and_intercept_are_applied_per_slice(tmp_path):
+    def change(k, dataset):
+        dataset.RescaleSlope, dataset.RescaleIntercept = (2, -1000) if k % 2 else (1, -1024)
+
+    stored = write_series(tmp_path, change).astype(int)
+    volume = read_scan(tmp_path)
+    assert volume.array.dtype == np.int16
+    np.testing.assert_array_equal(volume.array[1::2], stored[1::2] * 2 - 1000)
+    np.testing.assert_array_equal(volume.array[::2], stored[::2] - 1024)
+
+
+def test_a_fractional_slope_makes_the_scan_float32(tmp_path):
+    stored = write_series(tmp_path, lambda k, d: setattr(d, "RescaleSlope", 1.25))
+    volume = read_scan(tmp_path)
+    assert volume.array.dtype == np.float32
+    np.testing.assert_allclose(volume.array, stored * 1.25 - 1024)
+
+
+def test_missing_rescale_is_said(tmp_path):
+    def change(k, dataset):
+        del dataset.RescaleSlope, dataset.RescaleIntercept
+
+    stored = write_series(tmp_path, change)
+    volume = read_scan(tmp_path)
+    np.testing.assert_array_equal(volume.array, stored)
+    assert any("Rescale slope or intercept are missing" in note for note in volume.notes)
+
+
+@pytest.mark.parametrize(("padding", "limit"), [(0, None), (0, 5), (5, 0)])
+def test_declared_padding_becomes_air(tmp_path, padding, limit):
+    def change(k, dataset):
+        pixels = stored_values()[k] + np.uint16(10)
+        pixels[0], pixels[1] = padding, 3
+        dataset.PixelData, dataset.PixelPaddingValue, dataset.RescaleIntercept = pixels.tobytes(), padding, -2000
+        if limit is not None:
+            dataset.PixelPaddingRangeLimit = limit
+
+    write_series(tmp_path, change)
+    array = read_scan(tmp_path).array
+    assert (array[:, 0] == -1024).all()
+    assert (array[:, 1] == (-1024 if limit is not None else 3 - 2000)).all()
+    np.testing.assert_array_equal(array[:, 2:], stored_values()[:, 2:].astype(int) + 10 - 2000)
+
+
+def test_gantry_tilt_is_kept_as_a_sheared_grid(tmp_path):
+    angle = np.radians(18.5)
+
+    def change(k, dataset):
+        dataset.ImageOrientationPatient = [1, 0, 0, 0, float(f"{np.cos(angle):.7f}"), float(f"{-np.sin(angle):.7f}")]
+
+    write_series(tmp_path, change)
+    volume = read_scan(tmp_path)
+    assert "tilted by 18.5 degrees" in volume.notes[0]
+    for k in (0, 4):
+        np.testing.assert_allclose(volume.grid.to_ras_mm([k, 0, 0]), [-10, -20, -100 + STEP_MM * k], atol=1e-6)
+    far = volume.grid.to_ras_mm([4, 5, 7])
+    expected = np.array([13.5, 20 + 3.5 * np.cos(angle), -92 - 3.5 * np.sin(angle)])
+    np.testing.assert_allclose(far, expected * [-1, -1, 1], atol=1e-5)
+
+
+def test_a_sagittal_series_is_read_on_its_own_axes(tmp_path):
+    def change(k, dataset):
+        dataset.ImageOrientationPatient = [0, 1, 0, 0, 0, -1]
+        dataset.ImagePositionPatient = [30 - STEP_MM * k, 20, 100]
+
+    stored = write_series(tmp_path, change)
+    volume = read_scan(tmp_path)
+    np.testing.assert_array_equal(volume.array, stored.astype(int) - 1024)
+    assert volume.grid.orientation == "PIR"
+    np.testing.assert_allclose(volume.grid.to_ras_mm([4, 5, 7]), [-22, -23.5, 96.5])
+
+
+def test_rounded_positions_are_accepted(tmp_path):
+    jitter = [0, 0.01, -0.01, 0.008, 0]
+
+    def change(k, dataset):
+        dataset.ImagePositionPatient = [10, 20, -100 + STEP_MM * k + jitter[k]]
+
+    write_series(tmp_path, change)
+    np.testing.assert_allclose(read_scan(tmp_path).grid.spacing_xyz_mm, (0.5, 0.7, 2.0))
+
+
+def test_of_several_series_the_longest_is_read_and_that_is_said(tmp_path):
+    stored = write_series(tmp_path / "long")
+    other = generate_uid()
+
+    def change(k, dataset):
+        dataset.SeriesInstanceUID, dataset.SeriesNumber = other, 9
+
+    write_series(tmp_path / "short", change, count=3)
+    volume = read_scan(tmp_path)
+    np.testing.assert_array_equal(volume.array, stored.astype(int) - 1024)
+    assert volume.notes == ("2 CT series were there; series 4 with most slices, 5, was read (the others have 3).",)
+
+
+def test_localizers_and_other_modalities_are_left_out(tmp_path):
+    stored = write_series(tmp_path)
+    localizer = slice_dataset(stored[0], [0, 0, 0], ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    localizer.ImageOrientationPatient = [0, 1, 0, 0, 0, -1]
+    save(localizer, tmp_path / "scout.dcm")
+    save(slice_dataset(stored[0], [0, 0, 0], SOPClassUID="1.2.840.10008.5.1.4.1.1.7", Modality="OT"), tmp_path / "sc")
+    volume = read_scan(tmp_path)
+    assert volume.array.shape == stored.shape
+    assert volume.notes == ("Left out: 1 of kind CT localizer.",)
+
+
+def enhanced(stored: np.ndarray) -> Dataset:
+    """An enhanced multiframe CT whose frames are stored from the last position to the first."""
+    dataset = slice_dataset(stored[::-1].copy(), [0, 0, 0], SOPClassUID=ENHANCED_CT, NumberOfFrames=len(stored))
+    for key in ("ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing", "RescaleSlope", "RescaleIntercept"):
+        delattr(dataset, key)
+
+    def item(**attributes) -> Sequence:
+        holder = Dataset()
+        for key, value in attributes.items():
+            setattr(holder, key, value)
+        return Sequence([holder])
+
+    shared = Dataset()
+    shared.PlaneOrientationSequence = item(ImageOrientationPatient=[1, 0, 0, 0, 1, 0])
+    shared.PixelMeasuresSequence = item(PixelSpacing=[0.7, 0.5])
+    shared.PixelValueTransformationSequence = item(RescaleSlope=1, RescaleIntercept=-1024, RescaleType="HU")
+    frames = []
+    for k in reversed(range(len(stored))):
+        frame = Dataset()
+        frame.PlanePositionSequence = item(ImagePositionPatient=[10, 20, -100 + STEP_MM * k])
+        frames.append(frame)
+    dataset.SharedFunctionalGroupsSequence = Sequence([shared])
+    dataset.PerFrameFunctionalGroupsSequence = Sequence(frames)
+    return dataset
+
+
+def test_an_enhanced_file_is_the_same_scan_as_its_slices(tmp_path):
+    stored = write_series(tmp_path / "slices")
+    save(enhanced(stored), tmp_path / "enhanced.dcm")
+    slices, volume = read_scan(tmp_path / "slices"), read_scan(tmp_path / "enhanced.dcm")
+    np.testing.assert_array_equal(volume.array, slices.array)
+    assert volume.grid.same_as(slices.grid)
+
+
+# --- what is refused ---------------------------------------------------------------------------------------------
+
+
+def test_a_folder_without_dicom(tmp_path):
+    refused(tmp_path, "no CT images", "no files", "Give a folder or zip")
+    (tmp_path / "notes.txt").write_text("x")
+    refused(tmp_path, "no CT images", "1 not DICOM")
+
+
+def test_another_modality(tmp_path):
+    def change(k, dataset):
+        dataset.SOPClassUID, dataset.Modality = "1.2.840.10008.5.1.4.1.1.4", "MR"
+
+    write_series(tmp_path, change)
+    refused(tmp_path, "no CT images", "5 MR")
+
+
+def test_one_slice(tmp_path):
+    write_series(tmp_path, count=1)
+    refused(tmp_path, "only one slice", "00.dcm", "whole CT series")
+    refused(tmp_path / "00.dcm", "only one slice")
+
+
+@pytest.mark.parametrize("missing", [2, 3])
+def test_a_missing_slice(tmp_path, missing):
+    write_series(tmp_path, count=8)
+    (tmp_path / f"{(7 * missing) % 11:02d}.dcm").unlink()
+    refused(tmp_path, "misses 1 slices", "gap of 4.00 mm", "2.00 mm apart", kind=GeometryError)
+
+
+def test_uneven_spacing(tmp_path):
+    def change(k, dataset):
+        dataset.ImagePositionPatient = [10, 20, -100 + (0, 2, 4, 7, 10)[k]]
+
+    write_series(tmp_path, change)
+    refused(tmp_path, "uneven slice spacing", "2.00 to 3.00 mm", "reconstruction", kind=GeometryError)
+
+
+def test_steps_that_drift(tmp_path):
+    def change(k, dataset):
+        dataset.ImagePositionPatient = [10, 20, -100 + 2 * k + 0.01 * k * k]
+
+    write_series(tmp_path, change, count=11)
+    refused(tmp_path, "0.25 mm off its place", kind=GeometryError)
+
+
+def test_doubled_slices(tmp_path):
+    stored = write_series(tmp_path)
+    save(slice_dataset(stored[2], [10, 20, -100 + STEP_MM * 2]), tmp_path / "copy.dcm")
+    refused(tmp_path, "in the same place", "copy.dcm", "-96.00 mm", "without copies", kind=GeometryError)
+
+
+def test_slices_that_shift_sideways(tmp_path):
+    def change(k, dataset):
+        dataset.ImagePositionPatient = [10 + (5 if k == 2 else 0), 20, -100 + STEP_MM * k]
+
+    write_series(tmp_path, change)
+    refused(tmp_path, "do not lie on one line", "5.00 mm off", kind=GeometryError)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("ImageOrientationPatient", [0, 1, 0, 0, 0, -1], "orientations"),
+        ("PixelSpacing", [0.7, 0.6], "pixel spacings"),
+        ("FrameOfReferenceUID", "1.2.3", "frames of reference"),
+    ],
+)
+def test_mixed_series(tmp_path, key, value, said):
+    write_series(tmp_path, lambda k, d: setattr(d, key, value) if k == 3 else None)
+    refused(tmp_path, f"mixes slices of different {said}", "one plain CT series", kind=GeometryError)
+
+
+def test_mixed_sizes(tmp_path):
+    write_series(tmp_path)
+    save(slice_dataset(stored_values(1, 4, 4)[0], [10, 20, -90]), tmp_path / "small.dcm")
+    refused(tmp_path, "different sizes", "6x8", "4x4", "small.dcm", kind=GeometryError)
+
+
+@pytest.mark.parametrize("key", ["ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"])
+def test_missing_geometry(tmp_path, key):
+    write_series(tmp_path, lambda k, d: delattr(d, key) if k == 1 else None)
+    refused(tmp_path, "07.dcm", f"{key} is missing", "Export", kind=GeometryError)
+
+
+def test_axes_that_are_not_perpendicular(tmp_path):
+    write_series(tmp_path, lambda k, d: setattr(d, "ImageOrientationPatient", [1, 0, 0, 0.5, 0.5, 0]))
+    refused(tmp_path, "not two perpendicular unit vectors", "0.5", kind=GeometryError)
+
+
+def test_absurd_pixel_spacing(tmp_path):
+    write_series(tmp_path, lambda k, d: setattr(d, "PixelSpacing", [0.001, 0.001]))
+    refused(tmp_path, "voxel spacing", "0.001", kind=GeometryError)
+
+
+def test_no_pixel_data(tmp_path):
+    def change(k, dataset):
+        del dataset.PixelData
+
+    write_series(tmp_path / "a", change)
+    refused(tmp_path / "a", "no pixel data")
+
+    def change_more(k, dataset):
+        del dataset.PixelData, dataset.Rows
+
+    write_series(tmp_path / "b", change_more)
+    refused(tmp_path / "b", "no pixel data")
+
+
+def test_colours(tmp_path):
+    write_series(tmp_path, lambda k, d: setattr(d, "PhotometricInterpretation", "RGB"))
+    refused(tmp_path, "RGB image", "MONOCHROME2")
+
+
+def test_values_of_another_kind(tmp_path):
+    write_series(tmp_path, lambda k, d: setattr(d, "RescaleType", "MGML"))
+    refused(tmp_path, "'MGML', not Hounsfield units")
+
+
+def test_pixels_cut_off(tmp_path):
+    write_series(tmp_path)
+    path = tmp_path / "03.dcm"
+    path.write_bytes(path.read_bytes()[:-20])
+    refused(tmp_path, "03.dcm", "can't be decoded", "again")
+
+
+def test_damaged_files_are_read_or_refused_and_never_crash(tmp_path):
+    rng = np.random.default_rng(0)
+    write_series(tmp_path, count=3)
+    path = tmp_path / "07.dcm"
+    good = path.read_bytes()
+    outcomes = set()
+    for _ in range(200):
+        bad = bytearray(good)
+        for place in rng.integers(128, len(good) - 96, rng.integers(1, 4)):
+            bad[place] = rng.integers(0, 256)
+        path.write_bytes(bad if rng.random() < 0.7 else bad[: rng.integers(0, len(bad))])
+        try:
+            read_scan(tmp_path)
+            outcomes.add("read")
+        except InputError:
+            outcomes.add("refused")
+    assert outcomes == {"read", "refused"}
+
+
+def test_zips_that_cannot_be_used(tmp_path):
+    write_series(tmp_path / "scan")
+    path = zip_of(tmp_path / "scan", tmp_path / "a.zip")
+    good = path.read_bytes()
+    path.write_bytes(good[: len(good) // 2])
+    refused(path, "a.zip", "no zip or is damaged")
+    bad = bytearray(good)
+    bad[400] ^= 0xFF
+    path.write_bytes(bad)
+    refused(path, "again")
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("ct.nii.gz", b"x")
+    path.write_bytes(buffer.getvalue())
+    refused(path, "no CT images", "1 not DICOM")
+
+
+def test_an_encrypted_zip(tmp_path):
+    write_series(tmp_path / "scan")
+    path = zip_of(tmp_path / "scan", tmp_path / "a.zip")
+    data = bytearray(path.read_bytes())
+    for signature, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        data[data.find(signature) + flags] |= 1
+    path.write_bytes(data)
+    refused(path, "encrypted", "give the folder")
+
+
+# --- real files --------------------------------------------------------------------------------------------------
+
+
+def test_a_real_series(shared_data):
+    volume = read_scan(shared_data / "dicom" / "visible-human-pelvis")
+    assert volume.array.shape == (150, 512, 512)
+    assert volume.grid.orientation == "LPS"
+    assert volume.array.min() == -1024
+    assert len(read_scan(shared_data / "dicom" / "three-slices").array) == 3
+
+
+def test_a_real_tilted_series(shared_data, tmp_path):
+    folder = shared_data / "dicom" / "ge-tilt-and-uneven-spacing"
+    refused(folder, "uneven slice spacing", "1.08 to 7.00 mm", "14.dcm and 15.dcm", kind=GeometryError)
+    for k in range(1, 15):
+        (tmp_path / f"{k:02d}.dcm").write_bytes((folder / f"{k:02d}.dcm").read_bytes())
+    volume = read_scan(tmp_path)
+    assert "tilted by 18.5 degrees" in volume.notes[0]
+    last = pydicom.dcmread(folder / "14.dcm", stop_before_pixels=True).ImagePositionPatient
+    np.testing.assert_allclose(volume.grid.to_ras_mm([13, 0, 0]), np.array(last) * [-1, -1, 1], atol=1e-4)
+    assert volume.array.min() >= -1500
+
+
+LOSSLESS = ("1.2.1", "1.2.2", "1.2", "1.2.5", "1.99", "4.57", "4.70", "4.80", "4.90")
+
+
+def test_lossless_transfer_syntaxes_give_identical_values(shared_data, tmp_path):
+    folder = shared_data / "dicom" / "transfer-syntaxes"
+    arrays = {}
+    for path in sorted(folder.glob("CTImage.dcm_*")):
+        if not path.name.endswith(tuple(f".{ending}.dcm" for ending in LOSSLESS)):
+            continue
+        scan = tmp_path / path.name
+        scan.mkdir()
+        (scan / "1.dcm").write_bytes(path.read_bytes())
+        other = pydicom.dcmread(path)
+        other.ImagePositionPatient = [*other.ImagePositionPatient[:2], 9.7]
+        other.save_as(scan / "2.dcm")
+        arrays[path.name] = read_scan(scan).array
+    assert len(arrays) == len(LOSSLESS)
+    first, *rest = arrays.values()
+    for array in rest:
+        np.testing.assert_array_equal(array, first)
+
+
+def test_real_enhanced_files(shared_data):
+    assert read_scan(shared_data / "dicom" / "enhanced" / "eCT_Supplemental.dcm").array.shape == (2, 512, 512)
+    refused(shared_data / "dicom" / "enhanced" / "legacy_enh_23x38x3.dcm", "looks like a mask")
+    refused(shared_data / "dicom" / "transfer-syntaxes", "in the same place", kind=GeometryError)
