@@ -13,7 +13,7 @@ from train.phantom.hardware import add_hardware
 from train.phantom.scene import Scene, SceneBuilder
 from train.phantom.spine import VertebraShape, rotation, sample_spine
 from train.phantom.torso import sample_torso
-from train.phantom.vertebra import add_canal, add_discs, add_vertebra
+from train.phantom.vertebra import add_canal, add_discs, add_last_disc, add_vertebra
 
 Float64 = npt.NDArray[np.float64]
 
@@ -67,6 +67,7 @@ def sample_anatomy(seed: int, config: PhantomConfig = PhantomConfig()) -> Anatom
     organs.add_vessels(s, torso, rng)
     skeleton.add_ribs(s, shapes, torso, thin, rng)
     add_discs(s, shapes, degeneration=degeneration, rng=rng)
+    add_last_disc(s, shapes[0], sacrum, size)
     add_canal(s, shapes)
     s.extend(bones)
     for shape in shapes:

@@ -37,14 +37,14 @@ def _superellipse(u: float, v: float, square: float) -> float:
     return (1.0 - square) * math.sqrt(u + v) + square * math.sqrt(math.sqrt(u * u + v * v))
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _ellipsoid(x, y, z, q):
     k0 = math.sqrt((x / q[0]) ** 2 + (y / q[1]) ** 2 + (z / q[2]) ** 2)
     k1 = math.sqrt((x / q[0] ** 2) ** 2 + (y / q[1] ** 2) ** 2 + (z / q[2] ** 2) ** 2)
     return k0 * (k0 - 1.0) / k1 if k1 > 1e-9 else -min(q[0], q[1], q[2])
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _capsule(x, y, z, q):
     """A round cone from z=-q0 (radius q1) to z=+q0 (radius q2); its section is scaled by q3 in x and q4 in y."""
     zc = min(max(z, -q[0]), q[0])
@@ -56,7 +56,7 @@ def _capsule(x, y, z, q):
     return f * (f - r) / g if g > 1e-9 else -r * min(q[3], q[4])
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _box(x, y, z, q):
     dx, dy, dz = abs(x) - q[0] + q[3], abs(y) - q[1] + q[3], abs(z) - q[2] + q[3]
     out = math.sqrt(max(dx, 0.0) ** 2 + max(dy, 0.0) ** 2 + max(dz, 0.0) ** 2)
@@ -72,7 +72,7 @@ def _height_at(u, v, q):
     return straight + max(dip, -0.9 * straight) * max(1.0 - u * u, 0.0)
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _body(x, y, z, q):
     """Vertebral body: q = half width, half depth, waist, hollow, anterior, middle, posterior height, top share, edge, squareness."""
     tallest = max(q[4], q[5], q[6])
@@ -88,7 +88,7 @@ def _body(x, y, z, q):
     return _smooth_max(radial, max(top, bottom), q[8])
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _tube(x, y, z, q, table):
     """A generalised cylinder: rows (cx, cy, rx, ry, squareness) spaced evenly over z = -q0..q0."""
     n = table.shape[0]
@@ -106,7 +106,7 @@ def _tube(x, y, z, q, table):
     return max(radial - q[1], abs(z) - q[0])
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _plate(x, y, z, q):
     """A triangle (three vertices in q0..q8) thickened by q9 on either side."""
     ax, ay, az = q[3] - q[0], q[4] - q[1], q[5] - q[2]
@@ -135,7 +135,7 @@ def _plate(x, y, z, q):
     return math.sqrt((px - s * ax - t * bx) ** 2 + (py - s * ay - t * by) ** 2 + (pz - s * az - t * bz) ** 2) - q[9]
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _distance(kind, x, y, z, q, table):
     if kind == 0:
         return _ellipsoid(x, y, z, q)
@@ -150,7 +150,7 @@ def _distance(kind, x, y, z, q, table):
     return _plate(x, y, z, q)
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _merge(kind, op, blend, margin, frame, q, table, box, origin, field):
     """Joins (op 0) or cuts (op 1) one primitive into ``field``, whose voxel (0, 0, 0) is at index ``origin``.
 
@@ -184,7 +184,7 @@ def _merge(kind, op, blend, margin, frame, q, table, box, origin, field):
                                 field[at] = _smooth_min(field[at], d, blend) if field[at] < FAR * 0.5 else d
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _blend_in(field, body, box, voxel, look, weights, hu, noise, mask, body_mask, label):
     """Paints one group: look = (shell mm, shell HU, core HU, body shell mm, endplate HU); weights = (2, 3) texture HU."""
     for k in range(field.shape[0]):
@@ -210,7 +210,7 @@ def _blend_in(field, body, box, voxel, look, weights, hu, noise, mask, body_mask
                         body_mask[z, y, x] = label if inside_body else 0
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def paint(groups, looks, weights, kinds, ops, frames, params, table_of, tables, boxes, voxel, hu, noise, mask, body_mask):
     """Paints all groups in order into ``hu``, ``mask`` and ``body_mask``.
 
@@ -254,7 +254,7 @@ def _hash(i, j, k, seed):
     return ((h ^ (h >> 13)) & 0xFFFFFF) / 8388607.5 - 1.0
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def value_noise(frame, shape, wavelength, seed, out):
     """Fills ``out`` (z, y, x) with smooth noise in [-1, 1] of the given wavelength, a function of patient mm alone."""
     for k in range(shape[0]):
@@ -278,7 +278,7 @@ def value_noise(frame, shape, wavelength, seed, out):
                 out[k, j, i] = lower * (1 - w) + upper * w
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def convolve(source, kernel, axis, out):
     """Convolves ``source`` (z, y, x) with an odd symmetric ``kernel`` along ``axis``, edges repeated."""
     half = kernel.shape[0] // 2

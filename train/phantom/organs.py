@@ -51,6 +51,7 @@ def add_abdomen(s: SceneBuilder, t: Torso, rng: np.random.Generator, *, oral: bo
     s.solid(Tissue.VISCERAL_FAT)
     s.tube((t.z_mm[0] + 40, t.dome_z + 10), _rows(t, t.cavity, (t.z_mm[0] + 40, t.dome_z + 10)))
     _add_bowel(s, t, rng, oral=oral)
+    _add_upper(s, t, rng)
     s.solid(Tissue.MUSCLE, blend_mm=4)
     for side in SIDES:
         names = [("T12", 26, 6), ("L2", 36, 16), ("L4", 46, 22), ("S1", 62, 22), ("hip", 92, 16)]
@@ -60,11 +61,12 @@ def add_abdomen(s: SceneBuilder, t: Torso, rng: np.random.Generator, *, oral: bo
         s.chain(quad, 15 * k, scale=(1.2, 0.7))
     for side in SIDES:
         middle = t.spine_at(z_of["L1"] - (10 if side > 0 else 0)) + np.array([side * 66, 6, rng.uniform(-15, 15)]) * k
+        s.solid(Tissue.VISCERAL_FAT)
+        s.ellipsoid(middle, np.array([34, 31, 62]) * k, z=(-side * 0.25, -0.15, 1))
         s.group(Tissue.KIDNEY, Tissue.KIDNEY, shell_mm=8, core_hu=rng.uniform(-8, 15))
         s.ellipsoid(middle, np.array([28, 26, 55]) * k * rng.uniform(0.85, 1.1), z=(-side * 0.25, -0.15, 1))
         s.solid(Tissue.VISCERAL_FAT)
         s.ellipsoid(middle + [-side * 14, 6, 0], (14, 9, 20))
-    _add_upper(s, t, rng)
     s.group(Tissue.BOWEL_WALL, Tissue.URINE, shell_mm=3)
     s.ellipsoid(t.spine_at(-95 * k) + np.array([0, 82, 0]) * k, np.array([45, 35, 32]) * rng.uniform(0.5, 1.2) * k)
     s.group(Tissue.MUSCLE, Tissue.FECES if rng.random() < 0.6 else Tissue.GAS, shell_mm=5)
@@ -82,9 +84,10 @@ def _add_upper(s: SceneBuilder, t: Torso, rng: np.random.Generator) -> None:
     k, dome = t.size, t.dome_z
     cx, cy, rx, ry = (float(v[0]) for v in t.cage(np.array([dome - 50])))
     s.solid(Tissue.LIVER, blend_mm=25)
-    s.ellipsoid((cx + 0.42 * rx, cy + 2, dome - 62 * k), (0.5 * rx, 0.86 * ry, 72 * k))
-    s.ellipsoid((cx + 0.48 * rx, cy - 5, dome - 100 * k), (0.4 * rx, 0.62 * ry, 70 * k))
+    s.ellipsoid((cx + 0.42 * rx, cy + 2, dome - 62 * k), (0.5 * rx, 0.84 * ry, 66 * k))
+    s.ellipsoid((cx + 0.48 * rx, cy - 5, dome - 84 * k), (0.4 * rx, 0.6 * ry, 62 * k * rng.uniform(0.8, 1.15)))
     s.ellipsoid((cx - 0.05 * rx, cy + 0.4 * ry, dome - 45 * k), (0.45 * rx, 0.42 * ry, 38 * k))
+    s.ellipsoid((cx + 0.55 * rx, cy - 0.3 * ry, dome - 75 * k), (0.34 * rx, 0.55 * ry, 58 * k))
     s.solid(Tissue.SPLEEN)
     s.ellipsoid((cx - 0.66 * rx, cy - 0.42 * ry, dome - 62 * k), np.array([26, 44, 50]) * k * rng.uniform(0.7, 1.2), z=(0.3, -0.2, 1))
     s.group(Tissue.BOWEL_WALL, Tissue.BOWEL_FLUID, shell_mm=4)
@@ -103,26 +106,40 @@ def _add_bowel(s: SceneBuilder, t: Torso, rng: np.random.Generator, *, oral: boo
     low, high = -70.0 * k, t.z_of["L1"]
     spine = t.spine_at((low + high) / 2)
     table = _rows(t, t.cavity, t.z_mm)
-    for _ in range(26):
+    for _ in range(rng.integers(22, 45)):
         z = rng.uniform(low, high)
         cx, cy, rx, ry, _ = (float(np.interp(z, t.rows_z, column)) for column in table.T)
-        start = np.array([cx + rng.uniform(-0.62, 0.62) * rx, cy + rng.uniform(-0.05, 0.6) * ry, z])
+        start = np.array([cx + rng.uniform(-0.7, 0.7) * rx, cy + rng.uniform(-0.1, 0.72) * ry, z])
         start[1] = max(start[1], spine[1] + 38 * k)
-        end = start + rng.normal(0, 1, 3) * [26, 10, 14]
-        r = rng.uniform(9, 14) * k
-        core = rng.choice([Tissue.BOWEL_FLUID, Tissue.ORAL_CONTRAST if oral else Tissue.BOWEL_FLUID, Tissue.GAS], p=[0.55, 0.3, 0.15])
-        s.group(Tissue.BOWEL_WALL, Tissue(int(core)), shell_mm=2.5)
-        s.capsule(start, end, r, r * rng.uniform(0.7, 1.0))
+        path = start + np.cumsum(rng.normal(0, 1, (4, 3)) * [20, 8, 15], axis=0)
+        path[:, 1] = np.clip(path[:, 1], spine[1] + 30 * k, cy + 0.8 * ry)
+        path[:, 0] = np.clip(path[:, 0], cx - 0.8 * rx, cx + 0.8 * rx)
+        contents = [Tissue.BOWEL_FLUID, Tissue.ORAL_CONTRAST if oral else Tissue.BOWEL_FLUID, Tissue.GAS]
+        core = Tissue(int(rng.choice(contents, p=[0.55, 0.33, 0.12])))
+        s.group(Tissue.BOWEL_WALL, core, shell_mm=2.5, blend_mm=2)
+        s.chain(path, rng.uniform(8, 15, 4) * k)
+    _add_mesentery(s, t, table, spine, rng)
     z = np.linspace(low + 30, high - 10, 5)
     for side in SIDES:
         out = np.array([np.interp(z, t.rows_z, column) for column in table.T])
         path = np.stack([out[0] + side * 0.78 * out[2], out[1] + rng.uniform(-0.25, 0.1) * out[3] + rng.normal(0, 5, 5), z], 1)
         core = Tissue.FECES if rng.random() < 0.6 else Tissue.GAS
         s.group(Tissue.BOWEL_WALL, core, shell_mm=2.5, blend_mm=4)
-        s.chain(path, rng.uniform(14, 24, 5) * k)
+        s.chain(path, rng.uniform(16, 30, 5) * k)
     top = np.array([[x * 0.7 * out[2][-1], out[1][-1] + out[3][-1] * 0.5, high + rng.uniform(-40, 10)] for x in (-1, -0.4, 0.2, 0.9)])
     s.group(Tissue.BOWEL_WALL, Tissue.GAS if rng.random() < 0.6 else Tissue.FECES, shell_mm=2.5, blend_mm=4)
-    s.chain(top, rng.uniform(14, 24, 4) * k)
+    s.chain(top, rng.uniform(15, 28, 4) * k)
+
+
+def _add_mesentery(s: SceneBuilder, t: Torso, table: Float64, spine: Float64, rng: np.random.Generator) -> None:
+    """Small vessels through the fat from before the spine outwards."""
+    s.solid(Tissue.VEIN)
+    for _ in range(40):
+        z = rng.uniform(-60 * t.size, t.z_of["L1"])
+        cx, cy, rx, ry, _ = (float(np.interp(z, t.rows_z, column)) for column in table.T)
+        root = t.spine_at(z) + [rng.uniform(-20, 20), 42 * t.size, rng.uniform(0, 40)]
+        end = np.array([cx + rng.uniform(-0.8, 0.8) * rx, cy + rng.uniform(-0.2, 0.7) * ry, z - rng.uniform(0, 30)])
+        s.capsule(root, end, rng.uniform(1.2, 3.2), 0.9)
 
 
 def add_chest(s: SceneBuilder, t: Torso, rng: np.random.Generator) -> None:

@@ -16,14 +16,15 @@ SIDES = (-1.0, 1.0)
 
 def add_sacrum(s: SceneBuilder, lowest: VertebraShape, size: float, thin: float, rng: np.random.Generator) -> tuple[int, Float64]:
     """S1 to S5 fused, and the coccyx; returns the frame of S1 and its origin in the body frame."""
-    tilt = 38.0 * rng.uniform(0.7, 1.2)
+    lean = float(np.rad2deg(np.arctan2(lowest.axes[1, 2], lowest.axes[2, 2])))
+    tilt = float(np.clip(lean + rng.uniform(8, 20), 12, 58))
     top = lowest.origin_mm - lowest.axes[:, 2] * (0.5 * lowest.tallest_mm + 0.5 * lowest.disc_mm)
     axes = rotation(tilt, 0, 0)
     top = top - axes[:, 2] * 0.5 * lowest.disc_mm
     rows = [(25, 16, 29), (20, 12.5, 25), (16, 9.5, 20), (13.5, 8, 17), (11, 6, 15), (7, 4.5, 11), (5, 3.5, 9)]
-    s.group(Tissue.ARCH_CORTEX, Tissue.SPONGY, shell_mm=rng.uniform(1.0, 1.8) * (1 - 0.3 * thin), blend_mm=4.0,
+    s.group(Tissue.ARCH_CORTEX, Tissue.SPONGY, shell_mm=rng.uniform(0.8, 1.5) * (1 - 0.3 * thin), blend_mm=4.0,
             shell_hu=-200 * thin - 120, core_hu=rng.normal(-25, 15))  # fmt: skip
-    frame, first, centres = -1, np.zeros(3), []
+    frame, first, centres, curve = -1, np.zeros(3), [], rng.uniform(0.6, 1.2)
     for n, (a, b, h) in enumerate(np.array(rows) * size):
         centre = top - axes[:, 2] * h / 2
         f = s.frame(axes, centre)
@@ -41,7 +42,7 @@ def add_sacrum(s: SceneBuilder, lowest: VertebraShape, size: float, thin: float,
             s.capsule((0, -b - 14 * k, 4), (0, -b - 22 * k, -4), 5 * k, frame=f, scale=(0.6, 1.0))
         centres.append((centre, axes, a, b))
         top = centre - axes[:, 2] * h / 2
-        axes = rotation(tilt + (-4, 10, 4, -12, -30, -44, -60)[n] * 1.0, 0, 0)
+        axes = rotation(tilt + curve * (8, 4, -14, -38, -60, -75, -80)[n], 0, 0)
     for n in range(4):
         (c0, ax, a, b), (c1, _, _, _) = centres[n], centres[n + 1]
         for side in SIDES:

@@ -180,16 +180,75 @@ class _Posture:
 
     def lean_deg(self, fraction: float) -> tuple[float, float]:
         """Coronal lean and axial rotation at ``fraction`` (0 sacrum .. 1 atlas)."""
-        phase = self.waves * np.pi * (fraction - self.apex)
-        return 0.5 * self.cobb_deg * self.side * np.sin(phase), 0.5 * self.cobb_deg * self.side * np.cos(phase)
+        phase, half = self.waves * np.pi, 0.5 * self.cobb_deg * self.side
+        drift = (np.cos(phase * self.apex) - np.cos(phase * (1 - self.apex))) / phase
+        return half * (np.sin(phase * (fraction - self.apex)) - drift), half * np.cos(phase * (fraction - self.apex))
 
 
 def _sample_posture(rng: np.random.Generator, config: PhantomConfig) -> _Posture:
     cobb = rng.uniform(*config.scoliosis_deg) if rng.random() < config.scoliosis_probability else rng.uniform(0, 5)
     return _Posture(
         rng.uniform(*config.size), rng.uniform(0.3, 1.3), rng.uniform(0.5, 1.5), rng.uniform(0.5, 1.35), cobb,
-        rng.uniform(0.15, 0.75), rng.uniform(1.5, 3.0), rng.choice([-1.0, 1.0]), rng.uniform(*config.degeneration),
+        rng.uniform(0.15, 0.75), rng.uniform(2.0, 3.4), rng.choice([-1.0, 1.0]), rng.uniform(*config.degeneration),
     )  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class _Draft:
+    """A vertebra before it has a place: its body's parameters and what is remembered of how they came about."""
+
+    level: str
+    grade: int
+    form: str
+    original: Float64
+    body: list[float]
+    disc_mm: float
+    density: float
+
+    @property
+    def heights(self) -> Float64:
+        return np.array(self.body[4:7])
+
+    @property
+    def collapse_deg(self) -> float:
+        """Angle by which a fracture has closed the body anteriorly."""
+        lost = (self.body[6] - self.body[4]) - (self.original[2] - self.original[0])
+        return float(np.rad2deg(np.arctan2(lost, 2 * MEASURED_AT * self.body[1])))
+
+    @property
+    def rims_mm(self) -> tuple[float, float]:
+        """Distance of the lower and the upper endplate from the local origin, mean of front and back."""
+        missing = self.heights.max() - 0.5 * (self.body[4] + self.body[6])
+        half, share = 0.5 * self.heights.max(), self.body[7]
+        return float(half - (1 - share) * missing), float(half - share * missing)
+
+
+def _draft(level: str, grade: int, posture: _Posture, width: float, config: PhantomConfig, rng: np.random.Generator) -> _Draft:
+    size = LEVEL_SIZES[level]
+    form, losses = _losses(grade, rng, config)
+    original = _heights(level, size.height_mm * posture.size * rng.uniform(0.97, 1.03), rng)
+    bulge = (1 + 0.15 * losses.mean()) * width
+    a, b = (half * bulge * rng.uniform(0.97, 1.03) for half in (size.width_mm / 2, size.depth_mm / 2))
+    share = rng.uniform(0.35, 0.95) if grade else 0.5
+    disc = size.disc_mm * posture.size * rng.uniform(0.85, 1.15)
+    if level not in ("C1", "C2"):
+        disc *= 1 - 0.7 * posture.degeneration * rng.random() ** 2
+    waist, hollow, square = rng.uniform(0.06, 0.13), b * rng.uniform(0.03, 0.12), rng.uniform(0.1, 0.5)
+    body = [a, b, waist, hollow, *(original * (1 - losses)), share, min(1.2, 0.07 * b), square]
+    density = rng.normal(0, 10) + (rng.uniform(0, 90) if grade and rng.random() < 0.6 else 0.0)
+    return _Draft(level, grade, form, original, [float(v) for v in body], float(disc), float(density))
+
+
+def _sagittal_deg(drafts: list[_Draft], posture: _Posture, rng: np.random.Generator) -> Float64:
+    """Forward lean of every vertebra: natural curves, plus what fractures add above them, balanced over the sacrum."""
+    kyphosis, out = 0.0, []
+    for d in drafts:
+        out.append(posture.tilt_deg(d.level) + kyphosis + 0.5 * d.collapse_deg + rng.normal(0, 1))
+        kyphosis = (kyphosis + d.collapse_deg) * 0.85 if d.level[0] != "C" else kyphosis * 0.6
+    trunk = [n for n, d in enumerate(drafts) if d.level[0] != "C"]
+    heights = np.array([drafts[n].heights.max() for n in trunk])
+    drift = float((np.array(out)[trunk] * heights).sum() / heights.sum())
+    return np.array(out) - (drift - rng.normal(2.0, 3.0))
 
 
 def sample_spine(rng: np.random.Generator, config: PhantomConfig) -> tuple[list[VertebraShape], float, float]:
@@ -199,42 +258,25 @@ def sample_spine(rng: np.random.Generator, config: PhantomConfig) -> tuple[list[
     grades = _sample_grades(levels, rng, config)
     width = posture.size * rng.uniform(0.93, 1.07)
     patient_density = rng.normal(0, 12)
-    top, kyphosis = np.array([0.0, 2.0, 14.0]) * posture.size, 0.0
+    drafts = [_draft(n, g, posture, width, config, rng) for n, g in zip(levels, grades, strict=True)]
+    top = np.array([0.0, 2.0, 14.0]) * posture.size
     shapes: list[VertebraShape] = []
-    for i, (level, grade) in enumerate(zip(levels, grades, strict=True)):
-        size = LEVEL_SIZES[level]
-        form, losses = _losses(grade, rng, config)
-        original = _heights(level, size.height_mm * posture.size * rng.uniform(0.97, 1.03), rng)
-        heights = original * (1 - losses)
-        a, b = size.width_mm / 2 * width * rng.uniform(0.97, 1.03), size.depth_mm / 2 * width * rng.uniform(0.97, 1.03)
-        a, b = a * (1 + 0.15 * losses.mean()), b * (1 + 0.15 * losses.mean())
-        share = rng.uniform(0.35, 0.95) if grade else 0.5
-        disc = size.disc_mm * posture.size * rng.uniform(0.85, 1.15)
-        disc *= 1 - 0.7 * posture.degeneration * rng.random() ** 2 if level not in ("C1", "C2") else 1.0
-        wedge_deg = float(np.rad2deg(np.arctan2((heights[2] - heights[0]) - (original[2] - original[0]), 1.5 * b)))
+    for i, (d, sagittal) in enumerate(zip(drafts, _sagittal_deg(drafts, posture, rng), strict=True)):
         lean, twist = posture.lean_deg(i / len(levels))
-        half = 0.5 * wedge_deg
-        axes = rotation(posture.tilt_deg(level) + kyphosis + half + rng.normal(0, 1), lean, twist + rng.normal(0, 1))
-        kyphosis = (kyphosis + wedge_deg) * 0.85 if level[0] != "C" else kyphosis * 0.6
-        rim = 0.5 * max(heights) - np.array([1 - share, share]) * (max(heights) - 0.5 * (heights[0] + heights[2]))
-        up = axes[:, 2]
-        if shapes:
-            middle = shapes[-1].axes[:, 2] + up
-            top = top + middle / np.linalg.norm(middle) * disc
-        else:
-            top = top + (up + [0, 0.6, 0.8]) / 2 * disc
-        origin = top + up * rim[0]
-        if level == "C1":
+        axes = rotation(sagittal, lean, twist + rng.normal(0, 1))
+        up, (low, high) = axes[:, 2], d.rims_mm
+        below = shapes[-1].axes[:, 2] if shapes else np.array([0.0, 0.6, 0.8])
+        top = top + (below + up) / np.linalg.norm(below + up) * d.disc_mm
+        origin = top + up * low
+        if d.level == "C1":
             origin = origin + axes[:, 1] * 9.0 * posture.size
-        top = origin + up * rim[1]
-        body = [a, b, rng.uniform(0.06, 0.13), b * rng.uniform(0.03, 0.12), *heights, share, min(1.2, 0.07 * b), rng.uniform(0.1, 0.5)]
+        top = origin + up * high
+        a, b, waist, hollow, anterior, middle, posterior, share, edge, square = d.body
         shapes.append(
             VertebraShape(
-                level, LABEL_OF_LEVEL[level], a, b, body[2], body[3], body[8], body[9],
-                (float(original[0]), float(original[1]), float(original[2])),
-                (float(heights[0]), float(heights[1]), float(heights[2])),
-                share, grade, form, disc, axes, origin, _centroid([float(v) for v in body]),
-                patient_density + rng.normal(0, 10) + (rng.uniform(0, 90) if grade and rng.random() < 0.6 else 0.0),
+                d.level, LABEL_OF_LEVEL[d.level], a, b, waist, hollow, edge, square,
+                (float(d.original[0]), float(d.original[1]), float(d.original[2])), (anterior, middle, posterior),
+                share, d.grade, d.form, d.disc_mm, axes, origin, _centroid(d.body), patient_density + d.density,
             )  # fmt: skip
         )
     return shapes, posture.size, posture.degeneration

@@ -110,8 +110,8 @@ TISSUE_HU: dict[Tissue, tuple[float, float, tuple[float, float, float]]] = {
     Tissue.AIR: (-1000, 0, (0, 0, 0)),
     Tissue.SKIN: (20, 15, (5, 5, 5)),
     Tissue.FAT: (-100, 7, (6, 8, 5)),
-    Tissue.MUSCLE: (52, 9, (14, 18, 8)),
-    Tissue.VISCERAL_FAT: (-98, 8, (14, 22, 8)),
+    Tissue.MUSCLE: (52, 9, (16, 26, 10)),
+    Tissue.VISCERAL_FAT: (-96, 9, (18, 34, 14)),
     Tissue.LUNG: (-840, 40, (40, 50, 30)),
     Tissue.VEIN: (45, 8, (5, 5, 3)),
     Tissue.ARTERY: (45, 8, (5, 5, 3)),
@@ -128,7 +128,7 @@ TISSUE_HU: dict[Tissue, tuple[float, float, tuple[float, float, float]]] = {
     Tissue.DISC: (84, 14, (10, 10, 8)),
     Tissue.CSF: (14, 8, (8, 8, 4)),
     Tissue.CORD: (38, 7, (5, 5, 4)),
-    Tissue.CORTEX: (950, 160, (90, 70, 40)),
+    Tissue.CORTEX: (880, 150, (90, 70, 40)),
     Tissue.SPONGY: (165, 50, (40, 30, 18)),
     Tissue.MARROW: (110, 60, (45, 35, 25)),
     Tissue.CARTILAGE: (110, 25, (30, 30, 15)),
@@ -139,7 +139,7 @@ TISSUE_HU: dict[Tissue, tuple[float, float, tuple[float, float, float]]] = {
     Tissue.CEMENT: (1700, 500, (250, 250, 100)),
     Tissue.PLAQUE: (650, 250, (100, 60, 30)),
     Tissue.LUNG_VESSEL: (20, 30, (10, 10, 10)),
-    Tissue.ARCH_CORTEX: (1050, 150, (110, 90, 50)),
+    Tissue.ARCH_CORTEX: (860, 140, (130, 110, 60)),
     Tissue.PANCREAS: (35, 10, (20, 30, 8)),
 }
 """Per tissue: mean HU, standard deviation between patients, and texture amplitudes (fine, medium, coarse), HU."""

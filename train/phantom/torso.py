@@ -91,7 +91,7 @@ def sample_torso(shapes: list[VertebraShape], size: float, rng: np.random.Genera
     z_of |= {"S1": 0.0, "hip": -90.0 * size}
     fat = float(np.exp(rng.uniform(np.log(6), np.log(48))))
     wide, deep = rng.uniform(0.92, 1.1), rng.uniform(0.92, 1.15)
-    ends = (BELOW_MM * size, z_of["C3"])
+    ends = (BELOW_MM * size, z_of["C1"] + 12)
     z = np.linspace(*ends, TABLE_ROWS)
     knots = [z_of[name] for name in _KNOTS]
 
@@ -103,7 +103,7 @@ def sample_torso(shapes: list[VertebraShape], size: float, rng: np.random.Genera
 
     smooth = np.polynomial.Polynomial.fit(spine_z, spine_y, 7)
     y = 0.5 * smooth(z) + 0.5 * np.interp(z, spine_z, spine_y)
-    x = 0.6 * np.interp(z, spine_z, spine_x)
+    x = 0.85 * np.interp(z, spine_z, spine_x)
     skin, cage, back = table(_SKIN), table(_CAGE), table(_BACK)[:, 0]
     skin, cage = skin * [wide, deep], cage * [wide, deep]
     belly = np.exp(-(((z - z_of["L4"]) / (110 * size)) ** 2)) * rng.uniform(0.4, 1.6) * fat
@@ -113,8 +113,9 @@ def sample_torso(shapes: list[VertebraShape], size: float, rng: np.random.Genera
     wall = np.stack([x, y - back + wall_ry, skin[:, 0] - 10 + belly * 0.2, wall_ry, p], 1)
     extra = fat * trunk
     skin_table = wall + np.stack([0 * z, 0.1 * extra + belly * 0.2, 4 + extra, 4 + 0.9 * extra + belly * 0.3, 0 * z], 1)
-    inner_ry = 0.5 * (wall[:, 1] + wall_ry - 10 * size - (y - 16 * size))
-    cavity = np.stack([x, y - 16 * size + inner_ry, wall[:, 2] - 14 * size, inner_ry, p], 1)
-    cavity[:, 2:4] *= np.clip(0.55 + (z[:, None] - z[0]) / (140 * size), 0, 1)
+    inner_ry = 0.5 * (wall[:, 1] + wall_ry - 10 * size - (y - 24 * size))
+    cavity = np.stack([x, y - 24 * size + inner_ry, wall[:, 2] - 10 * size, inner_ry, p + 0.15], 1)
+    cavity[:, 2] *= np.interp(z, [-150 * size, -50 * size, 10 * size, z_of["L4"] + 10], [0.4, 0.52, 0.72, 1.0])
+    cavity[:, 3] *= np.interp(z, [-160 * size, -60 * size], [0.6, 1.0])
     cage_table = np.stack([x, y - 38 * size * np.clip(cage[:, 1] / (90 * size), 0.3, 1) + cage[:, 1], cage[:, 0], cage[:, 1], p], 1)
     return Torso(size, fat, ends, skin_table, wall, cavity, cage_table, z_of, spine_z, spine_y, spine_x)

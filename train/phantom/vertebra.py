@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from train.phantom.scene import SceneBuilder
 from train.phantom.spine import VertebraShape
 from train.phantom.tables import Tissue
 
+Float64 = npt.NDArray[np.float64]
 SIDES = (-1.0, 1.0)
 
 
@@ -57,10 +59,10 @@ def _lumbar(s: SceneBuilder, f: int, v: VertebraShape, k: ArchSize, rng: np.rand
         s.capsule((side * (w + p), k.back - 3, 0.2 * h), (side * span, k.back - 9, (0.2 + droop) * h), 0.17 * h, 0.12 * h,
                   frame=f, x=(0, 0, 1), scale=(1.0, 0.6))  # fmt: skip
         gap = v.disc_mm * 0.5 + 3.0
-        s.capsule((side * (w + p + 1), k.canal_y - 3, 0.15 * h), (side * (w + p + 2.5), k.canal_y - 5.5, 0.5 * h + gap), 5.2, 4.6,
-                  frame=f, scale=(0.9, 1.0))  # fmt: skip
-        s.capsule((side * (w + 1), k.lamina_y + 1, -0.1 * h), (side * (w + 1.5), k.lamina_y + 0.5, -0.5 * h - gap - 2), 5.4, 4.6,
-                  frame=f, scale=(1.0, 0.85))  # fmt: skip
+        s.capsule((side * (w + p + 1), k.canal_y - 3, 0.15 * h), (side * (w + p + 2.5), k.canal_y - 5.5, 0.5 * h + gap), 6.4, 5.8,
+                  frame=f, x=(0.7 * side, -0.7, 0), scale=(0.75, 1.15))  # fmt: skip
+        s.capsule((side * (w + 1), k.lamina_y + 1, -0.1 * h), (side * (w + 1.5), k.lamina_y + 0.5, -0.5 * h - gap - 2), 6.2, 5.4,
+                  frame=f, x=(0.7 * side, -0.7, 0), scale=(0.8, 1.1))  # fmt: skip
 
 
 def _thoracic(s: SceneBuilder, f: int, v: VertebraShape, k: ArchSize, rng: np.random.Generator) -> None:
@@ -114,7 +116,7 @@ def add_vertebra(s: SceneBuilder, v: VertebraShape, *, thin: float, degeneration
     """Adds one whole vertebra as one group; returns its frame. ``thin`` 0..1 thins and dulls its cortex."""
     f = s.frame(v.axes, v.origin_mm)
     shell = rng.uniform(0.6, 1.1) * (1 - 0.5 * thin)
-    s.group(Tissue.ARCH_CORTEX, Tissue.SPONGY, shell_mm=rng.uniform(1.3, 2.3) * (1 - 0.35 * thin), body_shell_mm=shell,
+    s.group(Tissue.ARCH_CORTEX, Tissue.SPONGY, shell_mm=rng.uniform(0.9, 1.9) * (1 - 0.4 * thin), body_shell_mm=shell,
             label=v.label, blend_mm=1.6, core_hu=v.density, shell_hu=-200 * thin)  # fmt: skip
     s.body(v.body_params(), frame=f)
     if v.level == "C1":
@@ -132,6 +134,8 @@ def add_vertebra(s: SceneBuilder, v: VertebraShape, *, thin: float, degeneration
     low, high = -0.5 * h - 3, 0.5 * h + 3
     s.capsule((0, k.canal_y, low), (0, k.canal_y, high), k.canal_radius, frame=f, scale=(k.canal_half_width / k.canal_radius, 1.0), cut=True)
     _add_degeneration(s, v, f, degeneration, rng)
+    s.solid(Tissue.SPONGY, hu=v.density - rng.uniform(30, 120))
+    s.capsule((0, -0.8 * v.half_depth_mm, 0), (0, -0.25 * v.half_depth_mm, 0), 2.6, 1.0, frame=f, scale=(1.6, 0.8))
     return f
 
 
@@ -168,6 +172,16 @@ def add_discs(s: SceneBuilder, shapes: list[VertebraShape], *, degeneration: flo
         if rng.random() < 0.12 * degeneration and upper.level[0] != "C":
             s.solid(Tissue.GAS, hu=rng.uniform(0, 500))
             s.ellipsoid((a + b) / 2 + rng.uniform(-3, 3, 3) * [1, 1, 0.2], (half_x * rng.uniform(0.2, 0.6), half_y * 0.4, 1.2), z=axis, x=x)
+
+
+def add_last_disc(s: SceneBuilder, lowest: VertebraShape, sacral_mm: Float64, size: float) -> None:
+    """The lumbosacral disc, between the lowest vertebra and the first sacral body's middle."""
+    a, axis = lowest.to_body_mm(lowest.centroid_mm), sacral_mm - lowest.to_body_mm(lowest.centroid_mm)
+    reach = float(np.linalg.norm(axis))
+    start = a + axis * (0.5 * lowest.heights_mm[1] / reach)
+    end = sacral_mm - axis * (13 * size / reach)
+    s.solid(Tissue.DISC)
+    s.box((start + end) / 2, (0.9 * lowest.half_width_mm, 0.9 * lowest.half_depth_mm, 0.14 * reach + 2), 4.0, z=axis, x=lowest.axes[:, 0])
 
 
 def add_canal(s: SceneBuilder, shapes: list[VertebraShape]) -> None:
