@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from runtime.errors import InputError, VertscanError
 
@@ -46,7 +47,7 @@ def _export(args: argparse.Namespace) -> int:
 
     if args.clinical and not args.intended_use:
         raise InputError("--clinical needs --intended-use: who may use the bundle, for what, on what evidence.")
-    settings = {}
+    settings: dict[str, Any] = {}
     for setting in args.set:
         key, _, value = setting.partition("=")
         if key not in {field.name for field in fields(Choices)}:
@@ -55,9 +56,16 @@ def _export(args: argparse.Namespace) -> int:
         settings[key] = tuple(parsed) if isinstance(parsed, list) else parsed
     accuracy = json.loads(args.accuracy.read_text()) if args.accuracy else None
     bundle = make_bundle(
-        args.locnet, args.fracsegnet, args.out, name=args.name, version=args.bundle_version, choices=Choices(**settings),
-        clinical=args.clinical, intended_use=args.intended_use or SYNTHETIC_USE, accuracy=accuracy,
-    )  # fmt: skip
+        args.locnet,
+        args.fracsegnet,
+        args.out,
+        name=args.name,
+        version=args.bundle_version,
+        choices=Choices(**settings),
+        clinical=args.clinical,
+        intended_use=args.intended_use or SYNTHETIC_USE,
+        accuracy=accuracy,
+    )
     print(f"{bundle.folder}: {bundle.spec.name} {bundle.spec.version}, sha256 {bundle.sha256[:16]}")
     print(json.dumps(bundle.spec.training["largest_difference_from_torch"], indent=2))
     return 0

@@ -19,8 +19,8 @@ from runtime.errors import InputError
 from train.config import FracSegNetRun, LocNetRun
 
 SYNTHETIC_USE = (
-    "Research and engineering only. The networks were trained on synthetic phantoms alone and have not been validated on "
-    "patients. Not a medical device, not for clinical use."
+    "Research and engineering only. The networks were trained on synthetic phantoms alone and have not been validated "
+    "on patients. Not a medical device, not for clinical use."
 )
 
 

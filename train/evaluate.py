@@ -21,12 +21,13 @@ from runtime.readers import read_scan
 from runtime.volume import Volume
 from train.label_maps import read_labels, sample_nearest
 from train.metrics import confusion_matrix, dice, f1_scores, match_centres
-from train.phantom import PhantomConfig, make_scan
+from train.phantom import make_scan
 from train.verse import LEVELS, find_cases, read_centroids, read_grades
 
 HELD_OUT_SEED = 2**31
 """Training draws its phantoms' seeds below this; evaluation from here on."""
 MATCH_MM = 10.0
+REGIONS = {"cervical": "C", "thoracic": "T", "lumbar": "L", "overall": "CTL"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,10 +71,10 @@ class ScanResult:
     seconds: float
 
 
-def phantom_scans(count: int, *, first_seed: int = HELD_OUT_SEED, config: PhantomConfig | None = None) -> Iterator[TrueScan]:
+def phantom_scans(count: int, *, first_seed: int = HELD_OUT_SEED) -> Iterator[TrueScan]:
     """Phantoms that no training run draws, all variations on."""
     for i in range(count):
-        scan = make_scan(first_seed + i, config or PhantomConfig())
+        scan = make_scan(first_seed + i)
         vertebrae = tuple(
             TrueVertebra(v.label, np.asarray(v.centre_ras_mm), v.grade, v.heights_mm) for v in scan.vertebrae
         )
@@ -102,8 +103,8 @@ def evaluate_scan(pipeline: Pipeline, scan: TrueScan) -> ScanResult:
     analysis = pipeline.analyse(scan.volume)
     seconds = time.perf_counter() - start
     found = analysis.findings.vertebrae
-    predicted = [v.centre_ras_mm for v in found]
-    pairs = {j: (i, d) for i, j, d in match_centres(predicted, [v.centre_ras_mm for v in scan.vertebrae], limit_mm=MATCH_MM)}
+    predicted, true = [v.centre_ras_mm for v in found], [v.centre_ras_mm for v in scan.vertebrae]
+    pairs = {j: (i, d) for i, j, d in match_centres(predicted, true, limit_mm=MATCH_MM)}
     results = tuple(_compare(scan, analysis, j, pairs.get(j)) for j in range(len(scan.vertebrae)))
     return ScanResult(scan.volume.name, results, len(found) - len(pairs), seconds)
 
@@ -134,7 +135,7 @@ def summarise(results: Sequence[ScanResult]) -> dict[str, Any]:
     return {
         "scans": len(results),
         "localisation": {name: _localisation([v for v in vertebrae if v.region in regions])
-                         for name, regions in (("cervical", "C"), ("thoracic", "T"), ("lumbar", "L"), ("overall", "CTL"))},
+                         for name, regions in REGIONS.items()},
         "false_positives_per_scan": _number(np.mean([r.false_positives for r in results])),
         "dice": {"overall": _mean(v.dice for v in vertebrae),
                  **{f"grade_{g}": _mean(v.dice for v in vertebrae if v.true_grade == g) for g in range(4)}},
@@ -169,7 +170,8 @@ def as_table(summary: dict[str, Any]) -> str:
     """The figures as Markdown."""
     lines = ["| region | vertebrae | recall (10 mm) | error, mm (mean ± sd) |", "|---|---|---|---|"]
     for name, row in summary["localisation"].items():
-        lines.append(f"| {name} | {row['vertebrae']} | {row['recall_10mm']} | {row['error_mm_mean']} ± {row['error_mm_sd']} |")
+        error = f"{row['error_mm_mean']} ± {row['error_mm_sd']}"
+        lines.append(f"| {name} | {row['vertebrae']} | {row['recall_10mm']} | {error} |")
     grades = summary["grades"]
     lines += [
         "",

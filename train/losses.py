@@ -6,6 +6,8 @@ Unified Focal: thesis 5.1-5.4, after Yeung et al. 2022.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -137,5 +139,17 @@ def unified_focal(
     return balance * modified_focal + (1 - balance) * 0.5 * (foreground + background).mean()
 
 
-GRADE_LOSSES = {"cross_entropy": cross_entropy, "weighted_cross_entropy": cross_entropy, "focal": focal}
-MASK_LOSSES = {"dice": two_term_dice, "focal_tversky": focal_tversky, "unified_focal": unified_focal}
+GradeLoss = Callable[..., Tensor]
+"""Takes logits (n, 4), grades (n,) and ``class_weights``."""
+MaskLoss = Callable[[Tensor, Tensor], Tensor]
+"""Takes probabilities and targets, both (n, k, z, y, x)."""
+GRADE_LOSSES: Mapping[str, GradeLoss] = {
+    "cross_entropy": cross_entropy,
+    "weighted_cross_entropy": cross_entropy,
+    "focal": focal,
+}
+MASK_LOSSES: Mapping[str, MaskLoss] = {
+    "dice": two_term_dice,
+    "focal_tversky": focal_tversky,
+    "unified_focal": unified_focal,
+}

@@ -5,6 +5,7 @@ Source: thesis 3.2 (LocNet) and 3.3 (FracNet, FracSegNet). Widths and depth are 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -37,10 +38,17 @@ class UNetConfig:
 
 @dataclass(frozen=True)
 class LocNetConfig:
-    """LocNet: ``variant`` is ``"F"`` (heatmap and offsets) or ``"H"`` (heatmap only)."""
+    """Shape of LocNet.
+
+    Args:
+        unet: backbone.
+        variant: ``"F"`` (heatmap and offsets) or ``"H"`` (heatmap only).
+        heatmap_prior: the heat that an untrained network predicts everywhere; the thesis's zero bias gives 0.5.
+    """
 
     unet: UNetConfig = UNetConfig()
     variant: str = "F"
+    heatmap_prior: float = 0.02
 
     def __post_init__(self) -> None:
         if self.variant not in ("F", "H"):
@@ -54,8 +62,8 @@ class FracSegNetConfig:
     Args:
         unet: backbone.
         mask_channels: what each mask channel means; ``"vertebra"`` first. ``()`` makes it FracNet (grade only).
-        grade_head: ``"pooled"`` is the thesis's: global average pooling of the last decoder features. ``"spatial"`` keeps
-            the layout: pooled mask probabilities and deep features go through strided convolutions without
+        grade_head: ``"pooled"`` is the thesis's: global average pooling of the last decoder features. ``"spatial"``
+            keeps the layout: pooled mask probabilities and deep features go through strided convolutions without
             normalisation. (Instance normalisation gives every feature map the mean 0, so what an average pool after
             it can say about sizes is next to nothing: decision 0003.)
         dropout: after the first two fully connected layers.
@@ -143,6 +151,10 @@ class LocNet(nn.Module):
         self.head = nn.Conv3d(config.unet.channels[0], 4 if config.variant == "F" else 1, 1)
         initialise(self, config.unet.leak)
         nn.init.normal_(self.head.weight, std=0.01)
+        with torch.no_grad():
+            bias = torch.zeros(self.head.out_channels)
+            bias[0] = math.log(config.heatmap_prior / (1 - config.heatmap_prior))
+            self.head.bias = nn.Parameter(bias)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Heatmap (n, 1, z, y, x) in 0..1 and, for variant F, offsets (n, 3, z, y, x): voxels, in z, y, x order."""
@@ -223,7 +235,7 @@ HEIGHT_UNIT_MM = 30.0
 
 
 class FracSegNetOutputs(nn.Module):
-    """FracSegNet as it is deployed: probabilities instead of logits, heights in mm. One tuple, in the bundle's order."""
+    """FracSegNet as it is deployed: probabilities, not logits; heights in mm. One tuple, in the bundle's order."""
 
     def __init__(self, network: FracSegNet) -> None:
         super().__init__()

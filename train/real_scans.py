@@ -25,8 +25,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class PreparedScan:
-    """A scan on its working grid. ``hu`` int16, ``mask`` and ``body`` uint8 with VerSe labels, all (z, y, x), memory-mapped;
-    ``mask`` and ``body`` are None where the data set has none. ``centres_zyx``: label to voxel index (3,)."""
+    """A scan on its working grid.
+
+    Args:
+        name: of the case.
+        hu: (z, y, x) int16, memory-mapped.
+        mask: (z, y, x) uint8 with VerSe labels, memory-mapped, or None where the data set has none.
+        body: likewise, the vertebral bodies alone.
+        centres_zyx: VerSe label to voxel index (3,).
+    """
 
     name: str
     hu: np.ndarray
@@ -79,14 +86,13 @@ class RealSource:
         channels = run.network.mask_channels
         return VertebraSample(
             hu=vary_intensity(block(scan.hu, start, shape, fill=AIR_HU).astype(np.float32)[:, :, flip], rng),
-            masks=np.array(
-                [block(m, start, shape, fill=0)[:, :, flip] == label if (m := masks[c]) is not None else np.zeros(shape, bool)
-                 for c in channels]
-            ).reshape(len(channels), *shape),
+            masks=np.array([_labelled(masks[c], label, start, shape)[:, :, flip] for c in channels]).reshape(
+                -1, *shape
+            ),
             masks_known=np.array([masks[c] is not None for c in channels], bool),
             grade=grade,
             heights=np.full(6, np.nan, np.float32),
-        )  # fmt: skip
+        )
 
     def _choose(self, rng: np.random.Generator, *, balanced: bool) -> tuple[Case, int, int]:
         by_grade = self._by_grade()
@@ -118,6 +124,15 @@ def block(array: np.ndarray, start_zyx: np.ndarray, shape_zyx: tuple[int, int, i
         target = tuple(slice(a - s, b - s) for a, b, s in zip(low, high, start_zyx, strict=True))
         out[target] = array[source]
     return out
+
+
+def _labelled(
+    labels: np.ndarray | None, label: int, start_zyx: np.ndarray, shape_zyx: tuple[int, int, int]
+) -> np.ndarray:
+    """Where the block has the label, bool (z, y, x); nowhere when there is no label map."""
+    if labels is None:
+        return np.zeros(shape_zyx, bool)
+    return block(labels, start_zyx, shape_zyx, fill=0) == label
 
 
 def vary_intensity(hu: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -11,7 +11,8 @@ import numpy as np
 
 from runtime.crops import crop_grid
 from train.config import FracSegNetRun, LocNetRun
-from train.phantom import Anatomy, PhantomConfig, PhantomVertebra, render, sample_anatomy, sample_appearance
+from train.phantom import Anatomy, PhantomConfig, render, sample_anatomy, sample_appearance
+from train.phantom.spine import VertebraShape, sample_spine
 
 AIR_HU = -1024.0
 
@@ -66,11 +67,11 @@ class PhantomSource:
         extent_mm = np.array(shape_zyx[::-1]) * run.spacing_mm
         vertebrae = anatomy.vertebrae
         if rng.random() < run.negative_fraction:
-            middle = np.array([v.centre_ras_mm for v in vertebrae]).mean(axis=0)
+            middle = np.array([anatomy.centre_ras_mm(v) for v in vertebrae]).mean(axis=0)
             centre = middle + rng.uniform(-1, 1, 3) * np.array([190.0, 140.0, 420.0])
         else:
-            chosen = np.asarray(vertebrae[rng.integers(len(vertebrae))].centre_ras_mm)
-            centre = chosen + rng.uniform(-0.45, 0.45, 3) * extent_mm
+            centre = anatomy.centre_ras_mm(vertebrae[rng.integers(len(vertebrae))])
+            centre = centre + rng.uniform(-0.45, 0.45, 3) * extent_mm
         grid = crop_grid(centre, spacing_mm=run.spacing_mm, shape_zyx=shape_zyx)
         scan = render(anatomy, grid, sample_appearance(rng, self.config), rng)
         points = np.array([grid.to_index_zyx(v.centre_ras_mm) for v in scan.vertebrae]).reshape(-1, 3)
@@ -79,7 +80,7 @@ class PhantomSource:
     def vertebra(self, rng: np.random.Generator, run: FracSegNetRun) -> VertebraSample:
         """See Source. With ``run.balanced`` the grade is drawn first, and then a vertebra that has it."""
         anatomy, target = self._choose(rng, balanced=run.balanced)
-        centre = np.asarray(target.centre_ras_mm) + rng.normal(0, run.centre_jitter_mm, 3)
+        centre = anatomy.centre_ras_mm(target) + rng.normal(0, run.centre_jitter_mm, 3)
         grid = crop_grid(centre, spacing_mm=run.spacing_mm, shape_zyx=(run.network.crop,) * 3)
         scan = render(anatomy, grid, sample_appearance(rng, self.config), rng)
         known = {"vertebra": scan.mask == target.label, "body": scan.body_mask == target.label}
@@ -93,14 +94,16 @@ class PhantomSource:
             heights=np.concatenate([target.heights_mm, losses]).astype(np.float32),
         )
 
-    def _choose(self, rng: np.random.Generator, *, balanced: bool) -> tuple[Anatomy, PhantomVertebra]:
-        wanted = int(rng.integers(4))
-        for _ in range(8 if balanced else 1):
-            anatomy = self._anatomy(rng)
-            candidates = [v for v in anatomy.vertebrae if v.grade == wanted]
-            if candidates and balanced:
-                return anatomy, candidates[rng.integers(len(candidates))]
-        return anatomy, anatomy.vertebrae[rng.integers(len(anatomy.vertebrae))]
+    def _choose(self, rng: np.random.Generator, *, balanced: bool) -> tuple[Anatomy, VertebraShape]:
+        wanted = int(rng.integers(4)) if balanced else None
+        for _ in range(20):
+            seed = int(rng.integers(2**31))
+            grades = [shape.grade for shape in sample_spine(np.random.default_rng([seed, 1]), self.config)[0]]
+            if wanted is None or wanted in grades:
+                break
+        anatomy = sample_anatomy(seed, self.config)
+        candidates = [v for v in anatomy.vertebrae if v.grade == wanted] or list(anatomy.vertebrae)
+        return anatomy, candidates[rng.integers(len(candidates))]
 
 
 def cut_by_edges(

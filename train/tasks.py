@@ -74,11 +74,11 @@ class LocNetTask:
         }
 
     def losses(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """L_H + w_O L_O + w_CD L_CD (thesis 3.2.3.1)."""
+        """w_H L_H + w_O L_O + w_CD L_CD (thesis 3.2.3.1)."""
         run, (heatmap, *offsets) = self.run, network(batch["image"])
         weight = 1 + run.foreground_weight * batch["heatmap"] if run.foreground_weight else None
         parts = {"heatmap": losses.adaptive_wing(heatmap, batch["heatmap"], weight=weight)}
-        total = parts["heatmap"]
+        total = run.heatmap_weight * parts["heatmap"]
         if offsets:
             mask = heatmap.detach() > run.heatmap_threshold
             if run.offset_mask == "either":
@@ -148,7 +148,10 @@ class FracSegNetTask:
         return FracSegNet(self.run.network)
 
     def batch(self, source: Source, seed: tuple[int, ...], size: int) -> Batch:
-        """Crops: image (n, 1, ...), masks (n, k, ...), mask_known (n, k), grade (n,) -1 unknown, heights (n, 6) nan unknown."""
+        """Crops: image (n, 1, z, y, x), mask (n, k, z, y, x), mask_known (n, k), grade (n,), heights (n, 6).
+
+        An unknown grade is -1, an unknown height nan.
+        """
         rng = np.random.default_rng(seed)
         samples = [source.vertebra(rng, self.run) for _ in range(size)]
         return {
@@ -183,7 +186,7 @@ class FracSegNetTask:
         if len(logits) == 0:
             return logits.sum() * 0
         probability = torch.sigmoid(logits) * known[:, :, None, None, None]
-        loss = losses.MASK_LOSSES[self.run.mask_loss](probability, target * known[:, :, None, None, None])
+        loss: Tensor = losses.MASK_LOSSES[self.run.mask_loss](probability, target * known[:, :, None, None, None])
         if self.run.mask_entropy_weight:  # Dice alone gives empty or tiny masks hardly any gradient
             loss = loss + nn.functional.binary_cross_entropy_with_logits(
                 logits, target, weight=known[:, :, None, None, None].expand_as(target).float()

@@ -88,8 +88,10 @@ def read_centroids(path: Path, grid: Grid) -> dict[int, Float64]:
         direction = "".join(entries[0]["direction"])
         points = {int(e["label"]): np.array([e["X"], e["Y"], e["Z"]], float) for e in entries[1:] if "label" in e}
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise InputError(f"{path} is not a VerSe centroid file ({error}); expected a list that begins with "
-                         '{"direction": ["P", "I", "R"]} and goes on with {"label", "X", "Y", "Z"}.') from error  # fmt: skip
+        raise InputError(
+            f"{path} is not a VerSe centroid file ({error}); expected a list that begins with "
+            '{"direction": ["P", "I", "R"]} and goes on with {"label", "X", "Y", "Z"}.'
+        ) from error
     centres = {}
     for label, xyz in points.items():
         if label in LEVELS:

@@ -52,7 +52,9 @@ def test_an_empty_folder_says_what_was_looked_for(tmp_path: Path) -> None:
         find_cases(tmp_path)
 
 
-CODES = ["".join(letters) for axes in itertools.permutations(("RL", "AP", "SI")) for letters in itertools.product(*axes)]
+CODES = [
+    "".join(letters) for axes in itertools.permutations(("RL", "AP", "SI")) for letters in itertools.product(*axes)
+]
 
 
 @pytest.mark.parametrize("code", CODES)
@@ -68,13 +70,19 @@ def test_centroids_of_every_direction_are_the_same_points(tmp_path: Path, code: 
     )
     x, y, z = nibabel.affines.apply_affine(np.linalg.inv(turned.affine), point)
     path = tmp_path / "ctd.json"
-    path.write_text(json.dumps([{"direction": list(code)}, {"label": 20, "X": x, "Y": y, "Z": z}, {"label": 26, "X": 0, "Y": 0, "Z": 0}]))
+    path.write_text(
+        json.dumps(
+            [{"direction": list(code)}, {"label": 20, "X": x, "Y": y, "Z": z}, {"label": 26, "X": 0, "Y": 0, "Z": 0}]
+        )
+    )
     centres = read_centroids(path, grid)
     assert list(centres) == [20]
     np.testing.assert_allclose(centres[20], point, atol=1e-9)
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", '[{"direction": ["P", "I", "I"]}, {"label": 1, "X": 0, "Y": 0, "Z": 0}]', '[{"label": 1}]'])
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[]", '[{"direction": ["P", "I", "I"]}, {"label": 1, "X": 0, "Y": 0, "Z": 0}]', '[{"label": 1}]']
+)
 def test_other_centroid_files_are_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "ctd.json"
     path.write_text(text)

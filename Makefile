@@ -1,0 +1,58 @@
+# Tasks. `make help` lists them. Everything runs in .venv, which each target makes from pyproject.toml when it is needed.
+PYTHON ?= python3
+VENV := .venv
+ifeq ($(OS),Windows_NT)
+BIN := $(VENV)/Scripts
+else
+BIN := $(VENV)/bin
+endif
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: help demo test lint format bundle evaluate clean
+
+help: ## list the tasks
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /: /' | awk -F': ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+$(VENV)/base.stamp: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --editable .
+	@touch $@
+
+$(VENV)/dev.stamp: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet "$$($(PYTHON) -c 'import tomllib; print(next(p for p in tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["train"] if p.startswith("torch")))')"
+	$(PIP) install --quiet --editable ".[dev]"
+	@touch $@
+
+demo: $(VENV)/base.stamp ## set up the lean runtime, make a phantom scan, find its vertebrae
+	@mkdir -p demo
+	$(BIN)/python -m train.phantom scan demo/phantom.nii.gz --seed 7 --spacing 1.5 --fov whole
+	$(BIN)/python -m runtime.infer demo/phantom.nii.gz -o demo/phantom.vertebrae
+	@echo
+	@echo "Look at demo/phantom.vertebrae/overview.png; the figures are in findings.json, the masks in vertebrae.nii.gz."
+
+test: $(VENV)/dev.stamp ## everything that CI runs: linter, types, tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/dev.stamp ## linter and type checker only
+	$(BIN)/pre-commit run --all-files
+
+format: $(VENV)/dev.stamp ## format the code
+	$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format .
+
+bundle: $(VENV)/dev.stamp ## train the default networks on phantoms (hours on a CPU, resumable), export, evaluate
+	$(BIN)/python -m train locnet -o runs/locnet
+	$(BIN)/python -m train fracsegnet -o runs/fracsegnet
+	$(BIN)/python -m export -o runs/bundle
+	$(BIN)/python -m train.evaluate --phantoms 100 --bundle runs/bundle -o runs/accuracy.json
+	$(BIN)/python -m export -o runs/bundle --accuracy runs/accuracy.json
+	@echo "The bundle is in runs/bundle; copy it to runtime/bundles/default to ship it."
+
+evaluate: $(VENV)/dev.stamp ## the default bundle on 100 held-out phantoms
+	$(BIN)/python -m train.evaluate --phantoms 100
+
+clean: ## remove the environment and everything that was made
+	rm -rf $(VENV) build demo *.egg-info .pytest_cache .mypy_cache .ruff_cache
