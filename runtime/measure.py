@@ -100,5 +100,5 @@ def warnings(spec: BundleSpec, volume: Volume, vertebrae: Sequence[Vertebra], *,
         ("without a mask", [v.index for v in vertebrae if v.volume_ml == 0.0]),
     ):
         if members:
-            said.append(f"Vertebra {', '.join(map(str, members))}: {text}.")
+            said.append(f"{'Vertebra' if len(members) == 1 else 'Vertebrae'} {', '.join(map(str, members))}: {text}.")
     return tuple(said)

@@ -25,7 +25,9 @@ FINDINGS_FILE = "findings.json"
 MASK_FILE = "vertebrae.nii.gz"
 OVERVIEW_FILE = "overview.png"
 RESULT_FILES = frozenset({FINDINGS_FILE, MASK_FILE, OVERVIEW_FILE})
-"""All that a result folder may hold; a folder with anything else is never replaced."""
+"""All that a result folder may hold; a folder with anything else is never touched."""
+_SCRATCH = ".vertscan-"
+"""Begins the names of folders that are being written; one that a killed process left is no obstacle."""
 
 
 def result_folders(scans: Sequence[Path], output: Path | None) -> tuple[Path, ...]:
@@ -86,28 +88,24 @@ def write_results(analysis: Analysis, folder: Path, *, overview: bool, progress:
 def check_replaceable(folder: Path) -> None:
     """Raise InputError unless ``folder`` is free and can be made, is empty, or is a result folder to be replaced."""
     try:
-        parent = next(p for p in folder.absolute().parents if p.exists())
-        if not parent.is_dir() or not os.access(parent, os.W_OK):
-            raise InputError(f"Nothing can be written in {parent}; name another folder with -o.")
-        if not folder.exists() and not folder.is_symlink():
+        home = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists() or p.is_symlink())
+        if not home.is_dir() or not os.access(home, os.W_OK):
+            raise InputError(f"Nothing can be written to {home}; name another folder with -o.")
+        if not folder.exists():
             return
-        if not folder.is_dir() or folder.is_symlink():
-            raise InputError(f"{folder} exists and is no folder; name another one with -o.")
-        others = sorted(entry.name for entry in folder.iterdir() if entry.name not in RESULT_FILES)
+        others = sorted(e.name for e in folder.iterdir() if e.name not in RESULT_FILES and not _is_scratch(e))
     except OSError as error:
-        raise InputError(
-            f"{folder} can't be looked at ({error.strerror or error}); name another one with -o."
-        ) from error
+        raise InputError(f"{folder} can't be used ({error.strerror or error}); name another one with -o.") from error
     if others:
         raise InputError(f"{folder} holds other files ({', '.join(others[:3])}); name another folder with -o.")
 
 
 @contextmanager
 def replaced_whole(folder: Path) -> Iterator[Path]:
-    """A fresh folder to write into, which takes the place of ``folder`` when the block ends well, else vanishes.
+    """A fresh folder to write into; when the block ends well its files become those of ``folder``, else they vanish.
 
-    It lies beside ``folder``, so that the swap is a rename. A result that was there is kept until the new one is
-    complete.
+    A new ``folder`` comes into being complete, by one rename. One that is there stays itself, since it may be a mount
+    point or the working directory: its results are exchanged for the new ones by renames, undone if one fails.
 
     Raises:
         InputError: ``folder`` may not be replaced, or can't be written.
@@ -115,28 +113,43 @@ def replaced_whole(folder: Path) -> Iterator[Path]:
     check_replaceable(folder)
     folder = folder.absolute()
     with _said_as_input_error(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
+        home = folder if folder.exists() else folder.parent
+        home.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=home))
     try:
         fresh = scratch / "new"
         with _said_as_input_error(folder):
             fresh.mkdir()
             yield fresh
             check_replaceable(folder)
-            _swap(fresh, folder, scratch / "old")
+            if folder.exists():
+                _exchange(fresh, folder, scratch / "old")
+            else:
+                fresh.rename(folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _swap(fresh: Path, folder: Path, old: Path) -> None:
-    had_one = folder.exists()
-    if had_one:
-        folder.rename(old)
+def _is_scratch(entry: Path) -> bool:
+    return entry.name.startswith(_SCRATCH)
+
+
+def _exchange(fresh: Path, folder: Path, old: Path) -> None:
+    """Move the results in ``folder`` to ``old`` and those in ``fresh`` into it; when that fails, put all back."""
+    names = sorted(entry.name for entry in fresh.iterdir())
+    old.mkdir()
     try:
-        fresh.rename(folder)
+        for name in sorted(RESULT_FILES):
+            if (folder / name).exists():
+                (folder / name).rename(old / name)
+        for name in names:
+            (fresh / name).rename(folder / name)
     except BaseException:
-        if had_one:
-            old.rename(folder)
+        for name in names:
+            if not (fresh / name).exists():
+                (folder / name).unlink(missing_ok=True)
+        for entry in old.iterdir():
+            entry.replace(folder / entry.name)
         raise
 
 

@@ -28,7 +28,8 @@ from runtime.segment import segment
 from runtime.volume import Volume
 
 GRADES = 4
-CROP_BATCH = 4
+GPU_BATCH = 4
+"""Crops run at once on a GPU; on a processor it is one, since more take memory and save no time."""
 MOST_VERTEBRAE = 60
 """About twice what a patient has; more centres than this come from a network that sees vertebrae everywhere."""
 
@@ -176,7 +177,7 @@ class Pipeline:
 
     def _analyse(self, volume: Volume, clock: Stopwatch) -> Analysis:
         loc, frac = self.spec.locnet, self.spec.fracsegnet
-        step = clock.progress.step
+        step, batch = clock.progress.step, 1 if self.engine_info.device == "CPU" else GPU_BATCH
         with clock.stage("resample"):
             grid = working_grid(volume.grid, loc.spacing_mm)
             hu = resample(volume, grid)
@@ -186,7 +187,7 @@ class Pipeline:
         kept = sorted(sorted(range(len(centres)), key=lambda i: -centres[i].confidence)[:MOST_VERTEBRAE])
         dropped, centres = len(centres) - len(kept), tuple(centres[i] for i in kept)
         with clock.stage("segment"):
-            segmented = segment(volume, centres, frac, self._fracsegnet, batch=CROP_BATCH, progress=step)
+            segmented = segment(volume, centres, frac, self._fracsegnet, batch=batch, progress=step)
         with clock.stage("paste"):
             labels = paste_masks(((v.grid, v.mask) for v in segmented), volume.grid, threshold=frac.mask_threshold)
             vertebrae = tuple(

@@ -222,6 +222,49 @@ def test_a_folder_that_was_filled_meanwhile_is_not_replaced(tmp_path):
     assert content(tmp_path / "new") == {"notes.txt"}
 
 
+@pytest.mark.parametrize("failing", range(6))
+def test_an_exchange_that_fails_anywhere_gives_all_old_or_all_new(tmp_path, monkeypatch, failing):
+    """Five renames: two old files out, three new ones in."""
+    folder, renames, real = tmp_path / "here", 0, Path.rename
+
+    def sometimes(path, target):
+        nonlocal renames
+        renames += 1
+        if renames == failing + 1:
+            raise KeyboardInterrupt
+        return real(path, target)
+
+    def exchange():
+        with replaced_whole(folder) as fresh:
+            for name in RESULTS:
+                (fresh / name).write_text("new")
+
+    folder.mkdir()
+    for name in RESULTS - {"overview.png"}:
+        (folder / name).write_text("old")
+    monkeypatch.setattr(Path, "rename", sometimes)
+    if failing < 5:
+        with pytest.raises(KeyboardInterrupt):
+            exchange()
+        expected = dict.fromkeys(RESULTS - {"overview.png"}, "old")
+    else:
+        exchange()
+        expected = dict.fromkeys(RESULTS, "new")
+    assert {entry.name: entry.read_text() for entry in folder.iterdir()} == expected
+
+
+def test_results_can_go_to_the_working_directory(there, run):
+    before = Path.cwd().stat().st_ino
+    assert run(there / "two.nii.gz", "-o", ".", "--no-overview") == 0
+    assert content(".") == RESULTS - {"overview.png"}
+    assert Path.cwd().stat().st_ino == before
+
+
+def test_what_a_killed_process_left_is_no_obstacle(tmp_path):
+    (tmp_path / "here" / ".vertscan-left").mkdir(parents=True)
+    check_replaceable(tmp_path / "here")
+
+
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="needs permissions that bind")
 def test_a_place_that_cannot_be_written_is_refused_first(tmp_path):
     locked = tmp_path / "locked"

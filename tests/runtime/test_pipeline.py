@@ -161,7 +161,7 @@ def test_progress_names_the_stages_in_order_and_counts_to_the_end(pipeline, ball
     recorder = Recorder()
     pipeline.run(ball_scan(5).volume, progress=recorder)
     assert recorder.stages == ["resample", "locate", "segment", "paste"]
-    assert recorder.steps["segment"] == [(4, 5), (5, 5)]
+    assert recorder.steps["segment"] == [(done, 5) for done in range(1, 6)]
     assert recorder.steps["locate"][-1][0] == recorder.steps["locate"][-1][1]
 
 
