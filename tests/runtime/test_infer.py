@@ -295,6 +295,25 @@ def test_the_real_process_refuses_with_one_line(there, tmp_path):
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.skipif(os.name != "posix", reason="sends a POSIX signal")
+def test_the_real_process_stops_at_an_interrupt_and_leaves_nothing(there, ball_bundle):
+    code = (
+        "import sys, time, runtime.pipeline as p; from runtime.infer import main;"
+        "p.locate = lambda *_, **__: (print('here', flush=True), time.sleep(100));"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", code, str(there / "two.nii.gz"), "--bundle", str(ball_bundle)]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True) as child:
+        assert child.stdout.readline() == "here\n"
+        child.send_signal(signal.SIGINT)
+        out, err = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert out == ""
+    assert err == "error: interrupted; no half-written result was left\n"
+    assert content(".") == set()
+
+
 @pytest.mark.skipif(os.name != "posix", reason="a closed pipe is another error elsewhere")
 def test_a_reader_that_goes_away_spoils_nothing(there, ball_bundle):
     reading, writing = os.pipe()
