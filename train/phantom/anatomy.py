@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from train.phantom import organs, skeleton
-from train.phantom.config import PhantomConfig
+from train.phantom.config import DEFAULT_CONFIG, PhantomConfig
 from train.phantom.hardware import add_hardware
 from train.phantom.scene import Scene, SceneBuilder
 from train.phantom.spine import VertebraShape, rotation, sample_spine
@@ -47,7 +47,7 @@ class Anatomy:
         return self.to_ras_mm(vertebra.to_body_mm(vertebra.centroid_mm))
 
 
-def sample_anatomy(seed: int, config: PhantomConfig = PhantomConfig()) -> Anatomy:
+def sample_anatomy(seed: int, config: PhantomConfig = DEFAULT_CONFIG) -> Anatomy:
     """Draws a patient; the same seed and configuration give the same patient."""
     rng = np.random.default_rng([seed, 1])
     shapes, size, degeneration = sample_spine(rng, config)
@@ -79,6 +79,11 @@ def sample_anatomy(seed: int, config: PhantomConfig = PhantomConfig()) -> Anatom
     middle = torso.z_of["L2"]
     row = int(np.argmin(np.abs(torso.rows_z - middle)))
     return Anatomy(
-        seed, s.build(axes, origin, metal), tuple(shapes[::-1]), axes, origin,
-        (float(torso.skin[:, 2].max()), float(torso.skin[:, 3].max())), float(torso.skin[row, 1]),
-    )  # fmt: skip
+        seed,
+        s.build(axes, origin, metal),
+        tuple(shapes[::-1]),
+        axes,
+        origin,
+        (float(torso.skin[:, 2].max()), float(torso.skin[:, 3].max())),
+        float(torso.skin[row, 1]),
+    )

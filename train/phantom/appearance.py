@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from train.phantom.config import PhantomConfig
+from train.phantom.config import DEFAULT_CONFIG, PhantomConfig
 from train.phantom.tables import TISSUE_HU, Tissue
 
 Float64 = npt.NDArray[np.float64]
@@ -61,9 +61,17 @@ def _natural(rng: np.random.Generator, config: PhantomConfig) -> tuple[Float64, 
         hu[Tissue.SPONGY] = rng.uniform(230, 420)
     if rng.random() < config.contrast_probability:
         arterial, venous = rng.uniform(0, 320), rng.uniform(20, 140)
-        for t, gain in ((Tissue.ARTERY, arterial + venous), (Tissue.HEART, 0.8 * arterial + venous), (Tissue.VEIN, venous),
-                        (Tissue.LIVER, 0.5 * venous), (Tissue.SPLEEN, 0.6 * venous), (Tissue.LUNG_VESSEL, arterial),
-                        (Tissue.KIDNEY, 0.4 * arterial + venous), (Tissue.PANCREAS, 0.4 * venous), (Tissue.MUSCLE, 8.0)):  # fmt: skip
+        for t, gain in (
+            (Tissue.ARTERY, arterial + venous),
+            (Tissue.HEART, 0.8 * arterial + venous),
+            (Tissue.VEIN, venous),
+            (Tissue.LIVER, 0.5 * venous),
+            (Tissue.SPLEEN, 0.6 * venous),
+            (Tissue.LUNG_VESSEL, arterial),
+            (Tissue.KIDNEY, 0.4 * arterial + venous),
+            (Tissue.PANCREAS, 0.4 * venous),
+            (Tissue.MUSCLE, 8.0),
+        ):
             hu[t] += gain
         if rng.random() < 0.3:
             hu[Tissue.URINE] = rng.uniform(100, 900)
@@ -89,7 +97,7 @@ def _wild(hu: Float64, texture: Float64, rng: np.random.Generator) -> tuple[Floa
     return out, texture * rng.uniform(0.3, 2.5, (len(hu), 1))
 
 
-def sample_appearance(rng: np.random.Generator, config: PhantomConfig = PhantomConfig()) -> Appearance:
+def sample_appearance(rng: np.random.Generator, config: PhantomConfig = DEFAULT_CONFIG) -> Appearance:
     """Draws an appearance."""
     hu, texture = _natural(rng, config)
     wild = bool(rng.random() < config.wild_probability)
@@ -101,16 +109,26 @@ def sample_appearance(rng: np.random.Generator, config: PhantomConfig = PhantomC
     noise = quiet + (loud - quiet) * rng.beta(1.0, 4.0 if not wild else 2.5)
     sharp = rng.random() < config.sharp_probability
     blur_low, blur_high = config.blur_mm
-    blur = rng.uniform(blur_low, min(0.6, blur_high)) if sharp else rng.uniform(blur_low, blur_high * (2.0 if wild else 1.0))
+    blur = (
+        rng.uniform(blur_low, min(0.6, blur_high))
+        if sharp
+        else rng.uniform(blur_low, blur_high * (2.0 if wild else 1.0))
+    )
     return Appearance(
-        hu=hu, texture=texture, texture_seed=int(rng.integers(1 << 30)),
+        hu=hu,
+        texture=texture,
+        texture_seed=int(rng.integers(1 << 30)),
         wavelengths_mm=(float(rng.uniform(1.6, 3.2)), float(rng.uniform(4.5, 8)), float(rng.uniform(14, 30))),
-        blur_mm=float(blur), sharpen=float(rng.uniform(0.3, 1.6)) if sharp else 0.0,
+        blur_mm=float(blur),
+        sharpen=float(rng.uniform(0.3, 1.6)) if sharp else 0.0,
         slice_mm=float(rng.uniform(low, high) if thick else rng.uniform(low, max(low, min(3.0, high)))),
-        noise_hu=float(noise * (1.3 if sharp else 1.0)), noise_grain_mm=float(rng.uniform(0.3, 2.2)),
-        shading_hu=float(rng.uniform(0, 60 if wild else 15)), streak_hu=float(rng.uniform(50, 400)),
-        gamma=float(rng.uniform(0.75, 1.35)) if wild else 1.0, wild=wild,
+        noise_hu=float(noise * (1.3 if sharp else 1.0)),
+        noise_grain_mm=float(rng.uniform(0.3, 2.2)),
+        shading_hu=float(rng.uniform(0, 60 if wild else 15)),
+        streak_hu=float(rng.uniform(50, 400)),
+        gamma=float(rng.uniform(0.75, 1.35)) if wild else 1.0,
+        wild=wild,
         field_mm=float(rng.uniform(90, 260)) if rng.random() < config.circular_field_probability else 0.0,
         fill_hu=float(rng.choice([-1024.0, -1000.0, -2000.0, -1024.0])),
         ghost_mm=float(rng.uniform(1, 5)) if rng.random() < config.motion_probability else 0.0,
-    )  # fmt: skip
+    )

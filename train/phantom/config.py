@@ -60,4 +60,9 @@ class PhantomConfig:
         known = {f.name for f in fields(PhantomConfig)}
         if unknown := set(values) - known:
             raise ValueError(f"Unknown phantom configuration keys {sorted(unknown)}; known are {sorted(known)}.")
-        return replace(PhantomConfig(), **{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return replace(PhantomConfig(), **given)
+
+
+DEFAULT_CONFIG = PhantomConfig()
+"""Every variation on."""

@@ -26,7 +26,7 @@ MOST_VOXELS = 24_000_000
 def random_scan_grid(
     anatomy: Anatomy, rng: np.random.Generator, *, spacing_mm: float | None = None, field: str | None = None
 ) -> Grid:
-    """A plausible clinical grid: axial slices, any of eight fields of view, isotropic ``spacing_mm`` or a random spacing.
+    """A plausible clinical grid: axial slices, one of eight fields of view, ``spacing_mm`` isotropic or drawn.
 
     Args:
         field: one of ``FIELDS``; drawn when None. Raises ``KeyError`` for another name.

@@ -1,5 +1,6 @@
 """Implants: screws and rods, cement, hip prostheses, sternal wires. Body frame, mm."""
 
+# ruff: noqa: RUF005 - lists that are added to arrays here are vectors
 from __future__ import annotations
 
 import numpy as np
@@ -17,7 +18,12 @@ SIDES = (-1.0, 1.0)
 
 
 def add_hardware(
-    s: SceneBuilder, shapes: list[VertebraShape], torso: Torso, hips: Float64, config: PhantomConfig, rng: np.random.Generator
+    s: SceneBuilder,
+    shapes: list[VertebraShape],
+    torso: Torso,
+    hips: Float64,
+    config: PhantomConfig,
+    rng: np.random.Generator,
 ) -> Float64:
     """Adds implants by chance; returns points (N, 3) of metal, from which streaks start."""
     points: list[Float64] = []

@@ -44,8 +44,7 @@ def filters(appearance: Appearance, grid: Grid) -> list[list[Float64]]:
     for n in range(3):
         row = []
         if n == axis and appearance.slice_mm > spacing[n] * 1.05:
-            row.append(_box(float(np.sqrt((appearance.slice_mm / spacing[n]) ** 2 - 1) + 1) if appearance.slice_mm < 2 * spacing[n]
-                            else appearance.slice_mm / spacing[n]))  # fmt: skip
+            row.append(_box(appearance.slice_mm / spacing[n]))
         elif n != axis and appearance.blur_mm > 0.25 * spacing[n]:
             row.append(_gaussian(appearance.blur_mm / spacing[n]))
         chosen.append(row)
@@ -87,10 +86,14 @@ def bend(hu: Float32, appearance: Appearance) -> Float32:
     if appearance.gamma == 1.0:
         return hu
     share = np.clip((hu + np.float32(200)) / np.float32(1400), 0, 1)
-    return np.where((hu > -200) & (hu < 1200), -200 + 1400 * share ** np.float32(appearance.gamma), hu).astype(np.float32)
+    return np.where((hu > -200) & (hu < 1200), -200 + 1400 * share ** np.float32(appearance.gamma), hu).astype(
+        np.float32
+    )
 
 
-def add_defects(hu: Float32, grid: Grid, appearance: Appearance, metal_ras_mm: Float64, rng: np.random.Generator) -> Float32:
+def add_defects(
+    hu: Float32, grid: Grid, appearance: Appearance, metal_ras_mm: Float64, rng: np.random.Generator
+) -> Float32:
     """Shading, streaks, motion and noise, all drawn from ``rng``."""
     k, j, i = (np.linspace(-1, 1, n, dtype=np.float32) for n in hu.shape)
     waves = rng.uniform(-1, 1, (3, 3)).astype(np.float32)
@@ -122,7 +125,7 @@ def _noise(grid: Grid, appearance: Appearance, rng: np.random.Generator) -> Floa
     j = np.linspace(-1, 1, shape[1], dtype=np.float32)[:, None]
     i = np.linspace(-1, 1, shape[2], dtype=np.float32)[None, :]
     level = np.float32(rng.uniform(-0.3, 0.3)) * i + np.float32(rng.uniform(-0.4, 0.4)) * (j * j + i * i) + 1
-    return white * np.float32(appearance.noise_hu / np.sqrt(gain)) * level
+    return (white * np.float32(appearance.noise_hu / np.sqrt(gain)) * level).astype(np.float32)
 
 
 def _streaks(grid: Grid, appearance: Appearance, metal_ras_mm: Float64, rng: np.random.Generator) -> Float32:
@@ -139,9 +142,13 @@ def _streaks(grid: Grid, appearance: Appearance, metal_ras_mm: Float64, rng: np.
             continue
         da, db = (ga - point[a]) * spacing[a], (gb - point[b]) * spacing[b]
         turn, r = np.arctan2(da, db), np.sqrt(da * da + db * db)
-        rays = np.sin(turn * rng.integers(3, 9) + rng.uniform(0, 6)) + 0.7 * np.sin(turn * rng.integers(9, 25) + rng.uniform(0, 6))
+        rays = np.sin(turn * rng.integers(3, 9) + rng.uniform(0, 6)) + 0.7 * np.sin(
+            turn * rng.integers(9, 25) + rng.uniform(0, 6)
+        )
         plane = (appearance.streak_hu * rays * np.exp(-r / 45)).astype(np.float32)
-        profile = np.exp(-0.5 * ((np.arange(out.shape[axis]) - point[axis]) * spacing[axis] / 5.0) ** 2).astype(np.float32)
+        profile = np.exp(-0.5 * ((np.arange(out.shape[axis]) - point[axis]) * spacing[axis] / 5.0) ** 2).astype(
+            np.float32
+        )
         out += np.moveaxis(profile[:, None, None] * plane[None], 0, axis)
     return out
 

@@ -9,7 +9,10 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import numpy.typing as npt
 from numba import njit
+
+Array = npt.NDArray[np.float64]
 
 FAR = 1.0e6
 BRICK = 4
@@ -38,14 +41,14 @@ def _superellipse(u: float, v: float, square: float) -> float:
 
 
 @njit(cache=True, nogil=True)
-def _ellipsoid(x, y, z, q):
+def _ellipsoid(x: float, y: float, z: float, q: Array) -> float:
     k0 = math.sqrt((x / q[0]) ** 2 + (y / q[1]) ** 2 + (z / q[2]) ** 2)
     k1 = math.sqrt((x / q[0] ** 2) ** 2 + (y / q[1] ** 2) ** 2 + (z / q[2] ** 2) ** 2)
     return k0 * (k0 - 1.0) / k1 if k1 > 1e-9 else -min(q[0], q[1], q[2])
 
 
 @njit(cache=True, nogil=True)
-def _capsule(x, y, z, q):
+def _capsule(x: float, y: float, z: float, q: Array) -> float:
     """A round cone from z=-q0 (radius q1) to z=+q0 (radius q2); its section is scaled by q3 in x and q4 in y."""
     zc = min(max(z, -q[0]), q[0])
     t = 0.5 + 0.5 * zc / q[0] if q[0] > 0 else 0.5
@@ -57,14 +60,14 @@ def _capsule(x, y, z, q):
 
 
 @njit(cache=True, nogil=True)
-def _box(x, y, z, q):
+def _box(x: float, y: float, z: float, q: Array) -> float:
     dx, dy, dz = abs(x) - q[0] + q[3], abs(y) - q[1] + q[3], abs(z) - q[2] + q[3]
     out = math.sqrt(max(dx, 0.0) ** 2 + max(dy, 0.0) ** 2 + max(dz, 0.0) ** 2)
     return out + min(max(dx, dy, dz), 0.0) - q[3]
 
 
 @njit(cache=True, inline="always")
-def _height_at(u, v, q):
+def _height_at(u: float, v: float, q: Array) -> float:
     """Distance between the endplates at x=u*half width, y=v*half depth; exact at u=0, v=-0.75, 0, 0.75."""
     v = min(max(v, -0.9), 0.9)
     straight = 0.5 * (q[4] + q[6]) + (q[4] - q[6]) * v / 1.5
@@ -73,8 +76,11 @@ def _height_at(u, v, q):
 
 
 @njit(cache=True, nogil=True)
-def _body(x, y, z, q):
-    """Vertebral body: q = half width, half depth, waist, hollow, anterior, middle, posterior height, top share, edge, squareness."""
+def _body(x: float, y: float, z: float, q: Array) -> float:
+    """A vertebral body around its reference middle.
+
+    q = half width, half depth, waist, hollow, anterior, middle, posterior height, top share, edge, squareness.
+    """
     tallest = max(q[4], q[5], q[6])
     w = min(abs(2.0 * z) / tallest, 1.0)
     shrink = 1.0 - q[2] * (1.0 - w * w)
@@ -89,7 +95,7 @@ def _body(x, y, z, q):
 
 
 @njit(cache=True, nogil=True)
-def _tube(x, y, z, q, table):
+def _tube(x: float, y: float, z: float, q: Array, table: Array) -> float:
     """A generalised cylinder: rows (cx, cy, rx, ry, squareness) spaced evenly over z = -q0..q0."""
     n = table.shape[0]
     t = min(max((z / q[0] * 0.5 + 0.5) * (n - 1), 0.0), n - 1.000001)
@@ -107,7 +113,7 @@ def _tube(x, y, z, q, table):
 
 
 @njit(cache=True, nogil=True)
-def _plate(x, y, z, q):
+def _plate(x: float, y: float, z: float, q: Array) -> float:
     """A triangle (three vertices in q0..q8) thickened by q9 on either side."""
     ax, ay, az = q[3] - q[0], q[4] - q[1], q[5] - q[2]
     bx, by, bz = q[6] - q[0], q[7] - q[1], q[8] - q[2]
@@ -136,7 +142,7 @@ def _plate(x, y, z, q):
 
 
 @njit(cache=True, nogil=True)
-def _distance(kind, x, y, z, q, table):
+def _distance(kind: int, x: float, y: float, z: float, q: Array, table: Array) -> float:
     if kind == 0:
         return _ellipsoid(x, y, z, q)
     if kind == 1:
@@ -151,7 +157,7 @@ def _distance(kind, x, y, z, q, table):
 
 
 @njit(cache=True, nogil=True)
-def _merge(kind, op, blend, margin, frame, q, table, box, origin, field):
+def _merge(kind, op, blend, margin, frame, q, table, box, origin, field):  # type: ignore[no-untyped-def]
     """Joins (op 0) or cuts (op 1) one primitive into ``field``, whose voxel (0, 0, 0) is at index ``origin``.
 
     Bricks of voxels that are wholly outside by more than ``margin`` mm are skipped, those deep inside get one value.
@@ -176,7 +182,9 @@ def _merge(kind, op, blend, margin, frame, q, table, box, origin, field):
                         for i in range(i0, min(i0 + BRICK, box[5])):
                             d = middle
                             if not deep:
-                                d = _distance(kind, x + frame[0, 0] * i, y + frame[1, 0] * i, z + frame[2, 0] * i, q, table)
+                                d = _distance(
+                                    kind, x + frame[0, 0] * i, y + frame[1, 0] * i, z + frame[2, 0] * i, q, table
+                                )
                             at = k - origin[0], j - origin[1], i - origin[2]
                             if op == 1:
                                 field[at] = _smooth_max(field[at], -d, blend)
@@ -185,8 +193,8 @@ def _merge(kind, op, blend, margin, frame, q, table, box, origin, field):
 
 
 @njit(cache=True, nogil=True)
-def _blend_in(field, body, box, voxel, look, weights, hu, noise, mask, body_mask, label):
-    """Paints one group: look = (shell mm, shell HU, core HU, body shell mm, endplate HU); weights = (2, 3) texture HU."""
+def _blend_in(field, body, box, voxel, look, weights, hu, noise, mask, body_mask, label):  # type: ignore[no-untyped-def]
+    """Paints one group: look = (shell mm, shell HU, core HU, body shell mm); weights = (2, 3) texture HU."""
     for k in range(field.shape[0]):
         for j in range(field.shape[1]):
             for i in range(field.shape[2]):
@@ -211,12 +219,14 @@ def _blend_in(field, body, box, voxel, look, weights, hu, noise, mask, body_mask
 
 
 @njit(cache=True, nogil=True)
-def paint(groups, looks, weights, kinds, ops, frames, params, table_of, tables, boxes, voxel, hu, noise, mask, body_mask):
+def paint(  # type: ignore[no-untyped-def]
+    groups, looks, weights, kinds, ops, frames, params, table_of, tables, boxes, voxel, hu, noise, mask, body_mask
+):
     """Paints all groups in order into ``hu``, ``mask`` and ``body_mask``.
 
     Args:
         groups: (G, 4) int64: first primitive, number of primitives, label (0: none), blend in 0.001 mm.
-        looks: (G, 5) float64 and weights: (G, 2, 3) float64, see ``_blend_in``.
+        looks: (G, 4) float64 and weights: (G, 2, 3) float64, see ``_blend_in``.
         kinds, ops, table_of: (P,) int64; frames: (P, 3, 4) primitive coordinates from voxel indices (x, y, z).
         params: (P, 10); tables: (T, N, 5); boxes: (P, 6) int64 index ranges z0, y0, x0, z1, y1, x1 (empty: culled).
         voxel: mm over which an edge is spread.
@@ -246,7 +256,7 @@ def paint(groups, looks, weights, kinds, ops, frames, params, table_of, tables, 
 
 
 @njit(cache=True, inline="always")
-def _hash(i, j, k, seed):
+def _hash(i: int, j: int, k: int, seed: int) -> float:
     h = (i * 73856093) ^ (j * 19349663) ^ (k * 83492791) ^ (seed * 2654435761)
     h = (h ^ (h >> 13)) * 1274126177
     h = h & 0xFFFFFFFF
@@ -255,7 +265,7 @@ def _hash(i, j, k, seed):
 
 
 @njit(cache=True, nogil=True)
-def value_noise(frame, shape, wavelength, seed, out):
+def value_noise(frame, shape, wavelength, seed, out):  # type: ignore[no-untyped-def]
     """Fills ``out`` (z, y, x) with smooth noise in [-1, 1] of the given wavelength, a function of patient mm alone."""
     for k in range(shape[0]):
         for j in range(shape[1]):
@@ -267,19 +277,19 @@ def value_noise(frame, shape, wavelength, seed, out):
                 u, v, w = x - a, y - b, z - c
                 u, v, w = u * u * (3 - 2 * u), v * v * (3 - 2 * v), w * w * (3 - 2 * w)
                 n = int(a), int(b), int(c)
-                lower = (
-                    _hash(n[0], n[1], n[2], seed) * (1 - u) + _hash(n[0] + 1, n[1], n[2], seed) * u
-                ) * (1 - v) + (_hash(n[0], n[1] + 1, n[2], seed) * (1 - u) + _hash(n[0] + 1, n[1] + 1, n[2], seed) * u) * v
-                upper = (
-                    _hash(n[0], n[1], n[2] + 1, seed) * (1 - u) + _hash(n[0] + 1, n[1], n[2] + 1, seed) * u
-                ) * (1 - v) + (
+                lower = (_hash(n[0], n[1], n[2], seed) * (1 - u) + _hash(n[0] + 1, n[1], n[2], seed) * u) * (1 - v) + (
+                    _hash(n[0], n[1] + 1, n[2], seed) * (1 - u) + _hash(n[0] + 1, n[1] + 1, n[2], seed) * u
+                ) * v
+                upper = (_hash(n[0], n[1], n[2] + 1, seed) * (1 - u) + _hash(n[0] + 1, n[1], n[2] + 1, seed) * u) * (
+                    1 - v
+                ) + (
                     _hash(n[0], n[1] + 1, n[2] + 1, seed) * (1 - u) + _hash(n[0] + 1, n[1] + 1, n[2] + 1, seed) * u
                 ) * v
                 out[k, j, i] = lower * (1 - w) + upper * w
 
 
 @njit(cache=True, nogil=True)
-def convolve(source, kernel, axis, out):
+def convolve(source, kernel, axis, out):  # type: ignore[no-untyped-def]
     """Convolves ``source`` (z, y, x) with an odd symmetric ``kernel`` along ``axis``, edges repeated."""
     half = kernel.shape[0] // 2
     n = source.shape[axis]

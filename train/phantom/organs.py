@@ -1,5 +1,6 @@
 """Soft tissue: skin to bowel, lungs and vessels, as primitives in the body frame (mm)."""
 
+# ruff: noqa: RUF005 - lists that are added to arrays here are vectors
 from __future__ import annotations
 
 import numpy as np
@@ -27,7 +28,12 @@ def add_envelope(s: SceneBuilder, t: Torso, hips: Float64) -> None:
         s.capsule(a, b, 76 * k, 56 * k)
     s.solid(Tissue.FAT, blend_mm=6)
     for side in SIDES:
-        s.capsule(hips[0] * [0, 1, 1] + [side * 62 * k, 62 * k, 10], hips[0] * [0, 1, 1] + [side * 70 * k, 60 * k, -120], 12, 16)
+        s.capsule(
+            hips[0] * [0, 1, 1] + [side * 62 * k, 62 * k, 10],
+            hips[0] * [0, 1, 1] + [side * 70 * k, 60 * k, -120],
+            12,
+            16,
+        )
     s.capsule((0, t.spine_at(-80)[1] - 60 * k, -70), (0, t.spine_at(-80)[1] - 20 * k, -300), 10, 22, scale=(0.7, 1.0))
 
 
@@ -55,9 +61,13 @@ def add_abdomen(s: SceneBuilder, t: Torso, rng: np.random.Generator, *, oral: bo
     s.solid(Tissue.MUSCLE, blend_mm=4)
     for side in SIDES:
         names = [("T12", 26, 6), ("L2", 36, 16), ("L4", 46, 22), ("S1", 62, 22), ("hip", 92, 16)]
-        path = np.array([t.spine_at(z_of[n]) + np.array([side * x * k, -4 + (x > 50) * 14 + (x > 90) * 14, 0]) for n, x, _ in names])
+        path = np.array(
+            [t.spine_at(z_of[n]) + np.array([side * x * k, -4 + (x > 50) * 14 + (x > 90) * 14, 0]) for n, x, _ in names]
+        )
         s.chain(path, np.array([r for _, _, r in names]) * k * rng.uniform(0.75, 1.15), scale=(0.85, 1.0))
-        quad = np.array([t.spine_at(z_of[n]) + [side * x * k, -20 * k, 0] for n, x in (("T12", 48), ("L3", 66), ("L5", 78))])
+        quad = np.array(
+            [t.spine_at(z_of[n]) + [side * x * k, -20 * k, 0] for n, x in (("T12", 48), ("L3", 66), ("L5", 78))]
+        )
         s.chain(quad, 15 * k, scale=(1.2, 0.7))
     for side in SIDES:
         middle = t.spine_at(z_of["L1"] - (10 if side > 0 else 0)) + np.array([side * 66, 6, rng.uniform(-15, 15)]) * k
@@ -89,7 +99,11 @@ def _add_upper(s: SceneBuilder, t: Torso, rng: np.random.Generator) -> None:
     s.ellipsoid((cx - 0.05 * rx, cy + 0.4 * ry, dome - 45 * k), (0.45 * rx, 0.42 * ry, 38 * k))
     s.ellipsoid((cx + 0.55 * rx, cy - 0.3 * ry, dome - 75 * k), (0.34 * rx, 0.55 * ry, 58 * k))
     s.solid(Tissue.SPLEEN)
-    s.ellipsoid((cx - 0.66 * rx, cy - 0.42 * ry, dome - 62 * k), np.array([26, 44, 50]) * k * rng.uniform(0.7, 1.2), z=(0.3, -0.2, 1))
+    s.ellipsoid(
+        (cx - 0.66 * rx, cy - 0.42 * ry, dome - 62 * k),
+        np.array([26, 44, 50]) * k * rng.uniform(0.7, 1.2),
+        z=(0.3, -0.2, 1),
+    )
     s.group(Tissue.BOWEL_WALL, Tissue.BOWEL_FLUID, shell_mm=4)
     stomach = np.array([cx - 0.4 * rx, cy + 0.25 * ry, dome - 45 * k])
     s.ellipsoid(stomach, np.array([42, 36, 46]) * k * rng.uniform(0.7, 1.1), z=(0.5, -0.3, 1))
@@ -119,14 +133,21 @@ def _add_bowel(s: SceneBuilder, t: Torso, rng: np.random.Generator, *, oral: boo
         s.group(Tissue.BOWEL_WALL, core, shell_mm=2.5, blend_mm=2)
         s.chain(path, rng.uniform(8, 15, 4) * k)
     _add_mesentery(s, t, table, spine, rng)
-    z = np.linspace(low + 30, high - 10, 5)
+    heights = np.linspace(low + 30, high - 10, 5)
     for side in SIDES:
-        out = np.array([np.interp(z, t.rows_z, column) for column in table.T])
-        path = np.stack([out[0] + side * 0.78 * out[2], out[1] + rng.uniform(-0.25, 0.1) * out[3] + rng.normal(0, 5, 5), z], 1)
+        out = np.array([np.interp(heights, t.rows_z, column) for column in table.T])
+        path = np.stack(
+            [out[0] + side * 0.78 * out[2], out[1] + rng.uniform(-0.25, 0.1) * out[3] + rng.normal(0, 5, 5), heights], 1
+        )
         core = Tissue.FECES if rng.random() < 0.6 else Tissue.GAS
         s.group(Tissue.BOWEL_WALL, core, shell_mm=2.5, blend_mm=4)
         s.chain(path, rng.uniform(16, 30, 5) * k)
-    top = np.array([[x * 0.7 * out[2][-1], out[1][-1] + out[3][-1] * 0.5, high + rng.uniform(-40, 10)] for x in (-1, -0.4, 0.2, 0.9)])
+    top = np.array(
+        [
+            [x * 0.7 * out[2][-1], out[1][-1] + out[3][-1] * 0.5, high + rng.uniform(-40, 10)]
+            for x in (-1, -0.4, 0.2, 0.9)
+        ]
+    )
     s.group(Tissue.BOWEL_WALL, Tissue.GAS if rng.random() < 0.6 else Tissue.FECES, shell_mm=2.5, blend_mm=4)
     s.chain(top, rng.uniform(15, 28, 4) * k)
 
@@ -166,7 +187,9 @@ def add_chest(s: SceneBuilder, t: Torso, rng: np.random.Generator) -> None:
     s.ellipsoid(heart + [-4, 0, -4], np.array([48, 37, 48]) * k, z=(0.4, -0.2, 1))
     s.group(Tissue.CARTILAGE, Tissue.GAS, shell_mm=1.8, shell_hu=-40)
     carina = t.spine_at(t.z_of["T5"]) + [0, 38 * k, 0]
-    s.chain(np.array([t.spine_at(t.z_of["C5"]) + [0, 30 * k, 0], t.spine_at(t.z_of["T1"]) + [0, 32 * k, 0], carina]), 10 * k)
+    s.chain(
+        np.array([t.spine_at(t.z_of["C5"]) + [0, 30 * k, 0], t.spine_at(t.z_of["T1"]) + [0, 32 * k, 0], carina]), 10 * k
+    )
     for side in SIDES:
         s.capsule(carina, carina + np.array([side * 42, -4, -38]) * k, 8 * k, 6 * k)
 
@@ -191,7 +214,9 @@ def add_vessels(s: SceneBuilder, t: Torso, rng: np.random.Generator) -> None:
     k = t.size
     levels = ["L4", "L2", "T12", "T9", "T7", "T5"]
     aside = [6, 8, 8, 22, 26, 24]
-    line = np.array([t.spine_at(t.z_of[n]) + [-x * k, (33 if x < 20 else 22) * k, 0] for n, x in zip(levels, aside, strict=True)])
+    line = np.array(
+        [t.spine_at(t.z_of[n]) + [-x * k, (33 if x < 20 else 22) * k, 0] for n, x in zip(levels, aside, strict=True)]
+    )
     arch = t.spine_at(t.z_of["T4"]) + np.array([[-18, 34, 6], [4, 62, 14], [14, 76, -20], [2, 72, -62]]) * k
     line = np.vstack([line, arch])
     s.solid(Tissue.ARTERY)
@@ -201,14 +226,30 @@ def add_vessels(s: SceneBuilder, t: Torso, rng: np.random.Generator) -> None:
         bend = np.array([side * 40 * k, t.spine_at(-30 * k)[1] + 45 * k, -40 * k])
         s.chain(np.array([line[0], bend, hip, hip + [0, 10, -80]]), np.array([7, 6, 5, 4.5]) * k)
         neck = t.spine_at(t.z_of["C4"]) + np.array([side * 30, 14, 0]) * k
-        s.chain(np.array([arch[1] + [side * 6, 0, 0], t.spine_at(t.z_of["T1"]) + np.array([side * 24, 24, 0]) * k, neck]), 4.5 * k)
+        s.chain(
+            np.array([arch[1] + [side * 6, 0, 0], t.spine_at(t.z_of["T1"]) + np.array([side * 24, 24, 0]) * k, neck]),
+            4.5 * k,
+        )
     s.solid(Tissue.VEIN)
-    cava = np.array([t.spine_at(t.z_of[n]) + np.array([x, y, 0]) * k for n, x, y in (("L4", 16, 34), ("L1", 20, 38), ("T10", 26, 46), ("T8", 24, 62))])
+    cava = np.array(
+        [
+            t.spine_at(t.z_of[n]) + np.array([x, y, 0]) * k
+            for n, x, y in (("L4", 16, 34), ("L1", 20, 38), ("T10", 26, 46), ("T8", 24, 62))
+        ]
+    )
     s.chain(cava, 12 * k, scale=(1.1, 0.8))
-    upper = np.array([t.spine_at(t.z_of[n]) + np.array([x, y, 0]) * k for n, x, y in (("T6", 26, 66), ("T3", 24, 62), ("C4", 36, 18))])
+    upper = np.array(
+        [
+            t.spine_at(t.z_of[n]) + np.array([x, y, 0]) * k
+            for n, x, y in (("T6", 26, 66), ("T3", 24, 62), ("C4", 36, 18))
+        ]
+    )
     s.chain(upper, 8 * k)
     for side in SIDES:
-        s.chain(np.array([cava[0], [side * 38 * k, cava[0][1] - 8, -35], [side * 58 * k, cava[0][1] + 20 * k, -100 * k]]), 7 * k)
+        s.chain(
+            np.array([cava[0], [side * 38 * k, cava[0][1] - 8, -35], [side * 58 * k, cava[0][1] + 20 * k, -100 * k]]),
+            7 * k,
+        )
     if rng.random() < 0.6:
         s.group(Tissue.PLAQUE, Tissue.PLAQUE)
         for _ in range(rng.integers(2, 22)):

@@ -11,12 +11,13 @@ from runtime.volume import Grid, Volume
 from train.phantom import imaging, kernels
 from train.phantom.anatomy import Anatomy, sample_anatomy
 from train.phantom.appearance import Appearance, sample_appearance
-from train.phantom.config import PhantomConfig
+from train.phantom.config import DEFAULT_CONFIG, PhantomConfig
 from train.phantom.fields import random_scan_grid
 from train.phantom.scene import Scene
 from train.phantom.tables import Tissue
 
 Float64 = npt.NDArray[np.float64]
+Int64 = npt.NDArray[np.int64]
 UInt8 = npt.NDArray[np.uint8]
 
 
@@ -28,12 +29,14 @@ class PhantomVertebra:
         label, level: VerSe's label and its name, e.g. 19 and "T12".
         centre_ras_mm: (3,) centroid of the vertebral body, RAS+ mm (C1: of the middle of its anterior arch).
         grade: Genant grade 0..3; shape: "none", "wedge", "biconcave" or "crush".
-        heights_mm: anterior, middle, posterior distance between the endplates in the midline, at 3/4 of the half depth in
-            front of the body's middle, in its middle and 3/4 behind it, after any fracture; original_heights_mm: before.
+        heights_mm: anterior, middle, posterior distance between the endplates in the midline, at 3/4 of the half depth
+            in front of the body's middle, in its middle and 3/4 behind it, after any fracture.
+        original_heights_mm: the same before it.
         height_loss: greatest relative loss of the three.
         complete: whether the whole vertebra lies inside the grid.
         axes_ras: (3, 3), columns are its right, anterior and superior directions.
-        half_depth_mm: half of the body's depth (where the heights are measured).
+        half_depth_mm: half of the body's depth.
+        origin_ras_mm: (3,) reference middle of the body, where its midline's measuring points start.
     """
 
     label: int
@@ -62,10 +65,12 @@ class PhantomScan:
     seed: int
 
 
-def _index_boxes(scene: Scene, affine: Float64, shape: tuple[int, int, int], margin_mm: float) -> npt.NDArray[np.int64]:
+def _index_boxes(
+    scene: Scene, affine: Float64, shape: tuple[int, int, int], margin_mm: Float64
+) -> npt.NDArray[np.int64]:
     """(P, 6) index ranges z0, y0, x0, z1, y1, x1 that contain each primitive; empty where it is outside the grid."""
     turn = scene.frames[:, :, :3]
-    middle, half = (scene.lows + scene.highs) / 2, (scene.highs - scene.lows) / 2 + margin_mm
+    middle, half = (scene.lows + scene.highs) / 2, (scene.highs - scene.lows) / 2 + margin_mm[:, None]
     centre = np.einsum("nji,nj->ni", turn, middle - scene.frames[:, :, 3])
     back = np.linalg.inv(affine[:3, :3])
     index = (centre - affine[:3, 3]) @ back.T
@@ -87,15 +92,15 @@ def paint_scene(scene: Scene, grid: Grid, appearance: Appearance) -> tuple[npt.N
         kernels.value_noise(affine[:3], shape, wavelength, appearance.texture_seed + n, noise[n])
     shell, core = scene.looks[:, 0].astype(int), scene.looks[:, 1].astype(int)
     fade = 1 / (1 + (voxel / np.array(appearance.wavelengths_mm)) ** 2)
-    looks = np.stack([scene.looks[:, 2], appearance.hu[shell] + scene.looks[:, 4], appearance.hu[core] + scene.looks[:, 5],
-                      scene.looks[:, 3], 0 * scene.looks[:, 3]], 1)  # fmt: skip
+    hu_of = appearance.hu
+    looks = [scene.looks[:, 2], hu_of[shell] + scene.looks[:, 4], hu_of[core] + scene.looks[:, 5], scene.looks[:, 3]]
     weights = np.stack([appearance.texture[shell], appearance.texture[core]], 1) * fade
     frames = scene.frames[:, :, :3] @ affine[:3]
     frames[:, :, 3] += scene.frames[:, :, 3]
     blend = np.repeat(scene.groups[:, 3] * 0.001, scene.groups[:, 1])
-    boxes = _index_boxes(scene, affine, shape, (voxel * 0.75 + 0.5 + blend)[:, None])
-    kernels.paint(scene.groups, looks, weights, scene.kinds, scene.ops, frames, scene.params, scene.table_of, scene.tables,
-                  boxes, voxel, hu, noise, mask, body_mask)  # fmt: skip
+    boxes = _index_boxes(scene, affine, shape, voxel * 0.75 + 0.5 + blend)
+    shapes = scene.kinds, scene.ops, frames, scene.params, scene.table_of, scene.tables, boxes
+    kernels.paint(scene.groups, np.stack(looks, 1), weights, *shapes, voxel, hu, noise, mask, body_mask)
     return hu, mask, body_mask
 
 
@@ -150,9 +155,19 @@ def _truth(anatomy: Anatomy, grid: Grid) -> tuple[PhantomVertebra, ...]:
         keep = np.flatnonzero(scene.ops[first : first + count] == 0) + first
         found.append(
             PhantomVertebra(
-                v.label, v.level, centre, v.grade, v.form, v.heights_mm, v.original_heights_mm, v.height_loss,
-                _inside(scene, keep, grid), anatomy.patient_axes @ v.axes, v.half_depth_mm, anatomy.to_ras_mm(v.origin_mm),
-            )  # fmt: skip
+                v.label,
+                v.level,
+                centre,
+                v.grade,
+                v.form,
+                v.heights_mm,
+                v.original_heights_mm,
+                v.height_loss,
+                _inside(scene, keep, grid),
+                anatomy.patient_axes @ v.axes,
+                v.half_depth_mm,
+                anatomy.to_ras_mm(v.origin_mm),
+            )
         )
     return tuple(found)
 
@@ -168,8 +183,8 @@ def _inside(scene: Scene, prims: npt.NDArray[np.int64], grid: Grid) -> bool:
     return bool((index - reach > -1).all() and (index + reach < np.array(grid.shape_zyx)).all())
 
 
-def make_scan(seed: int, config: PhantomConfig = PhantomConfig(), *, spacing_mm: float | None = None) -> PhantomScan:
-    """A scan of a new patient with a random clinical field of view and appearance; the same seed gives the same bytes."""
+def make_scan(seed: int, config: PhantomConfig = DEFAULT_CONFIG, *, spacing_mm: float | None = None) -> PhantomScan:
+    """A scan of a new patient with a random field of view and appearance; the same seed gives the same bytes."""
     anatomy = sample_anatomy(seed, config)
     rng = np.random.default_rng([seed, 2])
     appearance = sample_appearance(rng, config)

@@ -61,9 +61,17 @@ class SceneBuilder:
         return len(self.frames) - 1
 
     def group(
-        self, shell: Tissue, core: Tissue, *, shell_mm: float = 0.0, body_shell_mm: float = 0.0, label: int = 0,
-        blend_mm: float = 0.0, shell_hu: float = 0.0, core_hu: float = 0.0,
-    ) -> None:  # fmt: skip
+        self,
+        shell: Tissue,
+        core: Tissue,
+        *,
+        shell_mm: float = 0.0,
+        body_shell_mm: float = 0.0,
+        label: int = 0,
+        blend_mm: float = 0.0,
+        shell_hu: float = 0.0,
+        core_hu: float = 0.0,
+    ) -> None:
         """Starts a group; primitives added from now on belong to it."""
         self._groups.append([len(self._prims), 0, label, int(blend_mm * 1000)])
         self._looks.append([float(shell), float(core), shell_mm, body_shell_mm, shell_hu, core_hu])
@@ -78,20 +86,37 @@ class SceneBuilder:
         """Starts a group of one tissue without a shell."""
         self.group(tissue, tissue, blend_mm=blend_mm, shell_hu=hu, core_hu=hu)
 
-    def _add(self, kind: int, cut: bool, frame: int, centre: Vector, z: Vector, x: Vector, q: list[float], table: int = 0) -> None:
+    def _add(
+        self, kind: int, cut: bool, frame: int, centre: Vector, z: Vector, x: Vector, q: list[float], table: int = 0
+    ) -> None:
         self._groups[-1][1] += 1
         self._prims.append((kind, int(cut), frame, centre, z, x, q + [0.0] * (10 - len(q)), table))
 
     def ellipsoid(
-        self, centre: Vector, radii: Vector, *, frame: int = 0, z: Vector = Z_AXIS, x: Vector = X_AXIS, cut: bool = False
+        self,
+        centre: Vector,
+        radii: Vector,
+        *,
+        frame: int = 0,
+        z: Vector = Z_AXIS,
+        x: Vector = X_AXIS,
+        cut: bool = False,
     ) -> None:
         """Adds an ellipsoid with its third radius along ``z`` and its first towards ``x``."""
         self._add(ELLIPSOID, cut, frame, centre, z, x, [max(float(r), 0.2) for r in radii])
 
     def capsule(
-        self, start: Vector, end: Vector, radius: float, end_radius: float | None = None, *, frame: int = 0,
-        x: Vector = X_AXIS, scale: tuple[float, float] = (1.0, 1.0), cut: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        start: Vector,
+        end: Vector,
+        radius: float,
+        end_radius: float | None = None,
+        *,
+        frame: int = 0,
+        x: Vector = X_AXIS,
+        scale: tuple[float, float] = (1.0, 1.0),
+        cut: bool = False,
+    ) -> None:
         """Adds a round cone; its section is ``scale[0]`` times the radius towards ``x``, ``scale[1]`` across."""
         s, e = np.asarray(start, float), np.asarray(end, float)
         along = e - s
@@ -102,18 +127,31 @@ class SceneBuilder:
         self._add(CAPSULE, cut, frame, (s + e) / 2, along, x, [length / 2, *radii, *scale])
 
     def chain(
-        self, points: Float64, radii: Vector | float, *, frame: int = 0, x: Vector = X_AXIS,
-        scale: tuple[float, float] = (1.0, 1.0), cut: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        points: Float64,
+        radii: Vector | float,
+        *,
+        frame: int = 0,
+        x: Vector = X_AXIS,
+        scale: tuple[float, float] = (1.0, 1.0),
+        cut: bool = False,
+    ) -> None:
         """Adds capsules along a polyline (N, 3)."""
         r = np.broadcast_to(np.asarray(radii, float), (len(points),))
         for a, b, ra, rb in zip(points[:-1], points[1:], r[:-1], r[1:], strict=True):
             self.capsule(a, b, float(ra), float(rb), frame=frame, x=x, scale=scale, cut=cut)
 
     def box(
-        self, centre: Vector, half: Vector, rounding: float = 0.0, *, frame: int = 0, z: Vector = Z_AXIS,
-        x: Vector = X_AXIS, cut: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        centre: Vector,
+        half: Vector,
+        rounding: float = 0.0,
+        *,
+        frame: int = 0,
+        z: Vector = Z_AXIS,
+        x: Vector = X_AXIS,
+        cut: bool = False,
+    ) -> None:
         """Adds a rounded box of half sizes ``half``."""
         self._add(BOX, cut, frame, centre, z, x, [*(float(h) for h in half), rounding])
 
@@ -125,7 +163,9 @@ class SceneBuilder:
         """Adds a generalised cylinder of the body frame; ``table`` (TABLE_ROWS, 5) as in ``kernels._tube``."""
         self._tables.append(np.asarray(table, float))
         low, high = z_mm
-        self._add(TUBE, cut, 0, (0, 0, (low + high) / 2), Z_AXIS, X_AXIS, [(high - low) / 2, -inset_mm], len(self._tables) - 1)
+        self._add(
+            TUBE, cut, 0, (0, 0, (low + high) / 2), Z_AXIS, X_AXIS, [(high - low) / 2, -inset_mm], len(self._tables) - 1
+        )
 
     def plate(self, corners: Float64, thickness_mm: float, *, frame: int = 0) -> None:
         """Adds a triangular plate with corners (3, 3)."""
@@ -154,9 +194,18 @@ class SceneBuilder:
         low, high = _bounds(kind, q, tables[np.asarray(table_of)])
         metal = np.asarray(metal_mm, float).reshape(-1, 3) @ patient_axes.T + patient_origin_mm
         return Scene(
-            np.asarray(self._groups, np.int64), np.asarray(self._looks, float), kind.astype(np.int64),
-            np.asarray(ops, np.int64), frames, q, low, high, np.asarray(table_of, np.int64), tables, metal,
-        )  # fmt: skip
+            np.asarray(self._groups, np.int64),
+            np.asarray(self._looks, float),
+            kind.astype(np.int64),
+            np.asarray(ops, np.int64),
+            frames,
+            q,
+            low,
+            high,
+            np.asarray(table_of, np.int64),
+            tables,
+            metal,
+        )
 
 
 def _bounds(kind: Int64, q: Float64, tables: Float64) -> tuple[Float64, Float64]:

@@ -1,5 +1,6 @@
 """The bones around the spine: sacrum, pelvis, ribs and sternum, shoulders, skull. All in the body frame, mm."""
 
+# ruff: noqa: RUF005 - lists that are added to arrays here are vectors
 from __future__ import annotations
 
 import numpy as np
@@ -14,7 +15,9 @@ Float64 = npt.NDArray[np.float64]
 SIDES = (-1.0, 1.0)
 
 
-def add_sacrum(s: SceneBuilder, lowest: VertebraShape, size: float, thin: float, rng: np.random.Generator) -> tuple[int, Float64]:
+def add_sacrum(
+    s: SceneBuilder, lowest: VertebraShape, size: float, thin: float, rng: np.random.Generator
+) -> tuple[int, Float64]:
     """S1 to S5 fused, and the coccyx; returns the frame of S1 and its origin in the body frame."""
     lean = float(np.rad2deg(np.arctan2(lowest.axes[1, 2], lowest.axes[2, 2])))
     tilt = float(np.clip(lean + rng.uniform(8, 20), 12, 58))
@@ -22,8 +25,14 @@ def add_sacrum(s: SceneBuilder, lowest: VertebraShape, size: float, thin: float,
     axes = rotation(tilt, 0, 0)
     top = top - axes[:, 2] * 0.5 * lowest.disc_mm
     rows = [(25, 16, 29), (20, 12.5, 25), (16, 9.5, 20), (13.5, 8, 17), (11, 6, 15), (7, 4.5, 11), (5, 3.5, 9)]
-    s.group(Tissue.ARCH_CORTEX, Tissue.SPONGY, shell_mm=rng.uniform(0.8, 1.5) * (1 - 0.3 * thin), blend_mm=4.0,
-            shell_hu=-200 * thin - 120, core_hu=rng.normal(-25, 15))  # fmt: skip
+    s.group(
+        Tissue.ARCH_CORTEX,
+        Tissue.SPONGY,
+        shell_mm=rng.uniform(0.8, 1.5) * (1 - 0.3 * thin),
+        blend_mm=4.0,
+        shell_hu=-200 * thin - 120,
+        core_hu=rng.normal(-25, 15),
+    )
     frame, first, centres, curve = -1, np.zeros(3), [], rng.uniform(0.6, 1.2)
     for n, (a, b, h) in enumerate(np.array(rows) * size):
         centre = top - axes[:, 2] * h / 2
@@ -36,8 +45,23 @@ def add_sacrum(s: SceneBuilder, lowest: VertebraShape, size: float, thin: float,
             k = size * (1 - 0.2 * n)
             for side in SIDES:
                 reach = (54, 48, 40, 28)[n] * size
-                s.capsule((side * a * 0.7, -2, 2), (side * reach, -10 * k, -4 * k), 13 * k, 13 * k, frame=f, x=(0, 1, 0), scale=(0.8, 1.0))
-                s.capsule((side * a * 0.6, -b - 10 * k, 0), (side * 3, -b - 15 * k, 0), 5.5 * k, frame=f, x=(0, 0, 1), scale=(1.6, 0.6))
+                s.capsule(
+                    (side * a * 0.7, -2, 2),
+                    (side * reach, -10 * k, -4 * k),
+                    13 * k,
+                    13 * k,
+                    frame=f,
+                    x=(0, 1, 0),
+                    scale=(0.8, 1.0),
+                )
+                s.capsule(
+                    (side * a * 0.6, -b - 10 * k, 0),
+                    (side * 3, -b - 15 * k, 0),
+                    5.5 * k,
+                    frame=f,
+                    x=(0, 0, 1),
+                    scale=(1.6, 0.6),
+                )
                 s.capsule((side * (a * 0.75 + 1), -6, 0), (side * (a * 0.75 + 1), -b - 12 * k, 0), 4.0, frame=f)
             s.capsule((0, -b - 14 * k, 4), (0, -b - 22 * k, -4), 5 * k, frame=f, scale=(0.6, 1.0))
         centres.append((centre, axes, a, b))
@@ -62,12 +86,19 @@ def add_pelvis(s: SceneBuilder, origin: Float64, size: float, thin: float, rng: 
     hips = []
     width = rng.uniform(0.93, 1.07)
     for side in SIDES:
+
         def place(points: npt.ArrayLike, side: float = side) -> Float64:
             return _side(points, side * width, size, origin)
 
         hip = place([88, 18, -88])
         hips.append(hip)
-        s.group(Tissue.ARCH_CORTEX, Tissue.MARROW, shell_mm=rng.uniform(1.2, 2.0) * (1 - 0.3 * thin), blend_mm=6.0, shell_hu=-250 * thin - 150)
+        s.group(
+            Tissue.ARCH_CORTEX,
+            Tissue.MARROW,
+            shell_mm=rng.uniform(1.2, 2.0) * (1 - 0.3 * thin),
+            blend_mm=6.0,
+            shell_hu=-250 * thin - 150,
+        )
         crest = place([[44, -50, -22], [62, -46, 10], [92, -22, 34], [116, 6, 38], [128, 34, 22], [124, 60, -8]])
         base = place([[46, -30, -40], [56, -14, -36], [66, 2, -46], [76, 14, -58], [88, 28, -62], [112, 56, -40]])
         s.chain(crest, np.array([7, 6.5, 6.0, 6.5, 7, 7.5]) * size)
@@ -79,7 +110,9 @@ def add_pelvis(s: SceneBuilder, origin: Float64, size: float, thin: float, rng: 
         s.chain(np.array([hip, *place([[76, -22, -118], [62, -22, -146]])]), np.array([15, 13, 14]) * size)
         pubis = place([[74, 40, -82], [44, 62, -96], [13, 66, -112]])
         s.chain(pubis, np.array([11, 8, 10]) * size)
-        s.chain(np.array([*place([[13, 64, -118], [34, 40, -134]]), *place([[58, -8, -152]])]), np.array([8, 6, 9]) * size)
+        s.chain(
+            np.array([*place([[13, 64, -118], [34, 40, -134]]), *place([[58, -8, -152]])]), np.array([8, 6, 9]) * size
+        )
         s.ellipsoid(hip + np.array([side * 3, 2, -3]), np.full(3, 27.0 * size), cut=True)
         s.capsule(hip, hip + np.array([side * 40, 8, -18]), 28 * size, cut=True)
         s.capsule(place([46, 46, -112]), place([62, 8, -128]), 8 * size, cut=True)
@@ -90,7 +123,14 @@ def add_pelvis(s: SceneBuilder, origin: Float64, size: float, thin: float, rng: 
 
 
 def _add_femur(s: SceneBuilder, hip: Float64, side: float, size: float, thin: float, rng: np.random.Generator) -> None:
-    s.group(Tissue.CORTEX, Tissue.MARROW, shell_mm=1.6 * (1 - 0.3 * thin), blend_mm=5.0, core_hu=rng.uniform(20, 120), shell_hu=-200 * thin)
+    s.group(
+        Tissue.CORTEX,
+        Tissue.MARROW,
+        shell_mm=1.6 * (1 - 0.3 * thin),
+        blend_mm=5.0,
+        core_hu=rng.uniform(20, 120),
+        shell_hu=-200 * thin,
+    )
     s.ellipsoid(hip, np.full(3, 24.0 * size))
     trochanter = hip + np.array([side * 52, -8, -28]) * size
     s.capsule(hip + np.array([side * 8, 0, -4]), trochanter, 17 * size, 19 * size, scale=(0.9, 0.95))
@@ -105,7 +145,9 @@ def rib_path(v: VertebraShape, side: float, torso: Torso, number: int) -> Float6
     head = v.to_body_mm((side * (a * 0.8 + 3), -0.65 * b, 0.36 * h))
     neck = v.to_body_mm((side * (a + 16), -b - 14, 0.4 * h))
     size = torso.size
-    drop = {1: 32, 2: 48, 3: 66, 4: 80, 5: 92, 6: 102, 7: 112, 8: 112, 9: 108, 10: 98, 11: 70, 12: 45}.get(number, 30) * size
+    drop = {1: 32, 2: 48, 3: 66, 4: 80, 5: 92, 6: 102, 7: 112, 8: 112, 9: 108, 10: 98, 11: 70, 12: 45}.get(
+        number, 30
+    ) * size
     sweep = {8: 2.35, 9: 2.2, 10: 1.95, 11: 1.25, 12: 0.75, 13: 0.4}.get(number, 2.5)
     turn = np.linspace(0.32, sweep, 13)
     share = (1 - np.cos(np.clip(turn / 2.6, 0, 1) * np.pi)) / 2
@@ -127,13 +169,21 @@ def add_ribs(s: SceneBuilder, shapes: list[VertebraShape], torso: Torso, thin: f
                 continue
             path = rib_path(v, side, torso, number)
             front[number, side] = path[-1]
-            s.group(Tissue.CORTEX, Tissue.MARROW, shell_mm=rng.uniform(0.8, 1.3) * (1 - 0.3 * thin), blend_mm=1.5, shell_hu=-150 * thin)
+            s.group(
+                Tissue.CORTEX,
+                Tissue.MARROW,
+                shell_mm=rng.uniform(0.8, 1.3) * (1 - 0.3 * thin),
+                blend_mm=1.5,
+                shell_hu=-150 * thin,
+            )
             radii = np.r_[4.5, 4.0, np.full(len(path) - 2, 6.2 if number < 11 else 5.0)] * torso.size
             s.chain(path, radii, x=(0, 0, 1), scale=(1.0, 0.55) if number > 1 else (0.5, 1.0))
     _add_sternum(s, front, torso, rng)
 
 
-def _add_sternum(s: SceneBuilder, front: dict[tuple[int, float], Float64], torso: Torso, rng: np.random.Generator) -> None:
+def _add_sternum(
+    s: SceneBuilder, front: dict[tuple[int, float], Float64], torso: Torso, rng: np.random.Generator
+) -> None:
     top, bottom = torso.sternum_mm
     s.group(Tissue.CORTEX, Tissue.MARROW, shell_mm=0.9, blend_mm=1.5)
     for n in range(5):
@@ -148,7 +198,13 @@ def _add_sternum(s: SceneBuilder, front: dict[tuple[int, float], Float64], torso
         t = min((number - 1) / 6.2, 1.0)
         goal = top + (bottom - top) * t + np.array([side * 15 * torso.size, 0, 0])
         _, cy, _, ry = torso.cage(np.array([(end[2] + goal[2]) / 2 - 6]))
-        middle = np.array([(end[0] * 0.45 + goal[0] * 0.55), max(end[1], cy[0] + ry[0] * 0.93), (end[2] + goal[2]) / 2 - 8 * (number > 4)])
+        middle = np.array(
+            [
+                (end[0] * 0.45 + goal[0] * 0.55),
+                max(end[1], cy[0] + ry[0] * 0.93),
+                (end[2] + goal[2]) / 2 - 8 * (number > 4),
+            ]
+        )
         s.group(Tissue.CARTILAGE, Tissue.CARTILAGE, core_hu=-20, shell_hu=hu, shell_mm=1.0, blend_mm=1.0)
         s.chain(np.array([end, middle, goal]), 6.0 * torso.size, x=(0, 0, 1), scale=(1.0, 0.7))
 
@@ -160,7 +216,9 @@ def add_shoulders(s: SceneBuilder, torso: Torso, thin: float, rng: np.random.Gen
     cx, cy, rx, ry = (float(a[0]) for a in torso.cage(np.array([torso.shoulder_z - 60 * k])))
     for side in SIDES:
         lift = 35.0 * k if arms_up else 0.0
-        joint = np.array([cx + side * (rx + (22 if arms_up else 38) * k), cy - 0.25 * ry, torso.shoulder_z - 25 * k + lift])
+        joint = np.array(
+            [cx + side * (rx + (22 if arms_up else 38) * k), cy - 0.25 * ry, torso.shoulder_z - 25 * k + lift]
+        )
         hand = joint + np.array([side * 25, 10, 300]) * k if arms_up else joint + np.array([side * 45, 0, -300]) * k
         s.group(Tissue.FAT, Tissue.MUSCLE, shell_mm=8 + torso.fat_mm * 0.3, blend_mm=10)
         s.capsule(joint, hand, 48 * k + torso.fat_mm * 0.3, 36 * k + torso.fat_mm * 0.3)
@@ -196,7 +254,11 @@ def add_skull(s: SceneBuilder, atlas: VertebraShape, size: float) -> None:
     s.capsule(o + np.array([0, 22, 20]), o + np.array([0, 18, -40]), 8, scale=(1.6, 0.8))
     s.group(Tissue.CORTEX, Tissue.MARROW, shell_mm=2.5, blend_mm=3)
     for side in SIDES:
-        s.chain(o + np.array([[side * 46, 12, 22], [side * 42, 18, -28], [side * 26, 62, -42], [0, 78, -44]]) * size, 8 * size, scale=(0.6, 1.2))
+        s.chain(
+            o + np.array([[side * 46, 12, 22], [side * 42, 18, -28], [side * 26, 62, -42], [0, 78, -44]]) * size,
+            8 * size,
+            scale=(0.6, 1.2),
+        )
         s.ellipsoid(o + np.array([side * 17, -10, 13]) * size, np.array([9, 11, 7]) * size)
         s.capsule(o + np.array([side * 48, -22, 14]) * size, o + np.array([side * 50, -14, -8]) * size, 9, 5)
     s.chain(o + np.array([[-22, 50, -12], [0, 68, -12], [22, 50, -12]]) * size, 9 * size)

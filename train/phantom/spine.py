@@ -188,9 +188,16 @@ class _Posture:
 def _sample_posture(rng: np.random.Generator, config: PhantomConfig) -> _Posture:
     cobb = rng.uniform(*config.scoliosis_deg) if rng.random() < config.scoliosis_probability else rng.uniform(0, 5)
     return _Posture(
-        rng.uniform(*config.size), rng.uniform(0.3, 1.3), rng.uniform(0.5, 1.5), rng.uniform(0.5, 1.35), cobb,
-        rng.uniform(0.15, 0.75), rng.uniform(2.0, 3.4), rng.choice([-1.0, 1.0]), rng.uniform(*config.degeneration),
-    )  # fmt: skip
+        rng.uniform(*config.size),
+        rng.uniform(0.3, 1.3),
+        rng.uniform(0.5, 1.5),
+        rng.uniform(0.5, 1.35),
+        cobb,
+        rng.uniform(0.15, 0.75),
+        rng.uniform(2.0, 3.4),
+        rng.choice([-1.0, 1.0]),
+        rng.uniform(*config.degeneration),
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,7 +230,9 @@ class _Draft:
         return float(half - (1 - share) * missing), float(half - share * missing)
 
 
-def _draft(level: str, grade: int, posture: _Posture, width: float, config: PhantomConfig, rng: np.random.Generator) -> _Draft:
+def _draft(
+    level: str, grade: int, posture: _Posture, width: float, config: PhantomConfig, rng: np.random.Generator
+) -> _Draft:
     size = LEVEL_SIZES[level]
     form, losses = _losses(grade, rng, config)
     original = _heights(level, size.height_mm * posture.size * rng.uniform(0.97, 1.03), rng)
@@ -274,9 +283,24 @@ def sample_spine(rng: np.random.Generator, config: PhantomConfig) -> tuple[list[
         a, b, waist, hollow, anterior, middle, posterior, share, edge, square = d.body
         shapes.append(
             VertebraShape(
-                d.level, LABEL_OF_LEVEL[d.level], a, b, waist, hollow, edge, square,
-                (float(d.original[0]), float(d.original[1]), float(d.original[2])), (anterior, middle, posterior),
-                share, d.grade, d.form, d.disc_mm, axes, origin, _centroid(d.body), patient_density + d.density,
-            )  # fmt: skip
+                d.level,
+                LABEL_OF_LEVEL[d.level],
+                a,
+                b,
+                waist,
+                hollow,
+                edge,
+                square,
+                (float(d.original[0]), float(d.original[1]), float(d.original[2])),
+                (anterior, middle, posterior),
+                share,
+                d.grade,
+                d.form,
+                d.disc_mm,
+                axes,
+                origin,
+                _centroid(d.body),
+                patient_density + d.density,
+            )
         )
     return shapes, posture.size, posture.degeneration

@@ -61,9 +61,24 @@ _ROWS = {
 LEVEL_SIZES: dict[str, LevelSize] = {level: LevelSize(*row) for level, row in _ROWS.items()}
 
 FRACTURE_WEIGHT: dict[str, float] = {
-    "T3": 0.3, "T4": 0.4, "T5": 0.6, "T6": 0.9, "T7": 1.4, "T8": 1.5, "T9": 0.9, "T10": 0.8, "T11": 1.1,
-    "T12": 1.9, "T13": 1.9, "L1": 2.0, "L2": 1.2, "L3": 1.0, "L4": 0.9, "L5": 0.5, "L6": 0.4,
-}  # fmt: skip
+    "T3": 0.3,
+    "T4": 0.4,
+    "T5": 0.6,
+    "T6": 0.9,
+    "T7": 1.4,
+    "T8": 1.5,
+    "T9": 0.9,
+    "T10": 0.8,
+    "T11": 1.1,
+    "T12": 1.9,
+    "T13": 1.9,
+    "L1": 2.0,
+    "L2": 1.2,
+    "L3": 1.0,
+    "L4": 0.9,
+    "L5": 0.5,
+    "L6": 0.4,
+}
 """Relative frequency of fractures per level, with the two usual peaks at the mid-thoracic spine and T12-L1."""
 
 

@@ -1,4 +1,4 @@
-"""The torso's envelope: skin, muscle wall, cavity and rib cage as tables over the height of the spine (body frame, mm)."""
+"""The torso's envelope: skin, muscle wall, cavity and rib cage as tables over height (body frame, mm)."""
 
 from __future__ import annotations
 
@@ -15,8 +15,32 @@ BELOW_MM = -170.0
 """Lower end of the torso's tables, relative to the first sacral body; below it there are only legs."""
 
 _KNOTS = ("hip", "S1", "L4", "L2", "T12", "T8", "T4", "T2", "T1", "C6", "C3")
-_SKIN = ((172, 104), (168, 104), (158, 100), (148, 102), (152, 110), (163, 119), (160, 108), (150, 92), (120, 80), (66, 64), (60, 62))
-_CAGE = ((126, 88), (126, 90), (126, 92), (130, 96), (135, 99), (136, 98), (118, 84), (90, 62), (62, 44), (40, 30), (40, 30))
+_SKIN = (
+    (172, 104),
+    (168, 104),
+    (158, 100),
+    (148, 102),
+    (152, 110),
+    (163, 119),
+    (160, 108),
+    (150, 92),
+    (120, 80),
+    (66, 64),
+    (60, 62),
+)
+_CAGE = (
+    (126, 88),
+    (126, 90),
+    (126, 92),
+    (130, 96),
+    (135, 99),
+    (136, 98),
+    (118, 84),
+    (90, 62),
+    (62, 44),
+    (40, 30),
+    (40, 30),
+)
 _BACK = (64, 62, 62, 62, 60, 58, 56, 55, 54, 54, 56)
 
 
@@ -99,7 +123,7 @@ def sample_torso(shapes: list[VertebraShape], size: float, rng: np.random.Genera
         values = np.array(rows, float).reshape(len(rows), -1)
         out = np.stack([np.interp(z, knots, column) for column in values.T], 1)
         padded = np.pad(out, ((2, 2), (0, 0)), mode="edge")
-        return sum(padded[n : n + TABLE_ROWS] for n in range(5)) / 5 * size
+        return np.mean([padded[n : n + TABLE_ROWS] for n in range(5)], axis=0) * size
 
     smooth = np.polynomial.Polynomial.fit(spine_z, spine_y, 7)
     y = 0.5 * smooth(z) + 0.5 * np.interp(z, spine_z, spine_y)
@@ -117,5 +141,7 @@ def sample_torso(shapes: list[VertebraShape], size: float, rng: np.random.Genera
     cavity = np.stack([x, y - 24 * size + inner_ry, wall[:, 2] - 10 * size, inner_ry, p + 0.15], 1)
     cavity[:, 2] *= np.interp(z, [-150 * size, -50 * size, 10 * size, z_of["L4"] + 10], [0.4, 0.52, 0.72, 1.0])
     cavity[:, 3] *= np.interp(z, [-160 * size, -60 * size], [0.6, 1.0])
-    cage_table = np.stack([x, y - 38 * size * np.clip(cage[:, 1] / (90 * size), 0.3, 1) + cage[:, 1], cage[:, 0], cage[:, 1], p], 1)
+    cage_table = np.stack(
+        [x, y - 38 * size * np.clip(cage[:, 1] / (90 * size), 0.3, 1) + cage[:, 1], cage[:, 0], cage[:, 1], p], 1
+    )
     return Torso(size, fat, ends, skin_table, wall, cavity, cage_table, z_of, spine_z, spine_y, spine_x)

@@ -1,7 +1,7 @@
 """Writes phantoms in the file layout of VerSe, with body masks, grades and true heights beside it.
 
-Stored arrays are indexed (x, y, z) as nibabel does, in the grid's own axis order; centroids are in voxels of that array,
-and the first entry of the centroid file names the direction in which each of its axes grows, as VerSe's files do.
+Stored arrays are indexed (x, y, z) as nibabel does, in the grid's own axis order; centroids are in voxels of that
+array, and the first entry of the centroid file names the direction in which each of its axes grows, as in VerSe.
 """
 
 from __future__ import annotations
@@ -30,9 +30,13 @@ def _write_whole(path: Path, write: Callable[[Path], None]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
 def write_json(path: Path, value: Any, *, indent: int | None = None) -> None:
     """Writes ``value`` as JSON, whole or not at all."""
-    _write_whole(path, lambda at: at.write_text(json.dumps(value, indent=indent) + "\n", encoding="utf-8"))
+    _write_whole(path, lambda at: _write_text(at, json.dumps(value, indent=indent) + "\n"))
 
 
 def write_nifti(path: Path, array: npt.NDArray[Any], grid: Grid) -> None:
@@ -64,12 +68,18 @@ def heights_json(scan: PhantomScan) -> list[dict[str, Any]]:
     """True heights, mm, and what else is known of every vertebra."""
     return [
         {
-            "label": v.label, "level": v.level, "grade": v.grade, "shape": v.shape, "complete": v.complete,
-            "height_loss": round(v.height_loss, 4), "centre_ras_mm": [round(float(n), 3) for n in v.centre_ras_mm],
-            "heights_mm": [round(h, 3) for h in v.heights_mm], "original_heights_mm": [round(h, 3) for h in v.original_heights_mm],
+            "label": v.label,
+            "level": v.level,
+            "grade": v.grade,
+            "shape": v.shape,
+            "complete": v.complete,
+            "height_loss": round(v.height_loss, 4),
+            "centre_ras_mm": [round(float(n), 3) for n in v.centre_ras_mm],
+            "heights_mm": [round(h, 3) for h in v.heights_mm],
+            "original_heights_mm": [round(h, 3) for h in v.original_heights_mm],
         }
         for v in scan.vertebrae
-    ]  # fmt: skip
+    ]
 
 
 def write_verse(scan: PhantomScan, root: Path, subject: str, *, split: str = "training") -> None:

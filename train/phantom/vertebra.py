@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -28,10 +29,12 @@ class ArchSize:
 
     @property
     def canal_y(self) -> float:
+        """Local y of the canal's middle."""
         return self.back - self.canal_radius + 0.5
 
     @property
     def lamina_y(self) -> float:
+        """Local y at which the laminae meet."""
         return self.back - 2 * self.canal_radius - 1.5
 
 
@@ -44,7 +47,9 @@ def arch_size(shape: VertebraShape) -> ArchSize:
     back = -b + shape.hollow_mm * 0.7
     if region == "L":
         number = int(shape.level[1])
-        return ArchSize((9.5 + number) * scale, 8.0 * scale, back, (3.0 + 0.8 * number) * scale, 0.29 * height, 0.34 * height)
+        return ArchSize(
+            (9.5 + number) * scale, 8.0 * scale, back, (3.0 + 0.8 * number) * scale, 0.29 * height, 0.34 * height
+        )
     if region == "T":
         return ArchSize(8.2 * scale, 7.6 * scale, back, 2.7 * scale, 0.32 * height, 0.46 * height)
     return ArchSize(11.5 * scale, 7.2 * scale, back, 2.6 * scale, 0.3 * height, 0.4 * height)
@@ -53,16 +58,44 @@ def arch_size(shape: VertebraShape) -> ArchSize:
 def _lumbar(s: SceneBuilder, f: int, v: VertebraShape, k: ArchSize, rng: np.random.Generator) -> None:
     h, w, p = v.original_heights_mm[2], k.canal_half_width, k.pedicle_width
     span, droop = v.half_width_mm + rng.uniform(14, 24), rng.uniform(-0.05, 0.15)
-    s.capsule((0, k.lamina_y + 2, -0.18 * h), (0, k.lamina_y - rng.uniform(24, 31), -0.42 * h), 0.3 * h, 0.36 * h,
-              frame=f, x=(0, 0, 1), scale=(1.0, 0.34))  # fmt: skip
+    s.capsule(
+        (0, k.lamina_y + 2, -0.18 * h),
+        (0, k.lamina_y - rng.uniform(24, 31), -0.42 * h),
+        0.3 * h,
+        0.36 * h,
+        frame=f,
+        x=(0, 0, 1),
+        scale=(1.0, 0.34),
+    )
     for side in SIDES:
-        s.capsule((side * (w + p), k.back - 3, 0.2 * h), (side * span, k.back - 9, (0.2 + droop) * h), 0.17 * h, 0.12 * h,
-                  frame=f, x=(0, 0, 1), scale=(1.0, 0.6))  # fmt: skip
+        s.capsule(
+            (side * (w + p), k.back - 3, 0.2 * h),
+            (side * span, k.back - 9, (0.2 + droop) * h),
+            0.17 * h,
+            0.12 * h,
+            frame=f,
+            x=(0, 0, 1),
+            scale=(1.0, 0.6),
+        )
         gap = v.disc_mm * 0.5 + 3.0
-        s.capsule((side * (w + p + 1), k.canal_y - 3, 0.15 * h), (side * (w + p + 2.5), k.canal_y - 5.5, 0.5 * h + gap), 6.4, 5.8,
-                  frame=f, x=(0.7 * side, -0.7, 0), scale=(0.75, 1.15))  # fmt: skip
-        s.capsule((side * (w + 1), k.lamina_y + 1, -0.1 * h), (side * (w + 1.5), k.lamina_y + 0.5, -0.5 * h - gap - 2), 6.2, 5.4,
-                  frame=f, x=(0.7 * side, -0.7, 0), scale=(0.8, 1.1))  # fmt: skip
+        s.capsule(
+            (side * (w + p + 1), k.canal_y - 3, 0.15 * h),
+            (side * (w + p + 2.5), k.canal_y - 5.5, 0.5 * h + gap),
+            6.4,
+            5.8,
+            frame=f,
+            x=(0.7 * side, -0.7, 0),
+            scale=(0.75, 1.15),
+        )
+        s.capsule(
+            (side * (w + 1), k.lamina_y + 1, -0.1 * h),
+            (side * (w + 1.5), k.lamina_y + 0.5, -0.5 * h - gap - 2),
+            6.2,
+            5.4,
+            frame=f,
+            x=(0.7 * side, -0.7, 0),
+            scale=(0.8, 1.1),
+        )
 
 
 def _thoracic(s: SceneBuilder, f: int, v: VertebraShape, k: ArchSize, rng: np.random.Generator) -> None:
@@ -70,29 +103,72 @@ def _thoracic(s: SceneBuilder, f: int, v: VertebraShape, k: ArchSize, rng: np.ra
     number = int(v.level[1:])
     late = max(number - 9, 0) / 3.0
     drop, reach = (1.25 if 4 <= number <= 9 else 0.75) * (1 - 0.6 * late), 27 + 3 * late
-    s.capsule((0, k.lamina_y + 2, -0.1 * h), (0, k.lamina_y - reach * rng.uniform(0.85, 1.1), -(0.1 + drop) * h),
-              0.25 * h, 0.2 * h, frame=f, x=(0, 0, 1), scale=(1.0, 0.42))  # fmt: skip
+    s.capsule(
+        (0, k.lamina_y + 2, -0.1 * h),
+        (0, k.lamina_y - reach * rng.uniform(0.85, 1.1), -(0.1 + drop) * h),
+        0.25 * h,
+        0.2 * h,
+        frame=f,
+        x=(0, 0, 1),
+        scale=(1.0, 0.42),
+    )
     out, back = (30 - 0.9 * number) * (1 - 0.45 * late), 15 - 6 * late
     for side in SIDES:
-        s.capsule((side * (w + p), k.canal_y - 1, 0.18 * h), (side * (w * 0.5 + out), k.canal_y - 3 - back, 0.25 * h), 5.0, 4.4,
-                  frame=f, scale=(1.0, 0.85))  # fmt: skip
-        s.capsule((side * (w + 1.5), k.canal_y - 3.5, 0.1 * h), (side * (w + 1.5), k.canal_y - 4.5, 0.52 * h + 4.5), 4.4, 3.6,
-                  frame=f, scale=(1.0, 0.6))  # fmt: skip
-        s.capsule((side * w, k.lamina_y - 0.5, -0.1 * h), (side * w, k.lamina_y - 0.5, -0.5 * h - 6.0), 4.6, 3.8,
-                  frame=f, scale=(1.0, 0.6))  # fmt: skip
+        s.capsule(
+            (side * (w + p), k.canal_y - 1, 0.18 * h),
+            (side * (w * 0.5 + out), k.canal_y - 3 - back, 0.25 * h),
+            5.0,
+            4.4,
+            frame=f,
+            scale=(1.0, 0.85),
+        )
+        s.capsule(
+            (side * (w + 1.5), k.canal_y - 3.5, 0.1 * h),
+            (side * (w + 1.5), k.canal_y - 4.5, 0.52 * h + 4.5),
+            4.4,
+            3.6,
+            frame=f,
+            scale=(1.0, 0.6),
+        )
+        s.capsule(
+            (side * w, k.lamina_y - 0.5, -0.1 * h),
+            (side * w, k.lamina_y - 0.5, -0.5 * h - 6.0),
+            4.6,
+            3.8,
+            frame=f,
+            scale=(1.0, 0.6),
+        )
 
 
 def _cervical(s: SceneBuilder, f: int, v: VertebraShape, k: ArchSize, rng: np.random.Generator) -> None:
     h, w = v.original_heights_mm[2], k.canal_half_width
     a, number = v.half_width_mm, int(v.level[1])
     long = {2: 20.0, 6: 20.0, 7: 30.0}.get(number, 14.0) * rng.uniform(0.85, 1.15)
-    s.capsule((0, k.lamina_y + 1, -0.1 * h), (0, k.lamina_y - long, -0.45 * h), 0.25 * h, 0.32 * h, frame=f, x=(0, 0, 1), scale=(1.0, 0.6))
+    s.capsule(
+        (0, k.lamina_y + 1, -0.1 * h),
+        (0, k.lamina_y - long, -0.45 * h),
+        0.25 * h,
+        0.32 * h,
+        frame=f,
+        x=(0, 0, 1),
+        scale=(1.0, 0.6),
+    )
     for side in SIDES:
         if number not in (2, 7):
-            s.capsule((side * 2, k.lamina_y - long * 0.7, -0.4 * h), (side * 5, k.lamina_y - long, -0.5 * h), 2.6, 2.0, frame=f)
+            s.capsule(
+                (side * 2, k.lamina_y - long * 0.7, -0.4 * h),
+                (side * 5, k.lamina_y - long, -0.5 * h),
+                2.6,
+                2.0,
+                frame=f,
+            )
         s.capsule((side * (a - 1), 0, 0), (side * (a + 12), -3, -0.05 * h), 4.6, 3.6, frame=f, scale=(1.1, 0.8))
-        s.capsule((side * (w + 5), k.canal_y - 1, -0.62 * h), (side * (w + 5), k.canal_y + 1.0, 0.55 * h), 5.2, 4.8, frame=f)
-        s.capsule((side * (a * 0.85), 1, 0.3 * h), (side * (a * 0.95), -1, 0.68 * h), 2.6, 1.6, frame=f, scale=(1.0, 1.4))
+        s.capsule(
+            (side * (w + 5), k.canal_y - 1, -0.62 * h), (side * (w + 5), k.canal_y + 1.0, 0.55 * h), 5.2, 4.8, frame=f
+        )
+        s.capsule(
+            (side * (a * 0.85), 1, 0.3 * h), (side * (a * 0.95), -1, 0.68 * h), 2.6, 1.6, frame=f, scale=(1.0, 1.4)
+        )
         s.capsule((side * (a + 4.5), 0, -h), (side * (a + 4.5), 0, h), 2.7, frame=f, cut=True)
     if number == 2:
         s.capsule((0, 0, 0.3 * h), (0, 1, h * 0.5 + 16.5), 6.0, 4.6, frame=f)
@@ -104,7 +180,12 @@ def _atlas(s: SceneBuilder, f: int, v: VertebraShape) -> None:
     """C1: a ring whose front middle is the body; the ring's plane is the local xy plane, 38 mm deep."""
     t = np.linspace(-0.94 * np.pi, -0.06 * np.pi, 12)
     scale = v.half_width_mm / 11.5
-    s.chain(np.stack([scale * 22 * np.cos(t), -14 * scale + scale * 25 * np.sin(t), -1 + 0 * t], 1), 3.8, frame=f, scale=(1.0, 1.2))
+    s.chain(
+        np.stack([scale * 22 * np.cos(t), -14 * scale + scale * 25 * np.sin(t), -1 + 0 * t], 1),
+        3.8,
+        frame=f,
+        scale=(1.0, 1.2),
+    )
     for side in SIDES:
         s.capsule((side * 9, -0.5, 0), (side * scale * 18, -9, 0), 4.2, 6, frame=f)
         s.ellipsoid((side * scale * 17.5, -12, 0), (7.5, 10, 8.5), frame=f)
@@ -112,12 +193,22 @@ def _atlas(s: SceneBuilder, f: int, v: VertebraShape) -> None:
         s.capsule((side * scale * 28.5, -13, -12), (side * scale * 28.5, -13, 12), 2.8, frame=f, cut=True)
 
 
-def add_vertebra(s: SceneBuilder, v: VertebraShape, *, thin: float, degeneration: float, rng: np.random.Generator) -> int:
+def add_vertebra(
+    s: SceneBuilder, v: VertebraShape, *, thin: float, degeneration: float, rng: np.random.Generator
+) -> int:
     """Adds one whole vertebra as one group; returns its frame. ``thin`` 0..1 thins and dulls its cortex."""
     f = s.frame(v.axes, v.origin_mm)
     shell = rng.uniform(0.6, 1.1) * (1 - 0.5 * thin)
-    s.group(Tissue.ARCH_CORTEX, Tissue.SPONGY, shell_mm=rng.uniform(0.9, 1.9) * (1 - 0.4 * thin), body_shell_mm=shell,
-            label=v.label, blend_mm=1.6, core_hu=v.density, shell_hu=-200 * thin)  # fmt: skip
+    s.group(
+        Tissue.ARCH_CORTEX,
+        Tissue.SPONGY,
+        shell_mm=rng.uniform(0.9, 1.9) * (1 - 0.4 * thin),
+        body_shell_mm=shell,
+        label=v.label,
+        blend_mm=1.6,
+        core_hu=v.density,
+        shell_hu=-200 * thin,
+    )
     s.body(v.body_params(), frame=f)
     if v.level == "C1":
         _atlas(s, f, v)
@@ -126,13 +217,33 @@ def add_vertebra(s: SceneBuilder, v: VertebraShape, *, thin: float, degeneration
     h, w, p = v.original_heights_mm[2], k.canal_half_width, k.pedicle_width
     for side in SIDES:
         low = 0.2 if v.level[0] != "C" else 0.05
-        s.capsule((side * min(w + p, 0.8 * v.half_width_mm), k.back + 4, low * h), (side * (w + p), k.canal_y - 2, low * h),
-                  k.pedicle_height, frame=f, x=(0, 0, 1), scale=(1.0, p / k.pedicle_height))  # fmt: skip
-        s.capsule((side * (w + p * 0.7), k.canal_y - 3, 0.05 * h), (0, k.lamina_y - 1, -0.15 * h), k.lamina_height, k.lamina_height * 0.9,
-                  frame=f, x=(0, 0, 1), scale=(1.0, 3.0 / k.lamina_height))  # fmt: skip
+        s.capsule(
+            (side * min(w + p, 0.8 * v.half_width_mm), k.back + 4, low * h),
+            (side * (w + p), k.canal_y - 2, low * h),
+            k.pedicle_height,
+            frame=f,
+            x=(0, 0, 1),
+            scale=(1.0, p / k.pedicle_height),
+        )
+        s.capsule(
+            (side * (w + p * 0.7), k.canal_y - 3, 0.05 * h),
+            (0, k.lamina_y - 1, -0.15 * h),
+            k.lamina_height,
+            k.lamina_height * 0.9,
+            frame=f,
+            x=(0, 0, 1),
+            scale=(1.0, 3.0 / k.lamina_height),
+        )
     {"L": _lumbar, "T": _thoracic, "C": _cervical}[v.level[0]](s, f, v, k, rng)
     low, high = -0.5 * h - 3, 0.5 * h + 3
-    s.capsule((0, k.canal_y, low), (0, k.canal_y, high), k.canal_radius, frame=f, scale=(k.canal_half_width / k.canal_radius, 1.0), cut=True)
+    s.capsule(
+        (0, k.canal_y, low),
+        (0, k.canal_y, high),
+        k.canal_radius,
+        frame=f,
+        scale=(k.canal_half_width / k.canal_radius, 1.0),
+        cut=True,
+    )
     _add_degeneration(s, v, f, degeneration, rng)
     s.solid(Tissue.SPONGY, hu=v.density - rng.uniform(30, 120))
     s.capsule((0, -0.8 * v.half_depth_mm, 0), (0, -0.25 * v.half_depth_mm, 0), 2.6, 1.0, frame=f, scale=(1.6, 0.8))
@@ -150,7 +261,9 @@ def _add_degeneration(s: SceneBuilder, v: VertebraShape, f: int, degeneration: f
             rim = end * (0.5 * v.tallest_mm - share * (v.tallest_mm - ha))
             at = np.array([0.96 * a * np.sin(turn), 0.94 * b * np.cos(turn), rim - end * 2])
             out = np.array([np.sin(turn), np.cos(turn), 0]) * rng.uniform(1.5, 6) * degeneration
-            s.capsule(at, at + out + [0, 0, end * rng.uniform(-1, 3.5) * degeneration], 2.4, 1.1, frame=f, scale=(2.2, 1.0))
+            s.capsule(
+                at, at + out + [0, 0, end * rng.uniform(-1, 3.5) * degeneration], 2.4, 1.1, frame=f, scale=(2.2, 1.0)
+            )
         if rng.random() < 0.3 * degeneration and v.level[0] != "C":
             x = rng.choice(SIDES) * rng.uniform(0.3, 0.55) * a
             rim = end * (0.5 * v.tallest_mm - share * (v.tallest_mm - 0.5 * (ha + hp)))
@@ -159,19 +272,33 @@ def _add_degeneration(s: SceneBuilder, v: VertebraShape, f: int, degeneration: f
 
 def add_discs(s: SceneBuilder, shapes: list[VertebraShape], *, degeneration: float, rng: np.random.Generator) -> None:
     """Discs between neighbouring bodies (painted before the vertebrae), some with gas in them."""
-    for lower, upper in zip(shapes[:-1], shapes[1:], strict=True):
+    for lower, upper in pairwise(shapes):
         if upper.level == "C1":
             continue
         a, b = lower.to_body_mm(lower.centroid_mm), upper.to_body_mm(upper.centroid_mm)
         axis = b - a
         x = lower.axes[:, 0] + upper.axes[:, 0]
-        half_x, half_y = 0.95 * (lower.half_width_mm + upper.half_width_mm) / 2, 0.95 * (lower.half_depth_mm + upper.half_depth_mm) / 2
+        half_x, half_y = (
+            0.95 * (lower.half_width_mm + upper.half_width_mm) / 2,
+            0.95 * (lower.half_depth_mm + upper.half_depth_mm) / 2,
+        )
         half_z = float(np.linalg.norm(axis)) * 0.4
         s.solid(Tissue.DISC)
-        s.box((a + b) / 2, (half_x, half_y, half_z), min(half_x, half_y) * 0.8 if half_z > half_y else half_z * 0.9, z=axis, x=x)
+        s.box(
+            (a + b) / 2,
+            (half_x, half_y, half_z),
+            min(half_x, half_y) * 0.8 if half_z > half_y else half_z * 0.9,
+            z=axis,
+            x=x,
+        )
         if rng.random() < 0.12 * degeneration and upper.level[0] != "C":
             s.solid(Tissue.GAS, hu=rng.uniform(0, 500))
-            s.ellipsoid((a + b) / 2 + rng.uniform(-3, 3, 3) * [1, 1, 0.2], (half_x * rng.uniform(0.2, 0.6), half_y * 0.4, 1.2), z=axis, x=x)
+            s.ellipsoid(
+                (a + b) / 2 + rng.uniform(-3, 3, 3) * [1, 1, 0.2],
+                (half_x * rng.uniform(0.2, 0.6), half_y * 0.4, 1.2),
+                z=axis,
+                x=x,
+            )
 
 
 def add_last_disc(s: SceneBuilder, lowest: VertebraShape, sacral_mm: Float64, size: float) -> None:
@@ -181,7 +308,13 @@ def add_last_disc(s: SceneBuilder, lowest: VertebraShape, sacral_mm: Float64, si
     start = a + axis * (0.5 * lowest.heights_mm[1] / reach)
     end = sacral_mm - axis * (13 * size / reach)
     s.solid(Tissue.DISC)
-    s.box((start + end) / 2, (0.9 * lowest.half_width_mm, 0.9 * lowest.half_depth_mm, 0.14 * reach + 2), 4.0, z=axis, x=lowest.axes[:, 0])
+    s.box(
+        (start + end) / 2,
+        (0.9 * lowest.half_width_mm, 0.9 * lowest.half_depth_mm, 0.14 * reach + 2),
+        4.0,
+        z=axis,
+        x=lowest.axes[:, 0],
+    )
 
 
 def add_canal(s: SceneBuilder, shapes: list[VertebraShape]) -> None:
