@@ -18,6 +18,10 @@ STEP_MM = 1.0
 TREND_MM = 30.0
 """How far beyond the outer centres the line goes on in its direction; then it goes straight up and down."""
 
+OUTLIER_MM = 40.0
+"""A centre this far to the side of its neighbours' median is on no spine; within two vertebrae even a severe
+deformity moves less."""
+
 
 @dataclass(frozen=True, eq=False)
 class SpineCurve:
@@ -60,7 +64,7 @@ def spine_curve(centres_ras_mm: npt.ArrayLike, grid: Grid) -> SpineCurve:
     centres = np.asarray(centres_ras_mm, dtype=np.float64).reshape(-1, 3)
     if not len(centres):
         centres = ((low + high) / 2)[None]
-    centres = centres[np.argsort(centres[:, 2])]
+    centres = _without_outliers(centres[np.argsort(centres[:, 2])])
     bottom, top = min(low[2], centres[0, 2]), max(high[2], centres[-1, 2])
     z_mm = np.arange(bottom - STEP_MM, top + 2 * STEP_MM, STEP_MM)
     if len(centres) < 2:
@@ -69,6 +73,13 @@ def spine_curve(centres_ras_mm: npt.ArrayLike, grid: Grid) -> SpineCurve:
     return SpineCurve(
         z_mm, _smooth(np.interp(z_mm, points[:, 2], points[:, 0])), _smooth(np.interp(z_mm, points[:, 2], points[:, 1]))
     )
+
+
+def _without_outliers(centres: Float64) -> Float64:
+    """Centres, sorted by height, without those far from the median of their neighbours: a false one bends no spine."""
+    near = [np.median(centres[max(0, i - 2) : i + 3, :2], axis=0) for i in range(len(centres))]
+    kept = centres[np.abs(centres[:, :2] - near).max(axis=1) <= OUTLIER_MM]
+    return kept if len(kept) else centres
 
 
 def _beyond(outer: Float64) -> Float64:

@@ -15,7 +15,8 @@ from runtime.volume import Volume
 LOW_HU, HIGH_HU = -200.0, 600.0
 VIEW_HEIGHT, VIEWS_WIDTH = 1100, 1250
 COLUMN_WIDTH, MARGIN, HEADER_HEIGHT, FOOTER_HEIGHT = 250, 16, 96, 84
-LEAST_WIDTH = 900
+LEAST_WIDTH, LEAST_ROWS, LINE = 900, 120, 20
+"""LINE: height of a vertebra's label; where there are more labels than a view has room for, the picture is taller."""
 FILL = 13
 """Opacity of a mask's inside, of 255: enough to see what belongs together, too little to hide the bone."""
 
@@ -45,7 +46,7 @@ def draw_overview(
     centres = [v.centre_ras_mm for v in vertebrae]
     sagittal, coronal = curved_views(volume, labels, centres, max_height=VIEW_HEIGHT, max_width=VIEWS_WIDTH)
     column = COLUMN_WIDTH if vertebrae else MARGIN
-    rows = max(sagittal.hu.shape[0], 1)
+    rows = max(sagittal.hu.shape[0], LINE * len(vertebrae) + 20, LEAST_ROWS)
     width = max(LEAST_WIDTH, 2 * MARGIN + sagittal.hu.shape[1] + column + coronal.hu.shape[1])
     left = (width - sagittal.hu.shape[1] - column - coronal.hu.shape[1]) // 2
     image = Image.new("RGB", (width, HEADER_HEIGHT + rows + FOOTER_HEIGHT), BACKGROUND)
@@ -57,7 +58,7 @@ def draw_overview(
     curved = ", curved along the spine" if len(vertebrae) > 1 else "" if vertebrae else ", middle of the scan"
     _frame(draw, sagittal, left, f"Sagittal{curved}", "AP")
     _frame(draw, coronal, coronal_left, f"Coronal{curved}", "RL")
-    _label_column(draw, sagittal, coronal, vertebrae, left, column_left, coronal_left)
+    _label_column(draw, sagittal, coronal, vertebrae, rows, left, column_left, coronal_left)
     _scale_bar(draw, sagittal, left)
     _header(draw, findings, width)
     _footer(draw, vertebrae, notice, image.size)
@@ -111,11 +112,12 @@ def _frame(draw: ImageDraw.ImageDraw, view: View, left: int, title: str, sides: 
     top = HEADER_HEIGHT
     draw.text((left, top - 8), title, TEXT, _font(16), anchor="ls")
     draw.rectangle((left - 1, top - 1, left + columns, top + rows), outline=(70, 70, 74))
+    high_enough = rows >= LEAST_ROWS
     for letter, place, anchor in (
         (sides[0], (left + 6, top + rows // 2), "lm"),
         (sides[1], (left + columns - 6, top + rows // 2), "rm"),
-        ("S", (left + columns * 9 // 10, top + 5), "mt"),
-        ("I", (left + columns * 9 // 10, top + rows - 6), "mb"),
+        ("S" if high_enough else "", (left + columns * 9 // 10, top + 5), "mt"),
+        ("I" if high_enough else "", (left + columns * 9 // 10, top + rows - 6), "mb"),
     ):
         draw.text(place, letter, TEXT, _font(18), anchor=anchor, stroke_width=2, stroke_fill=BACKGROUND)
 
@@ -125,6 +127,7 @@ def _label_column(
     sagittal: View,
     coronal: View,
     vertebrae: Sequence[Vertebra],
+    rows: int,
     sagittal_left: int,
     column_left: int,
     coronal_left: int,
@@ -132,7 +135,6 @@ def _label_column(
     """Number, grade and height loss of each vertebra between the views, with lines to both; numbers in the views."""
     if not vertebrae:
         return
-    rows = sagittal.hu.shape[0]
     wanted = [HEADER_HEIGHT + sagittal.row_of(v.centre_ras_mm[2]) for v in vertebrae]
     size = 17 if sagittal.pixels_per_mm > 2.0 else 14
     gap = min(36.0, (rows - 20) / len(vertebrae))
@@ -146,19 +148,24 @@ def _label_column(
         dim = tuple(part * 6 // 10 for part in _colour(vertebra))
         draw.line([ends[0], (column_left - 1, row), (column_left + 12, line)], fill=dim, width=1)
         draw.line([(column_left + COLUMN_WIDTH - 12, line), (coronal_left, row), ends[1]], fill=dim, width=1)
-        for place in ((sagittal_left + sagittal.column_of(y), row), (coronal_left + coronal.column_of(x), row)):
-            draw.text(place, _name(vertebra), TEXT, _font(size), anchor="mm", stroke_width=2, stroke_fill=(0, 0, 0))
+        for view, left, column in (
+            (sagittal, sagittal_left, sagittal.column_of(y)),
+            (coronal, coronal_left, coronal.column_of(x)),
+        ):
+            if 0 <= column < view.hu.shape[1]:
+                place = (left + column, row)
+                draw.text(place, _name(vertebra), TEXT, _font(size), anchor="mm", stroke_width=2, stroke_fill=(0, 0, 0))
         _label(draw, vertebra, column_left + 18, line, two_lines=gap >= 34)
 
 
 def _right_end(view: View, vertebra: Vertebra, fallback: float) -> float:
     columns = _columns_at(view, vertebra)
-    return float(columns[-1]) if len(columns) else fallback
+    return float(columns[-1]) if len(columns) else float(np.clip(fallback, 0, view.hu.shape[1]))
 
 
 def _left_end(view: View, vertebra: Vertebra, fallback: float) -> float:
     columns = _columns_at(view, vertebra)
-    return float(columns[0]) if len(columns) else fallback
+    return float(columns[0]) if len(columns) else float(np.clip(fallback, 0, view.hu.shape[1]))
 
 
 def _columns_at(view: View, vertebra: Vertebra) -> npt.NDArray[np.intp]:
@@ -212,7 +219,7 @@ def _scale_bar(draw: ImageDraw.ImageDraw, view: View, left: int) -> None:
     rows, columns = view.hu.shape
     length_mm = next((mm for mm in (50, 20, 10, 5) if mm * view.pixels_per_mm < 0.4 * columns), 1)
     length = length_mm * view.pixels_per_mm
-    x, y = left + 14, HEADER_HEIGHT + rows - 16
+    x, y = left + 14, HEADER_HEIGHT + max(rows, LEAST_ROWS) - 16
     draw.rectangle((x - 2, y - 2, x + length + 2, y + 4), fill=BACKGROUND)
     draw.rectangle((x, y, x + length, y + 2), fill=TEXT)
     draw.text((x, y - 5), f"{length_mm} mm", TEXT, _font(15), anchor="ls", stroke_width=2, stroke_fill=BACKGROUND)

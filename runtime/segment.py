@@ -85,8 +85,11 @@ def segment(
 ) -> tuple[SegmentedVertebra, ...]:
     """Segment and grade the vertebra around each centre; centres of the same vertebra are merged.
 
-    The crops are cut from the scan's own voxels, so masks are as fine as the scan allows. The order of ``centres`` is
-    kept. ``progress`` is told the crops done and their number.
+    The crops are cut from the scan's own voxels, so masks are as fine as the scan allows. ``progress`` is told the
+    crops done and their number.
+
+    Returns:
+        The vertebrae from cranial to caudal, by the height of their final centres.
 
     Raises:
         EngineError: the network's outputs do not fit the bundle or are not finite.
@@ -223,12 +226,12 @@ def _support(probability: np.ndarray) -> tuple[slice, slice, slice]:
 
 
 def _merge_duplicates(found: Sequence[SegmentedVertebra], threshold: float) -> tuple[SegmentedVertebra, ...]:
-    """Of vertebrae that are the same one, keep the most confident; the order stays."""
-    kept: list[int] = []
-    for i in sorted(range(len(found)), key=lambda i: -found[i].confidence):
-        if not any(_same(found[i], found[j], threshold) for j in kept):
-            kept.append(i)
-    return tuple(found[i] for i in sorted(kept))
+    """Of vertebrae that are the same one, keep the most confident; from cranial to caudal."""
+    kept: list[SegmentedVertebra] = []
+    for one in sorted(found, key=lambda v: -v.confidence):
+        if not any(_same(one, other, threshold) for other in kept):
+            kept.append(one)
+    return tuple(sorted(kept, key=lambda v: -v.centre_ras_mm[2]))
 
 
 def _same(a: SegmentedVertebra, b: SegmentedVertebra, threshold: float) -> bool:

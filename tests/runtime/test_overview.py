@@ -115,6 +115,21 @@ def test_the_curve_goes_through_the_centres_and_straight_beyond():
     assert curve.z_mm[0] < 0 < 398 < curve.z_mm[-1]
 
 
+def test_a_false_centre_far_from_the_others_does_not_bend_the_curve():
+    grid = Grid((200, 100, 100), np.diag([2.0, 2.0, 2.0, 1.0]))
+    centres = np.array([[100.0, 100.0, z] for z in range(300, 50, -30)])
+    false = np.array([[180.0, 100.0, 190.0]])
+    curve = spine_curve(np.vstack([centres, false]), grid)
+    assert np.abs(curve.x_mm - 100.0).max() < 1e-6
+
+
+def test_many_vertebrae_in_a_low_scan_keep_their_labels_apart(ball_scan):
+    scan = ball_scan(2, spacing_mm=(3.0, 3.0, 3.0))
+    one = findings_of(scan)
+    many = replace(one, vertebrae=tuple(replace(one.vertebrae[0], index=i, mask_label=i) for i in range(1, 71)))
+    assert draw_overview(scan.volume, scan.labels, many).height >= 70 * 20
+
+
 @pytest.mark.parametrize("count", [0, 1])
 def test_fewer_than_two_centres_give_a_straight_line(count):
     grid = Grid((20, 11, 11), np.eye(4))

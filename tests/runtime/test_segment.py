@@ -155,6 +155,13 @@ def test_votes_apart_whose_masks_are_the_same_are_one_vertebra():
     assert found.confidence == 0.9
 
 
+def test_the_order_is_that_of_the_final_centres():
+    blocks = [((z, z + 8), (26, 38), (24, 36), 900) for z in (24, 44)]
+    voted = [Voted((29.5, 31.5, z + 3.5)) for z in (24, 44)]
+    found = segment(scan_with(*blocks), voted, SPEC, FakeSession())
+    assert [v.centre_ras_mm[2] for v in found] == pytest.approx([47.5, 27.5])
+
+
 def test_neighbours_that_touch_stay_two():
     blocks = [((20, 35), (26, 44), (24, 42), 900), ((36, 51), (26, 44), (24, 42), 900)]
     voted = [Voted((32.5, 34.5, 43.0)), Voted((32.5, 34.5, 27.0))]
