@@ -7,11 +7,12 @@ Exit status: 0 done (finding no vertebra is done), 2 usage or input refused, 3 b
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,11 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status; argparse itself exits with 2 on wrong usage."""
     arguments = build_parser().parse_args(argv)
     talks = sys.stderr.isatty() and not arguments.quiet
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.INFO if talks else logging.CRITICAL, format="%(message)s", force=True
-    )
     try:
-        return _run(arguments, talks=talks)
+        with _log_to(logging.StreamHandler(sys.stderr) if talks else logging.NullHandler()):
+            return _run(arguments, talks=talks)
     except KeyboardInterrupt:
         _complain("interrupted; no half-written result was left")
         return INTERRUPTED
@@ -134,6 +133,22 @@ def _one_scan(pipeline: Pipeline, scan: Path, folder: Path, arguments: argparse.
     else:
         _print(f"{table(findings, notice=analysis.notice)}\n\nresults in {ascii(str(folder))[1:-1]}\n")
     return 0
+
+
+@contextlib.contextmanager
+def _log_to(handler: logging.Handler) -> Iterator[None]:
+    """Send this software's log, and what libraries warn of, to ``handler`` and nowhere else."""
+    root, own = logging.getLogger(), logging.getLogger("runtime")
+    level = own.level
+    root.addHandler(handler)
+    own.setLevel(logging.INFO)
+    logging.captureWarnings(True)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        own.setLevel(level)
+        root.removeHandler(handler)
 
 
 def _print(text: str) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import signal
@@ -99,6 +100,20 @@ def test_air_is_done_with_no_vertebra(there, run, ball_scan, save, capsys):
     assert "No vertebra was found." in capsys.readouterr().out
     assert content("air.vertebrae") == RESULTS
     assert from_json(Path("air.vertebrae/findings.json").read_text()).vertebrae == ()
+
+
+@pytest.mark.parametrize(("quiet", "is_terminal"), [(False, True), (True, True), (False, False)])
+def test_progress_and_log_are_for_terminals_that_want_them(there, run, monkeypatch, capsys, quiet, is_terminal):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal, raising=False)
+    assert run(there / "two.nii.gz", "--no-overview", *(["--quiet"] if quiet else [])) == 0
+    err = capsys.readouterr().err
+    if is_terminal and not quiet:
+        assert err.startswith("engine openvino")
+        assert "two: locate" in err
+        assert err.endswith("\r")
+    else:
+        assert err == ""
+    assert not [h for h in logging.getLogger().handlers if type(h) in (logging.StreamHandler, logging.NullHandler)]
 
 
 @pytest.mark.parametrize("arguments", [[], ["a.nii", "--engine", "abacus"], ["a.nii", "--device", "x"], ["--nonsense"]])
