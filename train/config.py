@@ -73,8 +73,8 @@ class LocNetRun:
         vote_threshold: V_t of the Chamfer term.
         offset_mask: ``"predicted"`` masks the offset loss by predicted heat > H_t (the thesis); ``"either"`` adds
             voxels whose true heat exceeds 0.1, so that offsets learn from the first step on.
-        heatmap_weight: of the heatmap loss: a mean over all voxels while the offset loss is one over the foreground; with
-            the thesis's weights the offsets' gradient drowns it.
+        heatmap_weight: of the heatmap loss: a mean over all voxels while the offset loss is one over the foreground;
+            with the thesis's weights the offsets' gradient drowns it.
         offset_weight: of the offset loss.
         chamfer_weight: of the Chamfer loss.
         foreground_weight: extra weight of voxels in proportion to their true heat.
@@ -98,7 +98,7 @@ class LocNetRun:
     offset_mask: str = "either"
     heatmap_weight: float = 20.0
     offset_weight: float = 0.03
-    chamfer_weight: float = 0.001
+    chamfer_weight: float = 0.0001
     foreground_weight: float = 10.0
     negative_fraction: float = 0.3
 
@@ -265,7 +265,7 @@ def load(path: Path) -> Run:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise InputError(
-            f"{path} cannot be read ({error.strerror}); it is written where a network is trained."
+            f"{path} cannot be read ({error.strerror}); training writes it."
         ) from error
     values = parse_json(text, source=str(path))
     if not isinstance(values, dict) or values.get("network") not in _KINDS:

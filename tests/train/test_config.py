@@ -1,0 +1,57 @@
+"""Runs as JSON, settings from the command line, and what the thesis preset says."""
+
+from pathlib import Path
+
+import pytest
+
+from runtime.errors import InputError
+from train import config
+from train.config import LocNetRun, override, presets
+
+
+@pytest.mark.parametrize(("network", "preset"), [(n, p) for n, named in presets().items() for p in named])
+def test_every_preset_survives_json(tmp_path: Path, network: str, preset: str) -> None:
+    run = presets()[network][preset]
+    config.save(run, tmp_path / "config.json")
+    assert config.load(tmp_path / "config.json") == run
+
+
+def test_the_thesis_preset_is_its_recipe() -> None:
+    loc, frac = presets()["locnet"]["thesis"], presets()["fracsegnet"]["thesis"]
+    assert (loc.spacing_mm, loc.crop_shapes, loc.sigma_voxels, loc.heatmap_threshold) == (1.0, ((128,) * 3,), 3.0, 0.8)
+    assert (loc.heatmap_weight, loc.offset_weight, loc.chamfer_weight, loc.foreground_weight) == (1.0, 0.01, 0.01, 0.0)
+    assert (loc.loop.optimiser, loc.loop.learning_rate, loc.loop.schedule, loc.loop.patience) == (
+        "adam",
+        0.05,
+        "constant",
+        0,
+    )
+    assert loc.loop.checkpoint_from / loc.loop.steps == 0.6
+    assert len(loc.network.unet.channels) == 5
+    assert (frac.network.crop, frac.network.grade_head, frac.network.mask_channels) == (96, "pooled", ("vertebra",))
+    assert (frac.grade_loss, frac.mask_loss, frac.grade_weight, frac.mask_weight) == ("focal", "dice", 1.0, 1.0)
+    assert (frac.mask_entropy_weight, frac.height_weight) == (0.0, 0.0)
+    assert (frac.loop.learning_rate, frac.loop.schedule, frac.loop.patience) == (5e-4, "step", 50)
+    assert frac.class_counts == (591, 63, 50, 22)
+
+
+def test_settings_reach_nested_values() -> None:
+    run = override(LocNetRun(), ["loop.steps=7", "network.variant=H", "crop_shapes=[[8,8,8]]", "sigma_voxels=2"])
+    assert (run.loop.steps, run.network.variant, run.crop_shapes, run.sigma_voxels) == (7, "H", ((8, 8, 8),), 2.0)
+
+
+@pytest.mark.parametrize(
+    "setting", ["loop.stepss=7", "loop.steps=many", "loop.steps", "loop.steps.x=1", "network.variant=Q"]
+)
+def test_settings_that_do_not_exist_or_fit_are_refused(setting: str) -> None:
+    with pytest.raises(InputError):
+        override(LocNetRun(), [setting])
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    with pytest.raises(InputError, match="training writes it"):
+        config.load(path)
+    path.write_text("{}")
+    with pytest.raises(InputError, match="no training configuration"):
+        config.load(path)

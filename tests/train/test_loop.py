@@ -1,0 +1,144 @@
+"""The loop: resumable at any moment, best and last checkpoints, schedules, early stopping."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from train import config as configuration
+from train.config import FracSegNetRun, LocNetRun, LoopConfig
+from train.loop import Trainer, learning_rate, save_atomically
+from train.networks import FracSegNetConfig, LocNetConfig, UNetConfig
+from train.sources import VertebraSample
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:.*isinstance.*LeafSpec.*")
+TINY = UNetConfig((4, 4), 4)
+
+
+class Balls:
+    """A source of bright balls: no phantom, so the loop can be tested in seconds."""
+
+    def localisation(self, rng, shape_zyx, run):
+        centre = np.array([rng.uniform(3, n - 3) for n in shape_zyx])
+        distance = np.linalg.norm(np.moveaxis(np.indices(shape_zyx), 0, -1) - centre, axis=-1)
+        return np.where(distance < 3, 500.0, -50.0).astype(np.float32), centre[None]
+
+    def vertebra(self, rng, run):
+        shape = (run.network.crop,) * 3
+        grade = int(rng.integers(4))
+        mask = np.zeros((1, *shape), bool)
+        mask[0, 4 : 12 - grade, 4:12, 4:12] = True
+        return VertebraSample(
+            np.where(mask[0], 400.0, 0.0).astype(np.float32), mask, np.ones(1, bool), grade, np.full(6, np.nan)
+        )
+
+
+def loc_run(**loop) -> LocNetRun:
+    values = {"steps": 6, "batch": 1, "warmup": 2, "validate_every": 3, "validation_samples": 2, "workers": 0,
+              "precision": "32-true"} | loop  # fmt: skip
+    return LocNetRun(LocNetConfig(TINY), LoopConfig(**values), crop_shapes=((8, 8, 8), (12, 8, 8)))
+
+
+def train(run, folder: Path) -> Trainer:
+    trainer = Trainer(run, Balls(), folder, accelerator="cpu")
+    trainer.fit(progress=False)
+    return trainer
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return torch.load(path, weights_only=True)["network"]
+
+
+class KilledError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("kill_at", [1, 3, 5])
+def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path: Path, monkeypatch, kill_at: int) -> None:
+    monkeypatch.setattr("train.loop.CHECKPOINT_SECONDS", 0.0)
+    train(loc_run(), tmp_path / "unbroken")
+    broken = Trainer(loc_run(), Balls(), tmp_path / "broken", accelerator="cpu")
+    optimise = broken._optimise
+
+    def optimise_until_killed(batch):
+        if broken.step == kill_at:
+            raise KilledError
+        return optimise(batch)
+
+    monkeypatch.setattr(broken, "_optimise", optimise_until_killed)
+    with pytest.raises(KilledError):
+        broken.fit(progress=False)
+    resumed = Trainer(loc_run(), Balls(), tmp_path / "broken", accelerator="cpu")
+    assert resumed.step == kill_at
+    resumed.fit(progress=False)
+    for name in ("last.ckpt", "best.ckpt"):
+        a, b = weights(tmp_path / "unbroken" / name), weights(tmp_path / "broken" / name)
+        for key in a:
+            torch.testing.assert_close(a[key], b[key], rtol=0, atol=0, msg=f"{name} {key}")
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
+    train(loc_run(), tmp_path)
+    before = (tmp_path / "best.ckpt").read_bytes()
+    again = Trainer(loc_run(), Balls(), tmp_path, accelerator="cpu")
+    assert again.step == 6
+    again.fit(progress=False)
+    assert (tmp_path / "best.ckpt").read_bytes() == before
+
+
+def test_the_folder_holds_config_checkpoints_and_curves(tmp_path: Path) -> None:
+    train(loc_run(), tmp_path)
+    assert configuration.load(tmp_path / "config.json") == loc_run()
+    assert list((tmp_path / "curves").glob("events.*"))
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_training_learns_the_balls(tmp_path: Path) -> None:
+    run = FracSegNetRun(
+        FracSegNetConfig(UNetConfig((8, 8), 8), ("vertebra",), "pooled", dropout=0.0, heights=False, crop=16),
+        LoopConfig(steps=60, batch=2, learning_rate=1e-2, warmup=5, validate_every=30, validation_samples=8, workers=0,
+                   ema=0.9, precision="32-true"),
+    )  # fmt: skip
+    best = train(run, tmp_path).best_metrics
+    assert best["dice_vertebra"] > 0.8
+
+
+def test_early_stopping(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("train.tasks.LocNetTask.metrics", lambda *_: {"score": 0.0})
+    trainer = train(loc_run(steps=50, validate_every=1, patience=3), tmp_path)
+    assert trainer.step == 4
+
+
+def test_nothing_is_kept_as_best_before_its_time(tmp_path: Path, monkeypatch) -> None:
+    scores = iter([3.0, 2.0, 1.0])
+    monkeypatch.setattr("train.tasks.LocNetTask.metrics", lambda *_: {"score": next(scores)})
+    train(loc_run(validate_every=2, checkpoint_from=4), tmp_path)
+    assert torch.load(tmp_path / "best.ckpt", weights_only=True)["step"] == 4
+
+
+def test_schedules() -> None:
+    loop = LoopConfig(steps=100, warmup=10, learning_rate=1.0)
+    rates = [learning_rate(loop, step) for step in range(100)]
+    assert rates[9] == pytest.approx(1.0)
+    assert rates == sorted(rates[:10]) + sorted(rates[10:], reverse=True)
+    assert rates[55] == pytest.approx(0.5 * (1 + math.cos(math.pi * 0.5)))
+    step = replace(loop, schedule="step", decay_every=30)
+    assert [round(learning_rate(step, s), 5) for s in (0, 29, 30, 60)] == [1.0, 1.0, 0.1, 0.01]
+    assert learning_rate(replace(loop, schedule="constant"), 99) == 1.0
+
+
+def test_a_write_that_fails_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "last.ckpt"
+    save_atomically({"step": 1}, path)
+
+    def fail(state, file) -> None:
+        Path(file).write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save_atomically({"step": 2}, path)
+    assert torch.load(path, weights_only=True) == {"step": 1}

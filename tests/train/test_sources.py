@@ -1,0 +1,121 @@
+"""Samples: reproducible, on the grid that was asked for, with truths that belong to their voxels."""
+
+import json
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from train.config import FracSegNetRun, LocNetRun
+from train.real_scans import RealSource, block
+from train.sources import AIR_HU, MixedSource, PhantomSource, cut_by_edges
+from train.tasks import FracSegNetTask, LocNetTask
+
+LOC, FRAC = LocNetRun(), FracSegNetRun()
+
+
+def test_phantom_crops_are_a_function_of_the_seed() -> None:
+    task = LocNetTask(LOC)
+    a, b, c = (task.batch(PhantomSource(), (seed,), 1) for seed in (3, 3, 4))
+    assert (a["image"] == b["image"]).all()
+    assert a["image"].shape != c["image"].shape or (a["image"] != c["image"]).any()
+
+
+def test_phantom_centres_lie_where_heat_and_offsets_say() -> None:
+    batch = LocNetTask(LOC).batch(PhantomSource(), (3,), 2)
+    assert batch["image"].abs().max() <= 1
+    for i, centres in enumerate(batch["centres"]):
+        for centre in centres.round().long():
+            if all(0 <= c < n for c, n in zip(centre, batch["heatmap"].shape[2:], strict=True)):
+                z, y, x = centre.tolist()
+                assert batch["heatmap"][i, 0, z, y, x] > 0.8
+                assert batch["offsets"][i, :, z, y, x].abs().max() <= 0.5001
+
+
+def test_phantom_vertebrae_are_in_the_middle_and_graded_evenly() -> None:
+    rng = np.random.default_rng(0)
+    samples = [PhantomSource().vertebra(rng, FRAC) for _ in range(16)]
+    assert len({s.grade for s in samples}) == 4
+    for sample in samples:
+        assert sample.masks.shape == (2, 48, 48, 48)
+        assert not (sample.masks[1] & ~sample.masks[0]).any(), "the body is part of the vertebra"
+        centre = np.argwhere(sample.masks[1]).mean(axis=0)
+        assert np.abs(centre - 23.5).max() * FRAC.spacing_mm < 5 * FRAC.centre_jitter_mm
+        loss = sample.heights[3:].max()
+        assert (sample.grade > 0) == (loss >= 0.2)
+        assert (sample.heights[:3] > 2).all()
+
+
+def test_edges_leave_air_and_drop_the_centres_in_it() -> None:
+    rng = np.random.default_rng(1)
+    hu = np.full((20, 20, 20), 50.0, np.float32)
+    points = np.array([[z, 10.0, 10.0] for z in range(20)])
+    for _ in range(50):
+        cut, kept = cut_by_edges(hu, points, rng, probability=1.0)
+        assert (cut == AIR_HU).any()
+        assert (cut[8:12, 8:12, 8:12] == 50).all(), "the middle stays"
+        for point in kept.astype(int):
+            assert cut[tuple(point)] == 50
+        gone = {int(p[0]) for p in points} - {int(p[0]) for p in kept}
+        assert all(cut[z, 10, 10] == AIR_HU for z in gone)
+
+
+def test_blocks_beyond_the_array_are_filled() -> None:
+    array = np.arange(27).reshape(3, 3, 3)
+    met = block(array, np.array([-1, 2, 0]), (3, 2, 3), fill=-9)
+    assert (met[0] == -9).all()
+    assert (met[:, 1] == -9).all()
+    np.testing.assert_array_equal(met[1:, 0], array[:2, 2])
+    assert (block(array, np.array([9, 9, 9]), (2, 2, 2), fill=-9) == -9).all()
+
+
+@pytest.fixture
+def verse_folder(tmp_path: Path) -> Path:
+    """One real-looking case: a scan with two bright cubes at 1.5 mm, P I R axes, its mask, centroids and grades."""
+    affine = np.array([[0, 0, -1.5, 60], [-1.5, 0, 0, 50], [0, -1.5, 0, 70], [0, 0, 0, 1]])
+    hu, mask = np.full((50, 60, 40), -50, np.int16), np.zeros((50, 60, 40), np.uint8)
+    centroids = [{"direction": ["P", "I", "R"]}]
+    for label, y in ((20, 18), (21, 40)):
+        box = (slice(20, 31), slice(y - 5, y + 6), slice(15, 26))
+        hu[box], mask[box] = 300, label
+        centroids.append({"label": label, "X": 25.0, "Y": float(y), "Z": 20.0})
+    raw, derived = tmp_path / "rawdata" / "sub-a", tmp_path / "derivatives" / "sub-a"
+    raw.mkdir(parents=True)
+    derived.mkdir(parents=True)
+    nibabel.save(nibabel.Nifti1Image(hu, affine), raw / "sub-a_ct.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(mask, affine), derived / "sub-a_seg-vert_msk.nii.gz")
+    (derived / "sub-a_seg-subreg_ctd.json").write_text(json.dumps(centroids))
+    (tmp_path / "grades.json").write_text(json.dumps({"training": {"sub-a_20": 0, "sub-a_21": 3}}))
+    return tmp_path
+
+
+def test_real_scans_are_resampled_once_and_cropped(verse_folder: Path, tmp_path: Path) -> None:
+    source = RealSource(verse_folder, grades=verse_folder / "grades.json", cache=tmp_path / "cache")
+    rng = np.random.default_rng(0)
+    grades = set()
+    for _ in range(12):
+        sample = source.vertebra(rng, FRAC)
+        grades.add(sample.grade)
+        assert sample.masks_known.tolist() == [True, False], "this data set has no body masks"
+        assert sample.hu[sample.masks[0]].mean() > 150
+        assert np.isnan(sample.heights).all()
+        assert abs(sample.masks[0].sum() * 8 - (11 * 1.5) ** 3) < 0.25 * (11 * 1.5) ** 3
+    assert grades == {0, 3}
+    for _ in range(12):
+        hu, points = source.localisation(rng, (32, 32, 32), LOC)
+        assert hu.shape == (32, 32, 32)
+        for point in np.round(points).astype(int):
+            if (point > 0).all() and (point < 31).all():
+                assert hu[tuple(point)] > 150
+    prepared = sorted((tmp_path / "cache").glob("*/meta.json"))
+    assert len(prepared) == 2, "one for each spacing"
+    stamps = [p.stat().st_mtime_ns for p in prepared]
+    RealSource(verse_folder, grades=None, cache=tmp_path / "cache").localisation(rng, (32, 32, 32), LOC)
+    assert [p.stat().st_mtime_ns for p in prepared] == stamps
+
+
+def test_sources_mix(verse_folder: Path, tmp_path: Path) -> None:
+    real = RealSource(verse_folder, grades=verse_folder / "grades.json", cache=tmp_path / "cache")
+    batch = FracSegNetTask(FRAC).batch(MixedSource([real, PhantomSource()]), (1,), 6)
+    assert set(batch["mask_known"][:, 1].tolist()) == {True, False}
