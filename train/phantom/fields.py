@@ -20,7 +20,7 @@ FIELDS: dict[str, tuple[str, str, float, float, float]] = {
 """Name: first and last level, probability, margin in mm, width relative to the trunk."""
 
 _BELOW = {"S3": -60.0, "S5": -120.0, "S9": -170.0}
-MOST_VOXELS = 24_000_000
+MOST_VOXELS = 16_000_000
 
 
 def random_scan_grid(

@@ -47,6 +47,10 @@ def add_back(s: SceneBuilder, t: Torso, rng: np.random.Generator) -> None:
     for side in SIDES:
         s.chain(spine + [side * 46 * k, -30 * k, 0], rng.uniform(2, 6), scale=(2.0, 0.5))
         s.chain(spine + [side * rng.uniform(8, 14), -46 * k, 0], rng.uniform(1.0, 4.0))
+        for _ in range(9):
+            at = t.spine_at(rng.uniform(-130 * k, t.z_of["T4"])) + np.array([side * rng.uniform(15, 110), -45, 0]) * k
+            along = np.array([side * rng.uniform(-0.2, 1), rng.uniform(-0.3, 0.3), rng.uniform(0.3, 1)]) * 25 * k
+            s.capsule(at - along, at + along, rng.uniform(4, 12), 2.0, scale=(1.0, 0.15))
     lower = spine[spine[:, 2] < t.z_of["L2"]]
     s.chain(lower + [0, -60 * k, 0], 8, scale=(1.4, 0.8))
 

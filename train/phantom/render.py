@@ -19,6 +19,7 @@ from train.phantom.tables import Tissue
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
 UInt8 = npt.NDArray[np.uint8]
+SLAB_VOXELS = 8_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +105,7 @@ def paint_scene(scene: Scene, grid: Grid, appearance: Appearance) -> tuple[npt.N
     return hu, mask, body_mask
 
 
-def _supersampling(grid: Grid, appearance: Appearance) -> tuple[int, int]:
+def _supersampling(grid: Grid) -> tuple[int, int]:
     """Array axis and odd factor by which thick voxels are split before averaging (factor 1: not)."""
     spacing = np.array(grid.spacing_xyz_mm[::-1])
     axis = int(np.argmax(spacing))
@@ -120,17 +121,29 @@ def _fine_grid(grid: Grid, axis: int, factor: int) -> Grid:
     return Grid((shape[0], shape[1], shape[2]), affine)
 
 
+def _paint_in_slabs(scene: Scene, grid: Grid, appearance: Appearance) -> tuple[npt.NDArray[np.float32], UInt8, UInt8]:
+    """``paint_scene`` with thick voxels split and averaged, slab after slab so that memory stays bounded."""
+    axis, factor = _supersampling(grid)
+    slices, rows, columns = grid.shape_zyx
+    step = max(1, SLAB_VOXELS // (rows * columns * factor))
+    hu = np.empty(grid.shape_zyx, np.float32)
+    mask, body_mask = np.empty(grid.shape_zyx, np.uint8), np.empty(grid.shape_zyx, np.uint8)
+    for start in range(0, slices, step):
+        part = slice(start, min(start + step, slices))
+        slab = grid.sub_grid((start, 0, 0), (part.stop - start, rows, columns))
+        fine = paint_scene(scene, _fine_grid(slab, axis, factor), appearance)
+        split = [*slab.shape_zyx[: axis + 1], factor, *slab.shape_zyx[axis + 1 :]]
+        hu[part] = fine[0].reshape(split).mean(axis + 1)
+        mask[part], body_mask[part] = (np.take(m.reshape(split), factor // 2, axis + 1) for m in fine[1:])
+    return hu, mask, body_mask
+
+
 def render(anatomy: Anatomy, grid: Grid, appearance: Appearance, rng: np.random.Generator) -> PhantomScan:
     """Renders ``anatomy`` on ``grid``; ``rng`` draws noise, shading and streaks alone."""
     pad = imaging.halo(appearance, grid)
     z, y, x = grid.shape_zyx
     wide = grid.sub_grid((-pad[0], -pad[1], -pad[2]), (z + 2 * pad[0], y + 2 * pad[1], x + 2 * pad[2]))
-    axis, factor = _supersampling(grid, appearance)
-    hu, mask, body_mask = paint_scene(anatomy.scene, _fine_grid(wide, axis, factor), appearance)
-    if factor > 1:
-        shape = [*wide.shape_zyx[: axis + 1], factor, *wide.shape_zyx[axis + 1 :]]
-        hu = hu.reshape(shape).mean(axis + 1)
-        mask, body_mask = (np.take(m.reshape(shape), factor // 2, axis + 1) for m in (mask, body_mask))
+    hu, mask, body_mask = _paint_in_slabs(anatomy.scene, wide, appearance)
     hu = imaging.apply_kernel(hu, appearance, wide)
     inner = tuple(slice(p, p + n) for p, n in zip(pad, grid.shape_zyx, strict=True))
     hu = imaging.bend(hu[inner], appearance)

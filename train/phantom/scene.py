@@ -191,7 +191,7 @@ class SceneBuilder:
         back = turn.transpose(0, 2, 1)
         frames = np.concatenate([back, -np.einsum("nij,nj->ni", back, centre)[:, :, None]], axis=2)
         q, kind, tables = np.asarray(params, float), np.asarray(kinds), np.stack(self._tables)
-        low, high = _bounds(kind, q, tables[np.asarray(table_of)])
+        low, high = _bounds(kind, q, tables[np.asarray(table_of)[kind == TUBE]])
         metal = np.asarray(metal_mm, float).reshape(-1, 3) @ patient_axes.T + patient_origin_mm
         return Scene(
             np.asarray(self._groups, np.int64),
@@ -209,7 +209,7 @@ class SceneBuilder:
 
 
 def _bounds(kind: Int64, q: Float64, tables: Float64) -> tuple[Float64, Float64]:
-    """Lower and upper corners (P, 3) of the primitives in their own coordinates."""
+    """Lower and upper corners (P, 3) of the primitives in their own coordinates; ``tables`` are the tubes' in order."""
     high = q[:, :3].copy()
     capsule, body, tube, plate = (kind == k for k in (CAPSULE, BODY, TUBE, PLATE))
     r = np.maximum(q[:, 1], q[:, 2])
@@ -219,8 +219,8 @@ def _bounds(kind: Int64, q: Float64, tables: Float64) -> tuple[Float64, Float64]
     vertices = q[:, :9].reshape(-1, 3, 3)
     low[plate] = (vertices.min(1) - q[:, 9:])[plate]
     high[plate] = (vertices.max(1) + q[:, 9:])[plate]
-    inset = np.maximum(q[:, 1:2], 0.0)
+    inset = np.maximum(q[tube, 1:2], 0.0)
     centre, radius = tables[:, :, :2], tables[:, :, 2:4]
-    low[tube] = np.concatenate([(centre - radius).min(1) - inset, -q[:, :1]], 1)[tube]
-    high[tube] = np.concatenate([(centre + radius).max(1) + inset, q[:, :1]], 1)[tube]
+    low[tube] = np.concatenate([(centre - radius).min(1) - inset, -q[tube, :1]], 1)
+    high[tube] = np.concatenate([(centre + radius).max(1) + inset, q[tube, :1]], 1)
     return low, high

@@ -226,6 +226,8 @@ def add_shoulders(s: SceneBuilder, torso: Torso, thin: float, rng: np.random.Gen
         s.ellipsoid(joint, np.full(3, 23 * k))
         s.group(Tissue.CORTEX, Tissue.FAT, shell_mm=3.5, blend_mm=3)
         s.capsule(joint + (hand - joint) * 0.08, hand, 12 * k, 11 * k)
+        if not arms_up:
+            _add_hand(s, hand, side, torso)
         inner = np.array([cx + side * 0.62 * rx, cy - 0.98 * ry, torso.shoulder_z - 45 * k])
         lower = np.array([cx + side * 0.8 * rx, cy - 0.97 * ry, torso.shoulder_z - 150 * k])
         socket = joint + np.array([-side * 26, -4, 0]) * k
@@ -237,6 +239,20 @@ def add_shoulders(s: SceneBuilder, torso: Torso, thin: float, rng: np.random.Gen
         s.group(Tissue.CORTEX, Tissue.MARROW, shell_mm=1.6, blend_mm=2)
         start = top + np.array([side * 20 * k, 0, 4])
         s.chain(np.array([start, start * 0.6 + acromion * 0.4 + [0, 14, 6], acromion]), np.array([8, 6, 7]) * k)
+
+
+def _add_hand(s: SceneBuilder, elbow: Float64, side: float, torso: Torso) -> None:
+    """A forearm and hand beside the hip."""
+    k = torso.size
+    wrist = elbow + np.array([side * 6, 30, -230]) * k
+    s.group(Tissue.FAT, Tissue.MUSCLE, shell_mm=4, blend_mm=6)
+    s.capsule(elbow, wrist, 38 * k, 24 * k)
+    s.capsule(wrist, wrist + np.array([0, 14, -110]) * k, 26 * k, 18 * k, scale=(0.7, 1.6))
+    s.group(Tissue.CORTEX, Tissue.MARROW, shell_mm=2.0)
+    for n in range(2):
+        s.capsule(elbow + [0, 14 * n - 7, 0], wrist + [0, 22 * n - 11, 0], 8 * k, 8 * k)
+    for n in range(5):
+        s.capsule(wrist + [0, 9 * n - 18, -10], wrist + np.array([0, 16 * n - 24, -120]) * k, 5.5 * k, 4.5 * k)
 
 
 def add_skull(s: SceneBuilder, atlas: VertebraShape, size: float) -> None:

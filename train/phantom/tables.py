@@ -144,7 +144,7 @@ TISSUE_HU: dict[Tissue, tuple[float, float, tuple[float, float, float]]] = {
     Tissue.CSF: (14, 8, (8, 8, 4)),
     Tissue.CORD: (38, 7, (5, 5, 4)),
     Tissue.CORTEX: (880, 150, (90, 70, 40)),
-    Tissue.SPONGY: (165, 50, (40, 30, 18)),
+    Tissue.SPONGY: (160, 48, (60, 42, 24)),
     Tissue.MARROW: (110, 60, (45, 35, 25)),
     Tissue.CARTILAGE: (110, 25, (30, 30, 15)),
     Tissue.BRAIN: (36, 5, (5, 5, 4)),

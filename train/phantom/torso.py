@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -65,7 +66,7 @@ class Torso:
     spine_y_mm: Float64
     spine_x_mm: Float64
 
-    @property
+    @cached_property
     def rows_z(self) -> Float64:
         """z of the tables' rows."""
         return np.linspace(*self.z_mm, TABLE_ROWS)

@@ -77,12 +77,12 @@ def _lumbar(s: SceneBuilder, f: int, v: VertebraShape, k: ArchSize, rng: np.rand
             x=(0, 0, 1),
             scale=(1.0, 0.6),
         )
-        gap = v.disc_mm * 0.5 + 3.0
+        gap, bulk = v.disc_mm * 0.5 + 3.0, 0.9 + 0.08 * int(v.level[1]) * rng.uniform(0.8, 1.2)
         s.capsule(
             (side * (w + p + 1), k.canal_y - 3, 0.15 * h),
             (side * (w + p + 2.5), k.canal_y - 5.5, 0.5 * h + gap),
-            6.4,
-            5.8,
+            6.4 * bulk,
+            5.8 * bulk,
             frame=f,
             x=(0.7 * side, -0.7, 0),
             scale=(0.75, 1.15),
@@ -90,8 +90,8 @@ def _lumbar(s: SceneBuilder, f: int, v: VertebraShape, k: ArchSize, rng: np.rand
         s.capsule(
             (side * (w + 1), k.lamina_y + 1, -0.1 * h),
             (side * (w + 1.5), k.lamina_y + 0.5, -0.5 * h - gap - 2),
-            6.2,
-            5.4,
+            6.2 * bulk,
+            5.4 * bulk,
             frame=f,
             x=(0.7 * side, -0.7, 0),
             scale=(0.8, 1.1),
@@ -245,9 +245,19 @@ def add_vertebra(
         cut=True,
     )
     _add_degeneration(s, v, f, degeneration, rng)
-    s.solid(Tissue.SPONGY, hu=v.density - rng.uniform(30, 120))
-    s.capsule((0, -0.8 * v.half_depth_mm, 0), (0, -0.25 * v.half_depth_mm, 0), 2.6, 1.0, frame=f, scale=(1.6, 0.8))
+    _add_interior(s, v, f, rng)
     return f
+
+
+def _add_interior(s: SceneBuilder, v: VertebraShape, f: int, rng: np.random.Generator) -> None:
+    """The basal vein's channel, and the dense band of impacted bone that many fractures have."""
+    a, b = v.half_width_mm, v.half_depth_mm
+    s.solid(Tissue.SPONGY, hu=v.density - rng.uniform(30, 120))
+    s.capsule((0, -0.8 * b, 0), (0, -0.25 * b, 0), 2.6, 1.0, frame=f, scale=(1.6, 0.8))
+    if v.grade and rng.random() < 0.6:
+        s.solid(Tissue.SPONGY, hu=v.density + rng.uniform(40, 260))
+        low = v.centroid_mm + np.array([0, rng.uniform(-0.1, 0.3) * b, 0.15 * min(v.heights_mm)])
+        s.ellipsoid(low, (0.75 * a, 0.55 * b, rng.uniform(0.08, 0.2) * min(v.heights_mm)), frame=f)
 
 
 def _add_degeneration(s: SceneBuilder, v: VertebraShape, f: int, degeneration: float, rng: np.random.Generator) -> None:
@@ -268,6 +278,27 @@ def _add_degeneration(s: SceneBuilder, v: VertebraShape, f: int, degeneration: f
             x = rng.choice(SIDES) * rng.uniform(0.3, 0.55) * a
             rim = end * (0.5 * v.tallest_mm - share * (v.tallest_mm - 0.5 * (ha + hp)))
             s.ellipsoid((x, rng.uniform(-0.3, 0.3) * b, rim), rng.uniform([2, 2, 1.5], [5, 5, 4]), frame=f, cut=True)
+    _add_mimics(s, v, f, rng)
+
+
+def _add_mimics(s: SceneBuilder, v: VertebraShape, f: int, rng: np.random.Generator) -> None:
+    """Endplates that look broken and are not: limbus corners and Cupid's bows (they leave the midline alone)."""
+    a, b = v.half_width_mm, v.half_depth_mm
+    if rng.random() < 0.04 and v.level[0] != "C":
+        rim = 0.5 * v.tallest_mm - v.top_share * (v.tallest_mm - v.heights_mm[0])
+        s.capsule(
+            (-0.5 * a, 0.78 * b, rim),
+            (0.5 * a, 1.0 * b, rim - 5),
+            1.1,
+            frame=f,
+            x=(1, 0, 0),
+            scale=(4.0, 1.0),
+            cut=True,
+        )
+    if rng.random() < 0.12 and v.level[0] == "L":
+        floor = -(0.5 * v.tallest_mm - (1 - v.top_share) * (v.tallest_mm - v.heights_mm[2]))
+        for side in SIDES:
+            s.ellipsoid((side * 0.42 * a, -0.4 * b, floor), (0.3 * a, 0.35 * b, 3.0), frame=f, cut=True)
 
 
 def add_discs(s: SceneBuilder, shapes: list[VertebraShape], *, degeneration: float, rng: np.random.Generator) -> None:
