@@ -149,3 +149,14 @@ def test_bone_is_brighter_than_what_surrounds_it(anatomy: Anatomy) -> None:
     grid = grid_around(centre_of(anatomy, "L3"), (30, 40, 40), 2.5)
     scan = render(anatomy, grid, clean_appearance(), np.random.default_rng(0))
     assert scan.volume.array[scan.mask > 0].mean() > scan.volume.array[scan.mask == 0].mean() + 60
+
+
+def test_defects_of_every_kind_leave_values_finite() -> None:
+    busy = PhantomConfig(
+        screw_probability=1.0, cement_probability=1.0, hip_prosthesis_probability=1.0, wires_probability=1.0,
+        motion_probability=1.0, circular_field_probability=1.0, wild_probability=1.0, thick_slice_probability=1.0,
+    )  # fmt: skip
+    for seed in range(3):
+        hu = make_scan(seed, busy, spacing_mm=6.0).volume.array
+        assert np.isfinite(hu).all()
+        assert -2048 <= hu.min() < hu.max() <= 3071
