@@ -21,7 +21,7 @@ class PhantomConfig:
     """Relative frequency of Genant grades 1, 2, 3 among fractures."""
     shape_weights: tuple[float, float, float] = (0.5, 0.3, 0.2)
     """Relative frequency of wedge, biconcave and crush fractures."""
-    size: tuple[float, float] = (0.85, 1.15)
+    size: tuple[float, float] = (0.85, 1.17)
     scoliosis_probability: float = 0.35
     scoliosis_deg: tuple[float, float] = (5.0, 40.0)
     tilt_probability: float = 0.3

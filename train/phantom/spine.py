@@ -265,7 +265,7 @@ def sample_spine(rng: np.random.Generator, config: PhantomConfig) -> tuple[list[
     posture = _sample_posture(rng, config)
     levels = sample_levels(rng, config)
     grades = _sample_grades(levels, rng, config)
-    width = posture.size * rng.uniform(0.93, 1.07)
+    width = posture.size * rng.uniform(0.96, 1.14)
     patient_density = rng.normal(0, 12)
     drafts = [_draft(n, g, posture, width, config, rng) for n, g in zip(levels, grades, strict=True)]
     top = np.array([0.0, 2.0, 14.0]) * posture.size

@@ -144,8 +144,8 @@ TISSUE_HU: dict[Tissue, tuple[float, float, tuple[float, float, float]]] = {
     Tissue.CSF: (14, 8, (8, 8, 4)),
     Tissue.CORD: (38, 7, (5, 5, 4)),
     Tissue.CORTEX: (880, 150, (90, 70, 40)),
-    Tissue.SPONGY: (160, 48, (60, 42, 24)),
-    Tissue.MARROW: (110, 60, (45, 35, 25)),
+    Tissue.SPONGY: (145, 45, (85, 62, 40)),
+    Tissue.MARROW: (100, 55, (60, 50, 35)),
     Tissue.CARTILAGE: (110, 25, (30, 30, 15)),
     Tissue.BRAIN: (36, 5, (5, 5, 4)),
     Tissue.TABLE: (-150, 120, (5, 5, 5)),
@@ -154,7 +154,7 @@ TISSUE_HU: dict[Tissue, tuple[float, float, tuple[float, float, float]]] = {
     Tissue.CEMENT: (1700, 500, (250, 250, 100)),
     Tissue.PLAQUE: (650, 250, (100, 60, 30)),
     Tissue.LUNG_VESSEL: (20, 30, (10, 10, 10)),
-    Tissue.ARCH_CORTEX: (860, 140, (130, 110, 60)),
+    Tissue.ARCH_CORTEX: (1120, 170, (240, 200, 90)),
     Tissue.PANCREAS: (35, 10, (20, 30, 8)),
 }
 """Per tissue: mean HU, standard deviation between patients, and texture amplitudes (fine, medium, coarse), HU."""

@@ -198,11 +198,11 @@ def add_vertebra(
 ) -> int:
     """Adds one whole vertebra as one group; returns its frame. ``thin`` 0..1 thins and dulls its cortex."""
     f = s.frame(v.axes, v.origin_mm)
-    shell = rng.uniform(0.6, 1.1) * (1 - 0.5 * thin)
+    shell = rng.uniform(0.45, 0.95) * (1 - 0.45 * thin)
     s.group(
         Tissue.ARCH_CORTEX,
         Tissue.SPONGY,
-        shell_mm=rng.uniform(0.9, 1.9) * (1 - 0.4 * thin),
+        shell_mm=rng.uniform(0.8, 2.0) * (1 - 0.4 * thin),
         body_shell_mm=shell,
         label=v.label,
         blend_mm=1.6,
