@@ -65,7 +65,7 @@ def _lumbar(s: SceneBuilder, f: int, v: VertebraShape, k: ArchSize, rng: np.rand
         0.36 * h,
         frame=f,
         x=(0, 0, 1),
-        scale=(1.0, 0.34),
+        scale=(1.0, rng.uniform(0.3, 0.5)),
     )
     for side in SIDES:
         s.capsule(
