@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -48,14 +48,16 @@ def make_bundle(
     Raises InputError when a run is of the wrong kind, ExportError when a graph isn't what torch says.
     """
     loc, frac = load_trained(locnet), load_trained(fracsegnet)
-    if not isinstance(loc.run, LocNetRun) or not isinstance(frac.run, FracSegNetRun):
+    loc_run, frac_run = loc.run, frac.run
+    if not isinstance(loc_run, LocNetRun) or not isinstance(frac_run, FracSegNetRun):
         raise InputError(f"{locnet} must hold a LocNet and {fracsegnet} a FracSegNet; met {type(loc.run).__name__} "
                          f"and {type(frac.run).__name__}.")  # fmt: skip
+    loc = replace(loc, example_zyx=choices.window_zyx or loc.example_zyx)
     with tempfile.TemporaryDirectory() as scratch:
         files = {"locnet.onnx": Path(scratch) / "locnet.onnx", "fracsegnet.onnx": Path(scratch) / "fracsegnet.onnx"}
         differences = {
-            "locnet": _export(loc, files["locnet.onnx"], window_images(loc.run, 8)),
-            "fracsegnet": _export(frac, files["fracsegnet.onnx"], crop_images(frac.run, 8)),
+            "locnet": _export(loc, files["locnet.onnx"], window_images(loc_run, loc.example_zyx, 8)),
+            "fracsegnet": _export(frac, files["fracsegnet.onnx"], crop_images(frac_run, 8)),
         }
         spec = BundleSpec(
             name=name,
@@ -88,7 +90,7 @@ def _locnet_spec(trained: Trained, choices: Choices) -> LocNetSpec:
         file="locnet.onnx",
         variant=run.network.variant,
         spacing_mm=run.spacing_mm,
-        window_zyx=choices.window_zyx or trained.example_zyx,
+        window_zyx=trained.example_zyx,
         overlap=choices.overlap,
         intensity=run.intensity,
         heatmap_threshold=choices.heatmap_threshold or run.heatmap_threshold,
@@ -121,7 +123,9 @@ def _provenance(loc: Trained, frac: Trained, differences: Mapping[str, Any]) -> 
     def of(trained: Trained) -> dict[str, Any]:
         return {"steps": trained.step, "validation": trained.metrics, "run": json.loads(to_json(trained.run))}
 
+    data = sorted({*loc.run.data, *frac.run.data})
     return {
+        "data": "synthetic phantoms only" if data == ["phantoms"] else ", ".join(Path(name).name for name in data),
         "exported": datetime.now(UTC).isoformat(timespec="seconds"),
         "torch": torch.__version__,
         "locnet": of(loc),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from train.config import FracSegNetRun, LocNetRun
@@ -11,9 +13,9 @@ from train.tasks import FracSegNetTask, LocNetTask
 _STREAM = 7_777_777
 
 
-def window_images(run: LocNetRun, count: int) -> list[np.ndarray]:
-    """LocNet windows (1, 1, z, y, x) float32, normalised, of all the crop shapes that it was trained with."""
-    task, source = LocNetTask(run), PhantomSource()
+def window_images(run: LocNetRun, window_zyx: tuple[int, int, int], count: int) -> list[np.ndarray]:
+    """LocNet windows (1, 1, z, y, x) float32, normalised, of the size that is deployed."""
+    task, source = LocNetTask(replace(run, crop_shapes=(window_zyx,))), PhantomSource()
     return [task.batch(source, (_STREAM, 0, i), 1)["image"].numpy() for i in range(count)]
 
 

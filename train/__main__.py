@@ -6,6 +6,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from runtime.errors import VertscanError
@@ -57,7 +58,7 @@ def _train(args: argparse.Namespace) -> int:
     run = _run_of(args, out)
     if args.threads:
         torch.set_num_threads(args.threads)
-    source = make_source(args.data or ["phantoms"], grades=args.grades, cache=args.cache)
+    source = make_source(run.data, grades=args.grades, cache=args.cache)
     devices = int(args.devices) if args.devices.isdigit() else args.devices
     trainer = Trainer(run, source, out, accelerator=args.accelerator, devices=devices)
     best = trainer.fit(progress=not args.quiet)
@@ -73,7 +74,8 @@ def _run_of(args: argparse.Namespace, out: Path) -> Run:
 
         raise InputError(f"{args.network} has no preset {args.preset!r}; there are {', '.join(known)}.")
     resumed = (out / "last.ckpt").is_file()
-    return override(load(out / "config.json") if resumed else known[args.preset], args.set)
+    run = override(load(out / "config.json") if resumed else known[args.preset], args.set)
+    return replace(run, data=tuple(args.data)) if args.data else run
 
 
 if __name__ == "__main__":

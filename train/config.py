@@ -79,6 +79,7 @@ class LocNetRun:
         chamfer_weight: of the Chamfer loss.
         foreground_weight: extra weight of voxels in proportion to their true heat.
         negative_fraction: share of crops drawn anywhere, with or without a vertebra; the thesis wants none.
+        data: ``"phantoms"`` and folders in VerSe's layout.
     """
 
     network: LocNetConfig = LocNetConfig()
@@ -101,6 +102,7 @@ class LocNetRun:
     chamfer_weight: float = 0.0001
     foreground_weight: float = 10.0
     negative_fraction: float = 0.3
+    data: tuple[str, ...] = ("phantoms",)
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,7 @@ class FracSegNetRun:
         height_weight: of the height regression.
         class_counts: how often each grade occurs, for the weighted losses; thesis: VerSe 2019's training crops.
         balanced: draw crops so that every grade is equally frequent (as far as the source can).
+        data: ``"phantoms"`` and folders in VerSe's layout.
     """
 
     network: FracSegNetConfig = FracSegNetConfig()
@@ -136,6 +139,7 @@ class FracSegNetRun:
     height_weight: float = 2.0
     class_counts: tuple[int, int, int, int] = (591, 63, 50, 22)
     balanced: bool = True
+    data: tuple[str, ...] = ("phantoms",)
 
 
 Run = LocNetRun | FracSegNetRun

@@ -1,0 +1,158 @@
+"""ONNX says what torch says, keeps its normalisations, and goes into a bundle that the runtime opens."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from export.__main__ import main
+from export.bundle import Choices, make_bundle
+from export.checkpoint import Trained, load_trained
+from export.onnx_export import (
+    ExportError,
+    check_differences,
+    check_nodes,
+    compare,
+    export_onnx,
+    node_counts,
+    random_images,
+)
+from runtime.bundle import open_bundle
+from runtime.errors import InputError
+from train import config
+from train.config import FracSegNetRun, LocNetRun
+from train.loop import save_atomically
+from train.networks import FracSegNet, FracSegNetConfig, LocNet, LocNetConfig, UNetConfig
+
+TINY = UNetConfig((4, 6, 8), 8)
+LOC = LocNetRun(LocNetConfig(TINY), crop_shapes=((16, 16, 16), (24, 16, 16)))
+FRAC = FracSegNetRun(FracSegNetConfig(TINY, crop=16))
+
+
+def trained(run, network: torch.nn.Module, folder: Path) -> Path:
+    """A run folder as training leaves it, with weights far from their initial values."""
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.03 * torch.randn_like(parameter))
+    folder.mkdir(parents=True)
+    config.save(run, folder / "config.json")
+    save_atomically({"network": network.state_dict(), "step": 12, "metrics": {"score": 0.5}}, folder / "best.ckpt")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> tuple[Path, Path]:
+    root = tmp_path_factory.mktemp("runs")
+    return trained(LOC, LocNet(LOC.network), root / "loc"), trained(FRAC, FracSegNet(FRAC.network), root / "frac")
+
+
+@pytest.fixture(scope="module")
+def bundle(runs, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bundle") / "b"
+    return make_bundle(*runs, folder, name="tiny", version="1.2.3", choices=Choices(overlap=0.25))
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_onnx_is_torch_at_every_batch_size(runs, bundle, which: int) -> None:
+    network = load_trained(runs[which])
+    path = bundle.path_of(("locnet.onnx", "fracsegnet.onnx")[which])
+    rng = np.random.default_rng(1)
+    images = [rng.uniform(-1, 1, (n, 1, *network.example_zyx)).astype(np.float32) for n in (1, 2, 5)]
+    check_differences(compare(network, path, images))
+
+
+def test_every_layer_is_one_node(bundle) -> None:
+    counts = node_counts(onnx.load(bundle.path_of("locnet.onnx")))
+    assert counts["InstanceNormalization"] == 14
+    assert counts["ConvTranspose"] == 3
+    assert counts["Conv"] == 15
+    opset = onnx.load(bundle.path_of("locnet.onnx")).opset_import[0].version
+    assert opset >= 20
+
+
+def test_a_graph_without_its_normalisations_is_refused(runs, bundle) -> None:
+    model = onnx.load(bundle.path_of("locnet.onnx"))
+    with pytest.raises(ExportError, match="InstanceNorm3d"):
+        check_nodes(model, torch.nn.Sequential(LocNet(LOC.network), torch.nn.InstanceNorm3d(1)))
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
+    with pytest.raises(ExportError, match="dynamic"):
+        check_nodes(model, LocNet(LOC.network))
+
+
+def test_other_weights_are_noticed(runs, bundle) -> None:
+    network = load_trained(runs[0])
+    with torch.no_grad():
+        network.network.head.weight.mul_(1.05)
+    with pytest.raises(ExportError, match="differs from torch"):
+        check_differences(compare(network, bundle.path_of("locnet.onnx"), random_images(network.example_zyx)))
+    with pytest.raises(ExportError, match="nan"):
+        check_differences({"heatmap": float("nan")})
+
+
+def test_a_failed_export_leaves_nothing(runs, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("export.onnx_export.TOLERANCES", dict.fromkeys(("heatmap", "offsets"), -1.0))
+    with pytest.raises(ExportError):
+        export_onnx(load_trained(runs[0]), tmp_path / "x.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_bundle_holds_what_training_fixed(bundle) -> None:
+    spec = open_bundle(bundle.folder).spec
+    assert (spec.name, spec.version, spec.clinical) == ("tiny", "1.2.3", False)
+    assert "not for clinical use" in spec.intended_use.lower()
+    assert (spec.locnet.spacing_mm, spec.locnet.window_zyx, spec.locnet.overlap) == (3.0, (16, 16, 16), 0.25)
+    assert spec.locnet.peak_separation_voxels == pytest.approx(10 / 3)
+    assert spec.fracsegnet.mask_channels == ("vertebra", "body")
+    assert spec.fracsegnet.has_heights
+    assert spec.training["locnet"]["steps"] == 12
+    assert spec.training["data"] == "synthetic phantoms only"
+    assert spec.training["fracsegnet"]["run"]["loop"]["batch"] == 4
+
+
+def test_deployed_outputs_are_probabilities_and_millimetres(bundle) -> None:
+    session = onnxruntime.InferenceSession(bundle.path_of("fracsegnet.onnx"), providers=["CPUExecutionProvider"])
+    assert [output.name for output in session.get_outputs()] == ["mask", "grade", "heights"]
+    mask, grade, heights = session.run(None, {"image": np.zeros((2, 1, 16, 16, 16), np.float32)})
+    assert mask.min() >= 0
+    assert mask.max() <= 1
+    np.testing.assert_allclose(grade.sum(axis=1), 1, atol=1e-5)
+    assert heights.shape == (2, 6)
+    assert ((heights[:, 3:] >= 0) & (heights[:, 3:] <= 1)).all()
+
+
+def test_heatmap_only_networks_search_peaks_on_the_heatmap(tmp_path: Path, runs) -> None:
+    run = replace(LOC, network=replace(LOC.network, variant="H"))
+    folder = trained(run, LocNet(run.network), tmp_path / "h")
+    spec = make_bundle(folder, runs[1], tmp_path / "b", name="h", version="1", choices=Choices()).spec
+    assert (spec.locnet.variant, spec.locnet.peak_threshold) == ("H", 0.7)
+
+
+def test_the_command_line(runs, tmp_path: Path, capsys) -> None:
+    paths = ["--locnet", str(runs[0]), "--fracsegnet", str(runs[1]), "-o", str(tmp_path / "b")]
+    assert main([*paths, "--set", "peak_threshold=2.5", "--set", "window_zyx=[32,16,16]"]) == 0
+    assert open_bundle(tmp_path / "b").spec.locnet.peak_threshold == 2.5
+    assert open_bundle(tmp_path / "b").spec.locnet.window_zyx == (32, 16, 16)
+    assert main([*paths, "--set", "nothing=1"]) == 2
+    assert "settings are" in capsys.readouterr().err
+    assert main([*paths, "--clinical"]) == 2
+    assert main(["--locnet", str(tmp_path), "-o", str(tmp_path / "c")]) == 2
+    assert "best.ckpt" in capsys.readouterr().err
+    assert not (tmp_path / "c").exists()
+
+
+def test_networks_in_the_wrong_place_are_refused(runs, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="must hold a LocNet"):
+        make_bundle(runs[1], runs[0], tmp_path / "b", name="x", version="1", choices=Choices())
+
+
+def test_trained_networks_are_in_evaluation_mode(runs) -> None:
+    network: Trained = load_trained(runs[1])
+    assert not any(module.training for module in network.network.modules())
+    image = torch.zeros(1, 1, 16, 16, 16)
+    with torch.inference_mode():
+        assert all(torch.equal(a, b) for a, b in zip(network.network(image), network.network(image), strict=True))
