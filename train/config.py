@@ -268,9 +268,7 @@ def load(path: Path) -> Run:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise InputError(
-            f"{path} cannot be read ({error.strerror}); training writes it."
-        ) from error
+        raise InputError(f"{path} cannot be read ({error.strerror}); training writes it.") from error
     values = parse_json(text, source=str(path))
     if not isinstance(values, dict) or values.get("network") not in _KINDS:
         raise InputError(f"{path} is no training configuration of this software.")
