@@ -77,13 +77,13 @@ def check_nodes(model: onnx.ModelProto, network: nn.Module) -> None:
 
 
 def random_images(shape_zyx: tuple[int, int, int]) -> list[np.ndarray]:
-    """Batches of noise, a constant and a step: (n, 1, z, y, x) float32 in -1..1, of batch sizes 1 and 3."""
+    """Batches of noise, a constant and a step: (n, 1, z, y, x) float32 in 0..1, of batch sizes 1 and 3."""
     rng = np.random.default_rng(0)
-    step = np.full((1, 1, *shape_zyx), -1, np.float32)
-    step[..., : shape_zyx[2] // 2] = 0.3
+    step = np.zeros((1, 1, *shape_zyx), np.float32)
+    step[..., : shape_zyx[2] // 2] = 0.6
     return [
-        rng.uniform(-1, 1, (1, 1, *shape_zyx)).astype(np.float32),
-        rng.normal(0, 0.4, (3, 1, *shape_zyx)).clip(-1, 1).astype(np.float32),
+        rng.uniform(0, 1, (1, 1, *shape_zyx)).astype(np.float32),
+        rng.normal(0.5, 0.2, (3, 1, *shape_zyx)).clip(0, 1).astype(np.float32),
         step,
     ]
 

@@ -21,7 +21,7 @@ DEFAULT_BUNDLE = Path(__file__).parent / "bundles" / "default"
 
 @dataclass(frozen=True)
 class IntensityWindow:
-    """Hounsfield range that is mapped linearly to [-1, 1]; values outside are clipped."""
+    """Hounsfield range that is mapped linearly to [0, 1]; values outside are clipped."""
 
     low_hu: float
     high_hu: float

@@ -12,7 +12,7 @@ import numpy as np
 from runtime.engines.base import Session
 from runtime.errors import EngineError
 
-AIR = -1.0
+AIR = 0.0
 """Normalised intensity of what lies outside the volume: the low end of every intensity window."""
 
 
@@ -97,7 +97,7 @@ def sliding_windows(
     results and one volume of weights, whatever the number of windows.
 
     Args:
-        image: (z, y, x) float32, normalised to [-1, 1].
+        image: (z, y, x) float32, normalised to [0, 1].
         plan: the windows; ``plan.shape_zyx`` is the image's shape.
         session: its outputs are named ``heatmap`` (n, 1, z, y, x) and perhaps ``offsets`` (n, c, z, y, x).
         batch: windows that are run at once, at most.

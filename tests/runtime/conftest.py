@@ -80,7 +80,7 @@ def _locnet(path: Path) -> None:
 
     shape = ["n", 1, "z", "y", "x"]
     constants = [
-        helper.make_tensor("level", TensorProto.FLOAT, [], [0.2]),
+        helper.make_tensor("level", TensorProto.FLOAT, [], [0.6]),
         helper.make_tensor("gain", TensorProto.FLOAT, [], [1.4]),
         helper.make_tensor("zero", TensorProto.FLOAT, [], [0.0]),
         helper.make_tensor("one", TensorProto.FLOAT, [], [1.0]),
@@ -112,8 +112,8 @@ def _fracsegnet(path: Path, crop: int) -> None:
     middle = np.zeros((1, 1, crop, crop, crop), np.float32)
     middle[..., 3:-3, 3:-3, 3:-3] = 1.0
     constants = [
-        numpy_helper.from_array(np.float32(20.0), "steepness"),
-        numpy_helper.from_array(np.float32(0.2), "level"),
+        numpy_helper.from_array(np.float32(40.0), "steepness"),
+        numpy_helper.from_array(np.float32(0.6), "level"),
         numpy_helper.from_array(middle, "middle"),
         numpy_helper.from_array(np.zeros((1, 4), np.float32), "no_weights_4"),
         numpy_helper.from_array(np.log(np.array([0.1, 0.7, 0.15, 0.05], np.float32)), "logits"),

@@ -46,8 +46,8 @@ class Oracle:
     def _answer(self, window):
         voxels = np.stack(np.meshgrid(*[np.arange(n) for n in window.shape], indexing="ij"))
         heatmap, offsets = np.zeros(window.shape), np.zeros((3, *window.shape))
-        for marked in np.argwhere(window > 0.15):
-            number = round(float(window[tuple(marked)]) * 10) - 2
+        for marked in np.argwhere(window > 0.575):
+            number = round(float(window[tuple(marked)]) * 20) - 12
             centre = marked + CENTRES[number] - np.floor(CENTRES[number])
             towards = centre[:, None, None, None] - voxels
             blob = self.strength * np.exp(-(towards**2).sum(0) / 18)

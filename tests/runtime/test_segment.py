@@ -45,7 +45,7 @@ class FakeSession:
         assert image.shape[1:] == (1, *self.spec.crop_zyx)
         n = len(image)
         self.batches.append(n)
-        channels = [(image > 0.0), (image > 0.5)][: len(self.spec.mask_channels)]
+        channels = [(image > 0.5), (image > 0.75)][: len(self.spec.mask_channels)]
         mask = np.concatenate(channels, axis=1).astype(np.float32)
         grade = np.tile(np.float32([0.1, 0.2, 0.6, 0.1]), (n, 1))
         heights = np.tile(np.float32([20, 15, 22, 0.1, 0.3, -0.05]), (n, 1))
