@@ -1,4 +1,4 @@
-"""The torch networks of a bundle, rebuilt from its configuration and its ONNX weights: the reference for verification."""
+"""The torch networks of a bundle, rebuilt from its configuration and its ONNX weights: the reference to verify by."""
 
 from __future__ import annotations
 

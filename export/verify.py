@@ -1,4 +1,4 @@
-"""``python -m export.verify``: does an engine find what the torch networks find? Whole phantoms, voxel by voxel and peak by peak."""
+"""``python -m export.verify``: does an engine find what the torch networks find, on whole phantoms?"""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ class LoopConfig:
         seed: of weights and samples.
     """
 
-    steps: int = 3500
+    steps: int = 3000
     batch: int = 2
     learning_rate: float = 1e-3
     schedule: str = "cosine"
@@ -83,7 +83,7 @@ class LocNetRun:
     """
 
     network: LocNetConfig = LocNetConfig()
-    loop: LoopConfig = LoopConfig()
+    loop: LoopConfig = LoopConfig(steps=2800)
     spacing_mm: float = 3.0
     crop_shapes: tuple[tuple[int, int, int], ...] = (
         (64, 64, 64),
@@ -101,7 +101,7 @@ class LocNetRun:
     offset_weight: float = 0.03
     chamfer_weight: float = 0.0001
     foreground_weight: float = 10.0
-    negative_fraction: float = 0.3
+    negative_fraction: float = 0.35
     data: tuple[str, ...] = ("phantoms",)
 
 
@@ -122,12 +122,13 @@ class FracSegNetRun:
         mask_entropy_weight: of a binary cross entropy that joins the Dice loss; 0 is the thesis's plain Dice.
         height_weight: of the height regression.
         class_counts: how often each grade occurs, for the weighted losses; thesis: VerSe 2019's training crops.
-        balanced: draw crops so that every grade is equally frequent (as far as the source can).
+        balanced: draw crops by grade: phantoms half unfractured and a sixth of each fracture grade; of real scans every
+            grade equally often.
         data: ``"phantoms"`` and folders in VerSe's layout.
     """
 
     network: FracSegNetConfig = FracSegNetConfig()
-    loop: LoopConfig = LoopConfig(batch=4, steps=3000)
+    loop: LoopConfig = LoopConfig(batch=4)
     spacing_mm: float = 2.0
     intensity: IntensityWindow = IntensityWindow(-400.0, 1000.0)
     centre_jitter_mm: float = 3.0

@@ -15,6 +15,8 @@ from train.phantom import Anatomy, PhantomConfig, render, sample_anatomy, sample
 from train.phantom.spine import VertebraShape, sample_spine
 
 AIR_HU = -1024.0
+_GRADE_SHARES = (0.5, 1 / 6, 1 / 6, 1 / 6)
+"""Of balanced phantom crops. Equal shares made the network call an uncertain healthy vertebra grade 1."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,8 +69,7 @@ class PhantomSource:
         extent_mm = np.array(shape_zyx[::-1]) * run.spacing_mm
         vertebrae = anatomy.vertebrae
         if rng.random() < run.negative_fraction:
-            middle = np.array([anatomy.centre_ras_mm(v) for v in vertebrae]).mean(axis=0)
-            centre = middle + rng.uniform(-1, 1, 3) * np.array([190.0, 140.0, 420.0])
+            centre = _anywhere(anatomy, rng)
         else:
             centre = anatomy.centre_ras_mm(vertebrae[rng.integers(len(vertebrae))])
             centre = centre + rng.uniform(-0.45, 0.45, 3) * extent_mm
@@ -78,7 +79,7 @@ class PhantomSource:
         return cut_by_edges(scan.volume.array, points, rng)
 
     def vertebra(self, rng: np.random.Generator, run: FracSegNetRun) -> VertebraSample:
-        """See Source. With ``run.balanced`` the grade is drawn first, and then a vertebra that has it."""
+        """See Source. With ``run.balanced`` the grade is drawn first (half are 0), then a vertebra that has it."""
         anatomy, target = self._choose(rng, balanced=run.balanced)
         centre = anatomy.centre_ras_mm(target) + rng.normal(0, run.centre_jitter_mm, 3)
         grid = crop_grid(centre, spacing_mm=run.spacing_mm, shape_zyx=(run.network.crop,) * 3)
@@ -95,7 +96,7 @@ class PhantomSource:
         )
 
     def _choose(self, rng: np.random.Generator, *, balanced: bool) -> tuple[Anatomy, VertebraShape]:
-        wanted = int(rng.integers(4)) if balanced else None
+        wanted = int(rng.choice(4, p=_GRADE_SHARES)) if balanced else None
         for _ in range(20):
             seed = int(rng.integers(2**31))
             grades = [shape.grade for shape in sample_spine(np.random.default_rng([seed, 1]), self.config)[0]]
@@ -132,6 +133,18 @@ def cut_by_edges(
         hu[tuple(part)] = AIR_HU
         inside &= points_zyx[:, axis] > width - 0.5 if low else points_zyx[:, axis] < size - width - 0.5
     return hu, points_zyx[inside]
+
+
+def _anywhere(anatomy: Anatomy, rng: np.random.Generator) -> np.ndarray:
+    """RAS mm (3,): a point anywhere in and around the patient, half of the time beside or below the sacrum.
+
+    Hips, the acetabular roof above all, are what a network takes for vertebrae longest.
+    """
+    if rng.random() < 0.5:
+        lowest = anatomy.centre_ras_mm(anatomy.vertebrae[-1])
+        return np.asarray(lowest + rng.uniform([-110.0, -60.0, -190.0], [110.0, 70.0, -20.0]))
+    middle = np.mean([anatomy.centre_ras_mm(v) for v in anatomy.vertebrae], axis=0)
+    return np.asarray(middle + rng.uniform(-1, 1, 3) * np.array([190.0, 140.0, 420.0]))
 
 
 class MixedSource:

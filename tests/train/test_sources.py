@@ -33,7 +33,7 @@ def test_phantom_centres_lie_where_heat_and_offsets_say() -> None:
                 assert batch["offsets"][i, :, z, y, x].abs().max() <= 0.5001
 
 
-def test_phantom_vertebrae_are_in_the_middle_and_graded_evenly() -> None:
+def test_phantom_vertebrae_are_in_the_middle_and_of_all_grades() -> None:
     rng = np.random.default_rng(0)
     samples = [PhantomSource().vertebra(rng, FRAC) for _ in range(16)]
     assert len({s.grade for s in samples}) == 4
