@@ -3,6 +3,8 @@
 # ruff: noqa: RUF005 - lists that are added to arrays here are vectors
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 
@@ -33,6 +35,9 @@ def add_sacrum(
         shell_hu=-200 * thin - 120,
         core_hu=rng.normal(-25, 15),
     )
+    own = rng.spawn(1)[0]
+    rows = [rows[0], *(tuple(np.array(r) * own.uniform(0.88, 1.12, 3)) for r in rows[1:])]
+    wide, tall = own.uniform(0.9, 1.12), own.uniform(0.92, 1.15)
     frame, first, centres, curve = -1, np.zeros(3), [], rng.uniform(0.6, 1.2)
     for n, (a, b, h) in enumerate(np.array(rows) * size):
         centre = top - axes[:, 2] * h / 2
@@ -44,12 +49,12 @@ def add_sacrum(
         if n < 4:
             k = size * (1 - 0.2 * n)
             for side in SIDES:
-                reach = (54, 48, 40, 28)[n] * size
+                reach = (54, 48, 40, 28)[n] * wide * size
                 s.capsule(
                     (side * a * 0.7, -2, 2),
                     (side * reach, -10 * k, -4 * k),
-                    13 * k,
-                    13 * k,
+                    13 * tall * k,
+                    14 * tall * k,
                     frame=f,
                     x=(0, 1, 0),
                     scale=(0.8, 1.0),
@@ -74,6 +79,12 @@ def add_sacrum(
             s.capsule(middle + ax[:, 1] * 14, middle - ax[:, 1] * 26, 4.6 - 0.5 * n, cut=True)
     canal = np.array([c - ax[:, 1] * (b + 5) for c, ax, _, b in centres[:4]])
     s.chain(canal, np.array([7.5, 6, 5, 3.5]), scale=(1.5, 0.9), cut=True)
+    hu = own.uniform(-130, 0) * (0.5 + thin)
+    s.group(Tissue.SPONGY, Tissue.SPONGY, shell_mm=4.0, shell_hu=0.5 * hu - 20, core_hu=hu - 20)
+    for (centre, axes, a, _), reach in zip(centres[:2], (54, 48), strict=False):
+        for side in SIDES:
+            middle = centre + axes @ np.array([side * (0.45 * a + 0.5 * reach * wide * size), -7, -1])
+            s.ellipsoid(middle, np.array([0.17 * reach * wide, 7.5, 9.0]) * size, z=axes[:, 2])
     return frame, first
 
 
@@ -85,6 +96,10 @@ def add_pelvis(s: SceneBuilder, origin: Float64, size: float, thin: float, rng: 
     """Hip bones and proximal femora around S1's centre; returns the two hip joint centres (2, 3)."""
     hips = []
     width = rng.uniform(0.93, 1.07)
+    own = rng.spawn(1)[0]
+    density = own.normal(45, 55) - 120 * thin
+    bulk, wall = own.uniform(0.85, 1.15, 2)
+    gap = own.uniform(1.8, 3.5) * size
     for side in SIDES:
 
         def place(points: npt.ArrayLike, side: float = side) -> Float64:
@@ -94,49 +109,83 @@ def add_pelvis(s: SceneBuilder, origin: Float64, size: float, thin: float, rng: 
         hips.append(hip)
         s.group(
             Tissue.ARCH_CORTEX,
-            Tissue.MARROW,
-            shell_mm=rng.uniform(1.2, 2.0) * (1 - 0.3 * thin),
-            blend_mm=6.0,
-            shell_hu=-250 * thin - 150,
+            Tissue.SPONGY,
+            shell_mm=rng.uniform(0.9, 1.7) * (1 - 0.3 * thin),
+            blend_mm=5.0,
+            shell_hu=-250 * thin - own.uniform(150, 400),
+            core_hu=density + own.normal(0, 15),
         )
-        crest = place([[44, -50, -22], [62, -46, 10], [92, -22, 34], [116, 6, 38], [128, 34, 22], [124, 60, -8]])
-        base = place([[46, -30, -40], [56, -14, -36], [66, 2, -46], [76, 14, -58], [88, 28, -62], [112, 56, -40]])
-        s.chain(crest, np.array([7, 6.5, 6.0, 6.5, 7, 7.5]) * size)
-        s.chain(base, np.array([8, 8, 8.5, 10, 10, 7]) * size)
-        for n in range(5):
-            s.plate(np.array([crest[n], crest[n + 1], base[n]]), 6.0 * size)
-            s.plate(np.array([crest[n + 1], base[n], base[n + 1]]), 7.0 * size)
-        s.ellipsoid(hip, np.full(3, 32.0 * size))
-        s.chain(np.array([hip, *place([[76, -22, -118], [62, -22, -146]])]), np.array([15, 13, 14]) * size)
-        pubis = place([[74, 40, -82], [44, 62, -96], [13, 66, -112]])
-        s.chain(pubis, np.array([11, 8, 10]) * size)
-        s.chain(
-            np.array([*place([[13, 64, -118], [34, 40, -134]]), *place([[58, -8, -152]])]), np.array([8, 6, 9]) * size
-        )
-        s.ellipsoid(hip + np.array([side * 3, 2, -3]), np.full(3, 27.0 * size), cut=True)
-        s.capsule(hip, hip + np.array([side * 40, 8, -18]), 28 * size, cut=True)
-        s.capsule(place([46, 46, -112]), place([62, 8, -128]), 8 * size, cut=True)
+        _add_ilium(s, place, bulk * own.uniform(0.96, 1.04), size)
+        k = wall * own.uniform(0.97, 1.03) * size
+        s.ellipsoid(hip + np.array([-side * 3, 0, 1]) * size, np.array([31.0, 32.0, 31.0]) * size)
+        posterior = place([[72, -26, -46], [77, -13, -76], [77, -13, -104], [70, -22, -128], [62, -25, -148]])
+        s.chain(posterior, np.array([11, 14.5, 15.5, 14, 16]) * k)
+        s.chain(place([[64, 22, -92], [72, 2, -112], [66, -16, -132]]), np.array([8, 12, 12]) * k)
+        pubis = place([[98, 46, -54], [82, 44, -78], [62, 53, -89], [42, 62, -96], [17, 66, -108]])
+        s.chain(pubis, np.array([9, 11.5, 9.5, 8, 11]) * k)
+        s.chain(place([[13, 64, -118], [34, 40, -134], [56, -8, -150]]), np.array([9, 6.5, 9]) * k)
+        socket = 24.0 * size + gap
+        s.ellipsoid(hip, np.full(3, socket), cut=True)
+        s.capsule(hip, hip + np.array([side * 42, 8, -20]), socket + 0.5, cut=True)
+        s.capsule(place([46, 46, -114]), place([58, 12, -128]), 9 * size, cut=True)
+        if own.random() < 0.45:
+            hu = own.uniform(100, 450)
+            s.group(Tissue.SPONGY, Tissue.SPONGY, shell_mm=3.0, shell_hu=0.5 * hu, core_hu=hu)
+            s.ellipsoid(hip + np.array([0, 0, 29]) * size, np.array([16, 17, own.uniform(6, 11)]) * size)
+            s.ellipsoid(hip, np.full(3, socket + 1.0), cut=True)
         _add_femur(s, hip, side, size, thin, rng)
     s.solid(Tissue.CARTILAGE)
     s.ellipsoid(origin + np.array([0, 66, -112]) * size, (4, 9, 16))
     return np.array(hips)
 
 
+def _add_ilium(s: SceneBuilder, place: Callable[[npt.ArrayLike], Float64], bulk: float, size: float) -> None:
+    """The wing, thick along its crest and at the sacroiliac joint, and the block it flares into above the hip joint."""
+    crest = place([[44, -50, -22], [62, -46, 10], [92, -22, 34], [116, 6, 38], [128, 34, 22], [124, 60, -8]])
+    base = place([[46, -30, -40], [60, -16, -34], [70, -2, -42], [78, 12, -46], [90, 30, -48], [108, 54, -40]])
+    s.chain(crest, np.array([9, 8, 5.5, 6.5, 6, 6.5]) * bulk * size)
+    s.chain(base, np.array([10, 10, 8, 6, 6, 6.5]) * bulk * size)
+    for n in range(5):
+        thickness = (13.0, 7.0, 4.0, 3.5, 4.5)[n] * bulk * size
+        s.plate(np.array([crest[n], crest[n + 1], base[n]]), 1.4 * thickness)
+        s.plate(np.array([crest[n + 1], base[n], base[n + 1]]), thickness)
+    k = bulk * size
+    s.capsule(place([99, 17, 4]), place([85, 17, -62]), 2.5 * k, 24 * k, x=(0, 1, 0), scale=(1.2, 1.0))
+    s.capsule(place([102, 20, -12]), place([101, 19, -66]), 3 * k, 13 * k)
+    s.capsule(place([93, 14, -8]), place([70, 14, -74]), 3 * k, 13 * k)
+    s.capsule(place([64, -22, -26]), place([78, -2, -62]), 9 * k, 15 * k)
+    s.capsule(place([116, 50, -22]), place([98, 36, -60]), 7 * k, 13 * k)
+    s.capsule(place([118, 16, 30]), place([100, 20, -40]), 5 * k, 8 * k)
+
+
 def _add_femur(s: SceneBuilder, hip: Float64, side: float, size: float, thin: float, rng: np.random.Generator) -> None:
+    own = rng.spawn(1)[0]
+    flip = np.array([side, 1, 1]) * size
     s.group(
         Tissue.CORTEX,
         Tissue.MARROW,
-        shell_mm=1.6 * (1 - 0.3 * thin),
+        shell_mm=own.uniform(0.9, 1.7) * (1 - 0.3 * thin),
         blend_mm=5.0,
-        core_hu=rng.uniform(20, 120),
-        shell_hu=-200 * thin,
+        core_hu=rng.uniform(0, 120) - 60 * thin,
+        shell_hu=-200 * thin - own.uniform(50, 300),
     )
+    turn, k = own.uniform(-4, 10), own.uniform(0.9, 1.12) * size
+    tip = hip + np.array([46, turn - 18, -18]) * flip
+    root = hip + np.array([37, turn - 10, -42]) * flip
+    start = hip + np.array([35, turn - 6, -84]) * flip
     s.ellipsoid(hip, np.full(3, 24.0 * size))
-    trochanter = hip + np.array([side * 52, -8, -28]) * size
-    s.capsule(hip + np.array([side * 8, 0, -4]), trochanter, 17 * size, 19 * size, scale=(0.9, 0.95))
-    s.ellipsoid(trochanter + [0, -6, 4], np.array([15, 18, 20]) * size)
-    s.group(Tissue.CORTEX, Tissue.FAT, shell_mm=5.0 * (1 - 0.3 * thin), blend_mm=5.0)
-    s.capsule(trochanter + [-side * 6, 2, -30], hip + np.array([side * 36, 4, -330]) * size, 16 * size, 13 * size)
+    s.capsule(hip + np.array([8, 0, -5]) * flip, root, 15.5 * k, 18 * k, scale=(0.95, 0.9))
+    s.ellipsoid(tip + np.array([0, 0, -8]) * size, np.array([14, 18, 23]) * k)
+    s.capsule(root, start, 19 * k, 15.5 * size)
+    s.ellipsoid(hip + np.array([22, turn - 22, -66]) * flip, np.array([9, 9, 12]) * k)
+    hu = own.uniform(60, 330) - 60 * thin
+    s.group(Tissue.SPONGY, Tissue.SPONGY, shell_mm=4.0, shell_hu=0.45 * hu, core_hu=hu, blend_mm=4.0)
+    s.capsule(hip + np.array([-3, 0, 12]) * flip, hip + np.array([12, -2, -20]) * flip, 10 * k, 6 * k)
+    s.ellipsoid(hip, np.full(3, own.uniform(9, 15) * size))
+    s.solid(Tissue.FAT, hu=own.uniform(0, 130) * (1 - thin), blend_mm=4.0)
+    s.ellipsoid(tip + np.array([0, 0, -10]) * size, np.array([9, 12, 17]) * k)
+    s.group(Tissue.CORTEX, Tissue.FAT, shell_mm=own.uniform(3.5, 6.0) * (1 - 0.3 * thin), blend_mm=5.0)
+    s.capsule(start, hip + np.array([32, 4, -330]) * flip, 15.5 * size, 13 * size)
 
 
 def rib_path(v: VertebraShape, side: float, torso: Torso, number: int) -> Float64:
