@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from export.checkpoint import Trained
-from export.onnx_export import OFFSET_HEAT, TOLERANCES
+from export.onnx_export import OFFSET_HEAT
 from export.reload import torch_fracsegnet, torch_locnet
 from runtime.bundle import Bundle, LocNetSpec, open_bundle
 from runtime.crops import crop_grid, extract_crops
@@ -27,6 +27,9 @@ from runtime.volume import Volume
 from runtime.windows import plan_windows, sliding_windows, windows_reaching
 from train.phantom import make_scan
 
+LIMITS = {"heatmap": 5e-3, "offsets": 2e-2, "mask": 5e-3, "grade": 5e-3}
+"""Largest differences that an FP32 engine may have from torch: some are off by 1e-3 in their normalisations (decision
+0005). That nothing comes of them is what the comparison of the peaks says."""
 FIRST_SEED = 2**31 + 2**20
 """Beyond the seeds of training and of evaluation."""
 
@@ -78,10 +81,8 @@ class Difference:
 
     @property
     def passes(self) -> bool:
-        """Same peaks, and every difference within export's tolerances."""
-        return self.same_peaks and all(
-            getattr(self, name) <= TOLERANCES[name] for name in ("heatmap", "offsets", "mask", "grade")
-        )
+        """Same peaks, and every difference within ``LIMITS``."""
+        return self.same_peaks and all(getattr(self, name) <= limit for name, limit in LIMITS.items())
 
 
 def verify(bundle: Bundle, locnet: Session, fracsegnet: Session, scans: Iterator[Volume]) -> Iterator[Difference]:
@@ -164,9 +165,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.out:
         args.out.write_text(json.dumps([asdict(d) for d in differences], indent=1) + "\n")
     print(f"{choice.name} {choice.precision} against torch fp32 on {len(differences)} phantoms:")
-    for name in ("heatmap", "offsets", "mask", "grade"):
+    for name, limit in LIMITS.items():
         worst = max((getattr(d, name) for d in differences), default=0.0)
-        print(f"  {name:8s} largest difference {worst:.2e} (limit {TOLERANCES[name]:.0e})")
+        print(f"  {name:8s} largest difference {worst:.2e} (limit {limit:.0e})")
     same = sum(d.same_peaks for d in differences)
     print(f"  peaks    identical on {same} of {len(differences)} ({sum(d.centres for d in differences)} centres)")
     return 0 if all(d.passes for d in differences) else 1

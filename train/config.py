@@ -83,7 +83,7 @@ class LocNetRun:
     """
 
     network: LocNetConfig = LocNetConfig()
-    loop: LoopConfig = LoopConfig(steps=2800)
+    loop: LoopConfig = LoopConfig(steps=3200)
     spacing_mm: float = 3.0
     crop_shapes: tuple[tuple[int, int, int], ...] = (
         (64, 64, 64),
@@ -101,7 +101,7 @@ class LocNetRun:
     offset_weight: float = 0.03
     chamfer_weight: float = 0.0001
     foreground_weight: float = 10.0
-    negative_fraction: float = 0.35
+    negative_fraction: float = 0.4
     data: tuple[str, ...] = ("phantoms",)
 
 
@@ -128,7 +128,7 @@ class FracSegNetRun:
     """
 
     network: FracSegNetConfig = FracSegNetConfig()
-    loop: LoopConfig = LoopConfig(batch=4)
+    loop: LoopConfig = LoopConfig(batch=4, steps=2600)
     spacing_mm: float = 2.0
     intensity: IntensityWindow = IntensityWindow(-400.0, 1000.0)
     centre_jitter_mm: float = 3.0

@@ -7,10 +7,12 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -27,6 +29,8 @@ from train.verse import LEVELS, find_cases, read_centroids, read_grades
 HELD_OUT_SEED = 2**31
 """Training draws its phantoms' seeds below this; evaluation from here on."""
 MATCH_MM = 10.0
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 REGIONS = {"cervical": "C", "thoracic": "T", "lumbar": "L", "overall": "CTL"}
 
 
@@ -73,12 +77,23 @@ class ScanResult:
 
 def phantom_scans(count: int, *, first_seed: int = HELD_OUT_SEED) -> Iterator[TrueScan]:
     """Phantoms that no training run draws, all variations on."""
-    for i in range(count):
-        scan = make_scan(first_seed + i)
+    for scan in made_ahead(make_scan, range(first_seed, first_seed + count)):
         vertebrae = tuple(
             TrueVertebra(v.label, np.asarray(v.centre_ras_mm), v.grade, v.heights_mm) for v in scan.vertebrae
         )
         yield TrueScan(scan.volume, vertebrae, scan.mask)
+
+
+def made_ahead(make: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]:
+    """``make`` of each item in turn, the next one being made in a thread while the last one is used."""
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        waiting: deque[Future[Made]] = deque()
+        for item in items:
+            waiting.append(pool.submit(make, item))
+            if len(waiting) > 1:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def verse_scans(root: Path, grades: Path | None) -> Iterator[TrueScan]:

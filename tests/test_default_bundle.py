@@ -1,0 +1,198 @@
+"""The bundle that ships, through the whole path: real scans, every orientation, small scans, air, and torch's word."""
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from export.onnx_export import check_differences, compare
+from export.phantom_inputs import crop_images, window_images
+from export.reload import torch_fracsegnet, torch_locnet
+from export.verify import TorchSession, verify
+from runtime.bundle import open_bundle
+from runtime.crops import crop_grid
+from runtime.engines import open_session, select_engine
+from runtime.pipeline import Pipeline
+from runtime.readers import read_scan
+from runtime.volume import Grid, Volume
+from train.evaluate import evaluate_scan, phantom_scans
+from train.label_maps import read_labels, sample_nearest
+from train.phantom import PhantomConfig, render, sample_anatomy, sample_appearance
+
+AIR = -1000
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    with Pipeline.open() as opened:
+        yield opened
+
+
+def test_it_is_said_to_be_synthetic_and_fits_the_repository() -> None:
+    bundle = open_bundle()
+    assert not bundle.spec.clinical
+    assert "not for clinical use" in bundle.spec.intended_use
+    assert bundle.spec.training["data"] == "synthetic phantoms only"
+    assert bundle.spec.accuracy, "the bundle carries its measured accuracy"
+    assert sum(path.stat().st_size for path in bundle.folder.iterdir()) < 40e6
+
+
+def nearest(found: np.ndarray, centre: np.ndarray) -> float:
+    return float(np.linalg.norm(found - centre, axis=1).min())
+
+
+def test_real_lumbar_spine(pipeline, shared_data: Path) -> None:
+    folder = shared_data / "totalsegmentator-example"
+    analysis = pipeline.analyse(folder / "ct.nii.gz")
+    labels, grid = read_labels(folder / "vertebrae.nii.gz")
+    bodies = sample_nearest(*read_labels(folder / "vertebral-bodies.nii.gz"), grid) > 0
+    found = np.array([v.centre_ras_mm for v in analysis.findings.vertebrae])
+    true = {n: grid.to_ras_mm(np.argwhere((labels == n) & bodies).mean(axis=0)) for n in (27, 28, 29, 30, 31, 32)}
+    assert {n: nearest(found, centre) < 10 for n, centre in true.items()} == dict.fromkeys(true, True)
+    cut = [grid.to_ras_mm(np.argwhere(labels == n).mean(axis=0)) for n in (33,)]
+    false = [p for p in found if min(np.linalg.norm(p - c) for c in [*true.values(), *cut]) > 20]
+    assert len(false) <= 2, false
+
+
+def test_real_lumbar_crop(pipeline, shared_data: Path) -> None:
+    folder = shared_data / "tptbox-lumbar"
+    labels, grid = read_labels(folder / "vertebrae.nii.gz")
+    found = np.array([v.centre_ras_mm for v in pipeline.run(folder / "ct.nii.gz").vertebrae])
+    inside = [
+        int(labels[tuple(np.clip(np.round(grid.to_index_zyx(p)).astype(int), 0, np.array(labels.shape) - 1))])
+        for p in found
+    ]
+    assert 22 in inside, "L3 is the one that isn't cut"
+    assert len(found) <= 3 + 2
+
+
+@pytest.fixture(scope="module")
+def phantom() -> Volume:
+    """A piece of lumbar spine, plain enough that every vertebra is found; int16."""
+    config = PhantomConfig(wild_probability=0, tilt_probability=0, thick_slice_probability=0, screw_probability=0,
+                           cement_probability=0, noise_hu=(5, 10))  # fmt: skip
+    anatomy = sample_anatomy(2**31 + 5, config)
+    rng = np.random.default_rng(5)
+    middle = anatomy.centre_ras_mm(anatomy.vertebrae[-4])
+    grid = crop_grid(middle, spacing_mm=2.5, shape_zyx=(72, 56, 60))
+    scan = render(anatomy, grid, sample_appearance(rng, config), rng)
+    return Volume(np.round(scan.volume.array).astype(np.int16), grid, "phantom")
+
+
+def turned(volume: Volume, axes: tuple[int, ...], flips: tuple[bool, ...]) -> Volume:
+    """The same scan with its array axes permuted and flipped, and the affine that says so."""
+    array = np.transpose(volume.array, axes)
+    index = np.zeros((4, 4))
+    index[3, 3] = 1
+    for new, old in enumerate(axes):
+        sign = -1 if flips[new] else 1
+        index[2 - old, 2 - new] = sign
+        index[2 - old, 3] = array.shape[new] - 1 if flips[new] else 0
+        if flips[new]:
+            array = np.flip(array, axis=new)
+    return Volume(np.ascontiguousarray(array), Grid(array.shape, volume.grid.affine_ras @ index), volume.name)
+
+
+def centres(findings) -> np.ndarray:
+    return np.array([v.centre_ras_mm for v in findings.vertebrae])
+
+
+ORIENTATIONS = [(a, f) for a in itertools.permutations(range(3)) for f in itertools.product((False, True), repeat=3)]
+
+
+def test_all_48_orientations_give_the_same_centres_and_masks(pipeline, phantom: Volume) -> None:
+    reference = pipeline.analyse(phantom)
+    assert len(reference.findings.vertebrae) >= 4
+    for axes, flips in ORIENTATIONS:
+        analysis = pipeline.analyse(turned(phantom, axes, flips))
+        met = centres(analysis.findings)
+        assert met.shape == centres(reference.findings).shape, (axes, flips)
+        assert np.abs(met - centres(reference.findings)).max() < min(phantom.grid.spacing_xyz_mm), (axes, flips)
+        back = np.transpose(np.flip(analysis.labels, [a for a in range(3) if flips[a]]), np.argsort(axes))
+        assert (back != reference.labels).mean() < 1e-3, (axes, flips)
+
+
+def test_oblique_and_anisotropic_grids_give_the_same_centres(pipeline, phantom: Volume) -> None:
+    from runtime.resample import resample
+
+    reference = centres(pipeline.run(phantom))
+    angle = np.deg2rad(12)
+    rotation = np.array([[np.cos(angle), 0, np.sin(angle)], [0, 1, 0], [-np.sin(angle), 0, np.cos(angle)]])
+    middle = phantom.grid.to_ras_mm((np.array(phantom.grid.shape_zyx) - 1) / 2)
+    for spacing, turn in (((0.8, 0.8, 3.0), np.eye(3)), ((2.0, 2.0, 2.0), rotation)):
+        extent = np.array(phantom.grid.shape_zyx[::-1]) * phantom.grid.spacing_xyz_mm
+        shape_xyz = np.ceil(extent / spacing).astype(int)
+        affine = np.eye(4)
+        affine[:3, :3] = turn * spacing
+        affine[:3, 3] = middle - affine[:3, :3] @ ((shape_xyz - 1) / 2)
+        grid = Grid((int(shape_xyz[2]), int(shape_xyz[1]), int(shape_xyz[0])), affine)
+        met = centres(pipeline.run(Volume(np.round(resample(phantom, grid)).astype(np.int16), grid, "resampled")))
+        inner = reference[1:-1]  # a turned box cuts the outermost vertebrae differently
+        assert max(nearest(met, centre) for centre in inner) < 3.0
+
+
+def test_a_small_scan_and_one_of_air(pipeline) -> None:
+    grid = Grid((60, 60, 60), np.diag([1.0, 1.0, 1.0, 1.0]))
+    assert pipeline.run(Volume(np.full((60, 60, 60), AIR, np.int16), grid, "air")).vertebrae == ()
+    soft = np.random.default_rng(0).normal(40, 10, (60, 60, 60)).astype(np.int16)
+    assert pipeline.run(Volume(soft, grid, "soft tissue")).vertebrae == ()
+
+
+def test_skipping_windows_without_bone_changes_nothing(phantom: Volume) -> None:
+    from runtime.localise import locate
+    from runtime.resample import resample, working_grid
+
+    bundle = open_bundle()
+    spec = bundle.spec.locnet
+    grid = working_grid(phantom.grid, spec.spacing_mm)
+    hu = resample(phantom, grid)
+    with open_session(select_engine("openvino"), bundle.path_of(spec.file)) as session:
+        skipping = locate(hu, grid, spec, session)
+        every = locate(hu, grid, replace(spec, skip_below_hu=-1e9), session)
+    assert skipping == every
+
+
+def test_onnx_says_what_torch_says() -> None:
+    bundle = open_bundle()
+    loc, frac = torch_locnet(bundle), torch_fracsegnet(bundle)
+    images = window_images(loc.run, loc.example_zyx, 4)  # type: ignore[arg-type]
+    check_differences(compare(loc, bundle.path_of(bundle.spec.locnet.file), images))
+    check_differences(compare(frac, bundle.path_of(bundle.spec.fracsegnet.file), crop_images(frac.run, 4)))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
+def test_engines_find_the_peaks_that_torch_finds(engine: str, phantom: Volume) -> None:
+    bundle = open_bundle()
+    choice = select_engine(engine, precision="fp32")
+    spec = bundle.spec
+    with (
+        open_session(choice, bundle.path_of(spec.locnet.file)) as locnet,
+        open_session(choice, bundle.path_of(spec.fracsegnet.file)) as fracsegnet,
+    ):
+        (difference,) = verify(bundle, locnet, fracsegnet, iter([phantom]))
+    assert difference.centres >= 4
+    assert difference.same_peaks
+    assert difference.passes, difference
+
+
+def test_the_reference_session_says_what_the_module_says() -> None:
+    trained = torch_locnet(open_bundle())
+    image = np.zeros((1, 1, *trained.example_zyx), np.float32)
+    with TorchSession(trained) as session:
+        assert [o.shape[1] for o in session(image)] == [1, 3]
+
+
+def test_held_out_phantoms_are_found(pipeline) -> None:
+    """Three of the hundred that ``python -m train.evaluate`` runs: enough to notice a broken bundle."""
+    results = [evaluate_scan(pipeline, scan) for scan in phantom_scans(3)]
+    vertebrae = [v for r in results for v in r.vertebrae]
+    found = [v for v in vertebrae if v.error_mm is not None]
+    assert len(found) > 0.7 * len(vertebrae)
+    assert np.mean([v.dice for v in found]) > 0.6
+
+
+def test_reading_and_running_a_file_is_the_same_as_running_a_volume(pipeline, shared_data: Path) -> None:
+    path = shared_data / "tptbox-lumbar" / "ct.nii.gz"
+    assert pipeline.run(path).vertebrae == pipeline.run(read_scan(path)).vertebrae
