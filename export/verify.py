@@ -25,7 +25,7 @@ from runtime.localise import centres_of
 from runtime.resample import resample, working_grid
 from runtime.volume import Volume
 from runtime.windows import plan_windows, sliding_windows, windows_reaching
-from train.phantom import make_scan
+from train.phantom import render, sample_anatomy, sample_appearance
 
 LIMITS = {"heatmap": 5e-3, "offsets": 2e-2, "mask": 5e-3, "grade": 5e-3}
 """Largest differences that an FP32 engine may have from torch: some are off by 1e-3 in their normalisations (decision
@@ -135,9 +135,14 @@ def _crop_differences(
 
 
 def phantoms(count: int) -> Iterator[Volume]:
-    """Phantoms that neither training nor evaluation draws."""
-    for i in range(count):
-        yield make_scan(FIRST_SEED + i).volume
+    """Pieces of spine, 240 x 160 x 160 mm, of phantoms that neither training nor evaluation draws."""
+    for seed in range(FIRST_SEED, FIRST_SEED + count):
+        rng = np.random.default_rng(seed)
+        anatomy = sample_anatomy(seed)
+        middle = anatomy.centre_ras_mm(anatomy.vertebrae[rng.integers(len(anatomy.vertebrae))])
+        grid = crop_grid(middle, spacing_mm=2.5, shape_zyx=(96, 64, 64))
+        scan = render(anatomy, grid, sample_appearance(rng), rng)
+        yield replace(scan.volume, name=f"phantom-{seed}")
 
 
 def build_parser() -> argparse.ArgumentParser:

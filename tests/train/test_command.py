@@ -1,0 +1,46 @@
+"""``python -m train``: trains, resumes, and refuses what it can't do."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from train import config
+
+SETTINGS = [
+    "network.unet.channels=[4,4]",
+    "network.unet.bottleneck=4",
+    "loop.steps=2",
+    "loop.batch=1",
+    "loop.workers=1",
+    "loop.validate_every=2",
+    "loop.validation_samples=1",
+    "crop_shapes=[[16,16,16]]",
+]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "train", *arguments], capture_output=True, text=True, check=False)
+
+
+def test_a_run_from_the_command_line_and_its_resumption(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    settings = [word for setting in SETTINGS for word in ("--set", setting)]
+    done = run("locnet", "-o", str(out), "--quiet", "--accelerator", "cpu", *settings)
+    assert done.returncode == 0, done.stderr
+    assert {"best.ckpt", "last.ckpt", "config.json"} <= {path.name for path in out.iterdir()}
+    assert config.load(out / "config.json").loop.steps == 2
+    again = run("locnet", "-o", str(out), "--quiet", "--accelerator", "cpu", "--set", "loop.steps=3")
+    assert again.returncode == 0, again.stderr
+    assert config.load(out / "config.json").loop.steps == 3
+
+
+def test_what_it_cannot_do_is_said_without_a_trace(tmp_path: Path) -> None:
+    for arguments, says in (
+        (["locnet", "--preset", "none"], "no preset"),
+        (["locnet", "--set", "loop.nothing=1"], "no setting"),
+        (["locnet", "--data", str(tmp_path)], "rawdata"),
+    ):
+        done = run(*arguments, "-o", str(tmp_path / "run"))
+        assert done.returncode == 2
+        assert says in done.stderr
+        assert "Traceback" not in done.stderr
