@@ -37,8 +37,8 @@ test: $(VENV)/dev.stamp ## everything that CI runs: linter, types, tests
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
-lint: $(VENV)/dev.stamp ## linter and type checker only
-	$(BIN)/pre-commit run --all-files
+lint: $(VENV)/dev.stamp ## pre-commit's hooks on all files: linter, formatter, types
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pre-commit run --all-files
 
 format: $(VENV)/dev.stamp ## format the code
 	$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format .
@@ -54,5 +54,5 @@ bundle: $(VENV)/dev.stamp ## train the default networks on phantoms (hours on a 
 evaluate: $(VENV)/dev.stamp ## the default bundle on 100 held-out phantoms
 	$(BIN)/python -m train.evaluate --phantoms 100
 
-clean: ## remove the environment and everything that was made
-	rm -rf $(VENV) build demo *.egg-info .pytest_cache .mypy_cache .ruff_cache
+clean: ## remove the environment and what was made, but for runs/ and .cache/
+	rm -rf $(VENV) build demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

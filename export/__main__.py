@@ -22,6 +22,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--name", default="default")
     parser.add_argument("--bundle-version", default="0.1.0")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. --set overlap=0.25")
+    parser.add_argument("--note", default="", help="stored in the bundle: what the runs' configurations don't say")
     parser.add_argument("--accuracy", type=Path, help="JSON written by python -m train.evaluate, stored in the bundle")
     parser.add_argument(
         "--intended-use", help="shown to users (default: synthetic training data, not for clinical use)"
@@ -43,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
-    from export.bundle import SYNTHETIC_USE, Choices, make_bundle
+    from export.bundle import Choices, make_bundle
 
     if args.clinical and not args.intended_use:
         raise InputError("--clinical needs --intended-use: who may use the bundle, for what, on what evidence.")
@@ -52,9 +53,12 @@ def _export(args: argparse.Namespace) -> int:
         key, _, value = setting.partition("=")
         if key not in {field.name for field in fields(Choices)}:
             raise InputError(f"{key!r} can't be set; settings are {', '.join(f.name for f in fields(Choices))}.")
-        parsed = json.loads(value)
+        try:
+            parsed = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{setting!r} has no number or list after the equals sign.") from error
         settings[key] = tuple(parsed) if isinstance(parsed, list) else parsed
-    accuracy = json.loads(args.accuracy.read_text()) if args.accuracy else None
+    accuracy = _read_accuracy(args.accuracy) if args.accuracy else None
     bundle = make_bundle(
         args.locnet,
         args.fracsegnet,
@@ -63,12 +67,20 @@ def _export(args: argparse.Namespace) -> int:
         version=args.bundle_version,
         choices=Choices(**settings),
         clinical=args.clinical,
-        intended_use=args.intended_use or SYNTHETIC_USE,
+        intended_use=args.intended_use,
+        note=args.note,
         accuracy=accuracy,
     )
     print(f"{bundle.folder}: {bundle.spec.name} {bundle.spec.version}, sha256 {bundle.sha256[:16]}")
-    print(json.dumps(bundle.spec.training["largest_difference_from_torch"], indent=2))
+    print(json.dumps(bundle.spec.training["largest_difference_from_torch_with_exact_norms"], indent=2))
     return 0
+
+
+def _read_accuracy(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text())["summary"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is not what train.evaluate -o writes ({error}).") from error
 
 
 if __name__ == "__main__":

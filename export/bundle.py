@@ -23,6 +23,11 @@ SYNTHETIC_USE = (
     "on patients. Not a medical device, not for clinical use."
 )
 
+UNVALIDATED_USE = (
+    "Research and engineering only. The networks have not been validated for clinical use. Not a medical device, not "
+    "for clinical use."
+)
+
 
 @dataclass(frozen=True)
 class Choices:
@@ -30,18 +35,19 @@ class Choices:
 
     window_zyx: tuple[int, int, int] | None = None
     overlap: float = 0.5
-    heatmap_threshold: float | None = None
-    peak_threshold: float = 1.0
+    heatmap_threshold: float = 0.4
+    peak_threshold: float = 2.0
     peak_separation_mm: float = 10.0
     refine_radius_mm: float = 6.0
-    min_confidence: float = 0.3
+    min_confidence: float = 0.5
     skip_below_hu: float = 100.0
     mask_threshold: float = 0.5
 
 
 def make_bundle(
     locnet: Path, fracsegnet: Path, folder: Path, *, name: str, version: str, choices: Choices, clinical: bool = False,
-    intended_use: str = SYNTHETIC_USE, accuracy: Mapping[str, Any] | None = None,
+    intended_use: str | None = None,
+    note: str = "", accuracy: Mapping[str, Any] | None = None,
 ) -> Bundle:  # fmt: skip
     """Export the best weights of two runs and write the bundle, whole or not at all.
 
@@ -66,9 +72,9 @@ def make_bundle(
             fracsegnet=_fracsegnet_spec(frac, choices),
             files={},
             licence="Apache-2.0",
-            intended_use=intended_use,
+            intended_use=intended_use or _default_use(loc_run, frac_run),
             clinical=clinical,
-            training=_provenance(loc, frac, differences),
+            training=_provenance(loc, frac, differences, note),
             accuracy=dict(accuracy or {}),
         )
         return write_bundle(spec, files, folder)
@@ -93,7 +99,7 @@ def _locnet_spec(trained: Trained, choices: Choices) -> LocNetSpec:
         window_zyx=trained.example_zyx,
         overlap=choices.overlap,
         intensity=run.intensity,
-        heatmap_threshold=choices.heatmap_threshold or run.heatmap_threshold,
+        heatmap_threshold=choices.heatmap_threshold,
         peak_threshold=choices.peak_threshold if is_f else 0.7,
         peak_separation_voxels=choices.peak_separation_mm / run.spacing_mm,
         refine_radius_voxels=choices.refine_radius_mm / run.spacing_mm,
@@ -117,7 +123,11 @@ def _fracsegnet_spec(trained: Trained, choices: Choices) -> FracSegNetSpec:
     )
 
 
-def _provenance(loc: Trained, frac: Trained, differences: Mapping[str, Any]) -> dict[str, Any]:
+def _default_use(loc: LocNetRun, frac: FracSegNetRun) -> str:
+    return SYNTHETIC_USE if {*loc.data, *frac.data} == {"phantoms"} else UNVALIDATED_USE
+
+
+def _provenance(loc: Trained, frac: Trained, differences: Mapping[str, Any], note: str) -> dict[str, Any]:
     import torch
 
     def of(trained: Trained) -> dict[str, Any]:
@@ -130,5 +140,6 @@ def _provenance(loc: Trained, frac: Trained, differences: Mapping[str, Any]) -> 
         "torch": torch.__version__,
         "locnet": of(loc),
         "fracsegnet": of(frac),
-        "largest_difference_from_torch": differences,
+        "note": note,
+        "largest_difference_from_torch_with_exact_norms": differences,
     }

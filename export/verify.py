@@ -25,6 +25,7 @@ from runtime.localise import centres_of
 from runtime.resample import resample, working_grid
 from runtime.volume import Volume
 from runtime.windows import plan_windows, sliding_windows, windows_reaching
+from train.evaluate import positive
 from train.phantom import render, sample_anatomy, sample_appearance
 
 LIMITS = {"heatmap": 5e-3, "offsets": 2e-2, "mask": 5e-3, "grade": 5e-3}
@@ -150,7 +151,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m export.verify", description=__doc__)
     parser.add_argument("--bundle", type=Path, help="default: the one that ships")
     parser.add_argument("--engine", default="auto")
-    parser.add_argument("--phantoms", type=int, default=50)
+    parser.add_argument("--phantoms", type=positive, default=50)
     parser.add_argument("-o", "--out", type=Path, help="write the differences of every scan as JSON")
     return parser
 

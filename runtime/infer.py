@@ -16,9 +16,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runtime.errors import OutOfMemoryError, VertscanError
+from runtime.errors import InputError, OutOfMemoryError, VertscanError
 from runtime.findings import to_json
-from runtime.output import check_replaceable, result_folders, write_results
+from runtime.output import check_is_kept, check_replaceable, result_folders, write_results
 from runtime.readers import scan_name
 from runtime.report import table
 
@@ -98,7 +98,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace, *, talks: bool) -> int:
     """Run all scans over one open pipeline; the status of the first that failed, else 0."""
     folders = result_folders(arguments.scans, arguments.output)
-    for folder in folders:
+    for scan, folder in zip(arguments.scans, folders, strict=True):
+        check_is_kept(scan, folder)
         check_replaceable(folder)
     from runtime.pipeline import Pipeline
 
@@ -155,8 +156,10 @@ def _print(text: str) -> None:
     """Print on stdout; when its reader has gone, say no more, since the results are on disk."""
     try:
         print(text, flush=True)
-    except BrokenPipeError:
+    except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            raise InputError(f"stdout can't be written ({error.strerror}); the results are on disk.") from error
 
 
 def _complain(text: str) -> None:

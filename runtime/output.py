@@ -85,6 +85,13 @@ def write_results(analysis: Analysis, folder: Path, *, overview: bool, progress:
     return findings
 
 
+def check_is_kept(scan: Path, folder: Path) -> None:
+    """Raise InputError when results in ``folder`` would replace the scan itself, or lie among its slices."""
+    source, target = scan.resolve(), folder.resolve()
+    if source == target or (source.parent == target and source.name in RESULT_FILES):
+        raise InputError(f"The results in {folder} would replace the scan {scan}; name another folder with -o.")
+
+
 def check_replaceable(folder: Path) -> None:
     """Raise InputError unless ``folder`` is free and can be made, is empty, or is a result folder to be replaced."""
     try:

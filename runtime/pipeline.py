@@ -15,7 +15,7 @@ import numpy as np
 from runtime.bundle import Bundle, BundleSpec, open_bundle
 from runtime.engines import open_session, select_engine
 from runtime.engines.base import EngineInfo, Session
-from runtime.errors import BundleError, OutOfMemoryError
+from runtime.errors import BundleError, InputError, OutOfMemoryError
 from runtime.findings import BundleInfo, Findings, ScanInfo
 from runtime.localise import locate
 from runtime.measure import describe, notice, warnings
@@ -171,6 +171,7 @@ class Pipeline:
             else:
                 with clock.stage("read"):
                     volume = read_scan(Path(scan))
+            _check_finite(volume)
             return self._analyse(volume, clock)
         except MemoryError as error:
             raise _out_of_memory(scan, volume) from error
@@ -222,6 +223,13 @@ class Pipeline:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _check_finite(volume: Volume) -> None:
+    """Raise InputError when the scan holds NaN or infinity (files are checked when read, volumes in memory here)."""
+    if volume.array.dtype == np.float32 and not np.isfinite(volume.array.sum(dtype=np.float64)):
+        bad = int(np.count_nonzero(~np.isfinite(volume.array)))
+        raise InputError(f"{volume.name} holds {bad} voxels that are NaN or infinite; replace them, e.g. by -1024 HU.")
 
 
 def _out_of_memory(scan: str | Path | Volume, volume: Volume | None) -> OutOfMemoryError:

@@ -14,9 +14,12 @@ from export.verify import TorchSession, verify
 from runtime.bundle import open_bundle
 from runtime.crops import crop_grid
 from runtime.engines import open_session, select_engine
+from runtime.localise import locate
 from runtime.pipeline import Pipeline
 from runtime.readers import read_scan
+from runtime.resample import resample, working_grid
 from runtime.volume import Grid, Volume
+from runtime.windows import plan_windows, windows_reaching
 from train.evaluate import evaluate_scan, phantom_scans
 from train.label_maps import read_labels, sample_nearest
 from train.phantom import PhantomConfig, render, sample_anatomy, sample_appearance
@@ -51,8 +54,7 @@ def test_real_lumbar_spine(pipeline, shared_data: Path) -> None:
     found = np.array([v.centre_ras_mm for v in analysis.findings.vertebrae])
     true = {n: grid.to_ras_mm(np.argwhere((labels == n) & bodies).mean(axis=0)) for n in (27, 28, 29, 30, 31, 32)}
     assert {n: nearest(found, centre) < 10 for n, centre in true.items()} == dict.fromkeys(true, True)
-    cut = [grid.to_ras_mm(np.argwhere(labels == n).mean(axis=0)) for n in (33,)]
-    false = [p for p in found if min(np.linalg.norm(p - c) for c in [*true.values(), *cut]) > 20]
+    false = [p for p in found if min(np.linalg.norm(p - c) for c in true.values()) > 10]
     assert len(false) <= 2, false
 
 
@@ -115,8 +117,6 @@ def test_all_48_orientations_give_the_same_centres_and_masks(pipeline, phantom: 
 
 
 def test_oblique_and_anisotropic_grids_give_the_same_centres(pipeline, phantom: Volume) -> None:
-    from runtime.resample import resample
-
     reference = centres(pipeline.run(phantom))
     angle = np.deg2rad(12)
     rotation = np.array([[np.cos(angle), 0, np.sin(angle)], [0, 1, 0], [-np.sin(angle), 0, np.cos(angle)]])
@@ -136,22 +136,26 @@ def test_oblique_and_anisotropic_grids_give_the_same_centres(pipeline, phantom: 
 def test_a_small_scan_and_one_of_air(pipeline) -> None:
     grid = Grid((60, 60, 60), np.diag([1.0, 1.0, 1.0, 1.0]))
     assert pipeline.run(Volume(np.full((60, 60, 60), AIR, np.int16), grid, "air")).vertebrae == ()
-    soft = np.random.default_rng(0).normal(40, 10, (60, 60, 60)).astype(np.int16)
-    assert pipeline.run(Volume(soft, grid, "soft tissue")).vertebrae == ()
+    noise = np.random.default_rng(0).normal(40, 60, (60, 60, 60)).astype(np.int16)
+    assert noise.max() > open_bundle().spec.locnet.skip_below_hu, "the network is run"
+    assert pipeline.run(Volume(noise, grid, "noise")).vertebrae == ()
 
 
 def test_skipping_windows_without_bone_changes_nothing(phantom: Volume) -> None:
-    from runtime.localise import locate
-    from runtime.resample import resample, working_grid
-
     bundle = open_bundle()
     spec = bundle.spec.locnet
     grid = working_grid(phantom.grid, spec.spacing_mm)
-    hu = resample(phantom, grid)
+    hu = np.pad(resample(phantom, grid), ((0, 90), (0, 0), (0, 0)), constant_values=-1024)
+    grid = Grid(hu.shape, grid.affine_ras)
+    keep = windows_reaching(hu, plan_windows(grid.shape_zyx, spec.window_zyx, spec.overlap), spec.skip_below_hu)
+    assert keep.any()
+    assert not keep.all()
     with open_session(select_engine("openvino"), bundle.path_of(spec.file)) as session:
         skipping = locate(hu, grid, spec, session)
         every = locate(hu, grid, replace(spec, skip_below_hu=-1e9), session)
-    assert skipping == every
+    assert len(skipping) == len(every) >= 4
+    for a, b in zip(skipping, every, strict=True):
+        assert np.linalg.norm(np.subtract(a.centre_ras_mm, b.centre_ras_mm)) < 0.5 * spec.spacing_mm
 
 
 def test_onnx_says_what_torch_says() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from runtime.errors import VertscanError
+from runtime.errors import InputError, VertscanError
 from train.config import Run, load, override, presets
 
 
@@ -17,7 +17,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m train", description=__doc__)
     parser.add_argument("network", choices=sorted(presets()))
-    parser.add_argument("--preset", default="default", help="thesis: its recipe, literally; default: what trains best")
+    parser.add_argument("--preset", help="thesis: its recipe, literally; default: what trains best")
     parser.add_argument(
         "-o", "--out", type=Path, help="run folder; an interrupted run in it is resumed (default runs/NETWORK)"
     )
@@ -69,12 +69,22 @@ def _train(args: argparse.Namespace) -> int:
 def _run_of(args: argparse.Namespace, out: Path) -> Run:
     """What the folder's interrupted run was started with, or the preset; then the settings."""
     known = presets()[args.network]
-    if args.preset not in known:
-        from runtime.errors import InputError
-
-        raise InputError(f"{args.network} has no preset {args.preset!r}; there are {', '.join(known)}.")
+    preset = args.preset or ("default" if "default" in known else "thesis")
+    if preset not in known:
+        raise InputError(f"{args.network} has no preset {preset!r}; there are {', '.join(known)}.")
+    start: Run = known[preset]
     resumed = (out / "last.ckpt").is_file()
-    run = override(load(out / "config.json") if resumed else known[args.preset], args.set)
+    if resumed:
+        found = load(out / "config.json")
+        if type(found) is not type(start) or args.preset:
+            raise InputError(
+                f"{out} holds an interrupted run of a {type(found).__name__.removesuffix('Run')}. Resume it without "
+                "--preset and with its own network, or name another folder with -o."
+            )
+        start = found
+    run = override(start, args.set)
+    if resumed and run.network != start.network:
+        raise InputError(f"The network of the interrupted run in {out} can't be changed; name another folder with -o.")
     return replace(run, data=tuple(args.data)) if args.data else run
 
 

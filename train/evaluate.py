@@ -201,11 +201,19 @@ def as_table(summary: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def positive(text: str) -> int:
+    """A whole number of at least 1, for argparse."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1; met {number}")
+    return number
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m train.evaluate", description=__doc__)
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--phantoms", type=int, metavar="N", help="N held-out phantoms (default 100)")
+    what.add_argument("--phantoms", type=positive, metavar="N", help="N held-out phantoms (default 100)")
     what.add_argument("--data", type=Path, help="folder in VerSe's layout")
     parser.add_argument("--grades", type=Path, help="csv or json of Genant grades for --data")
     parser.add_argument("--bundle", type=Path, help="bundle to evaluate (default: the one that ships)")

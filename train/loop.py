@@ -18,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from runtime.errors import InputError
 from train import config as configuration
 from train.config import LoopConfig, Run
 from train.sources import Source
@@ -37,8 +38,12 @@ class Batches(Dataset[Batch]):
 
     def __getitem__(self, index: int) -> Batch:
         """The batch of optimiser step ``index``."""
-        torch.set_num_threads(1)
         return self.task.batch(self.source, (self.seed, 0, self.rank, index), self.size)
+
+
+def _use_one_thread(_: int) -> None:
+    """Of a worker process: the network has the other threads."""
+    torch.set_num_threads(1)
 
 
 def learning_rate(loop: LoopConfig, step: int) -> float:
@@ -163,8 +168,14 @@ class Trainer:
             self.task, self.source, size=self.loop.batch, seed=self.loop.seed, rank=self.fabric.global_rank
         )  # fmt: skip
         steps = range(self.step, self.loop.steps)
-        loader: Any = DataLoader(data, batch_size=None, sampler=steps, num_workers=self.loop.workers,
-                                 multiprocessing_context="spawn" if self.loop.workers else None)  # fmt: skip
+        loader: Any = DataLoader(
+            data,
+            batch_size=None,
+            sampler=steps,
+            num_workers=self.loop.workers,
+            worker_init_fn=_use_one_thread,
+            multiprocessing_context="spawn" if self.loop.workers else None,
+        )
         for batch in loader:
             yield to_device(batch, self.fabric.device)
 
@@ -194,6 +205,8 @@ class Trainer:
             metrics = self.task.metrics(self.evaluated, batches)
         self.fabric.log_dict({f"validation/{k}": v for k, v in metrics.items()}, step=self.step)
         bar.write(f"{self.task.name} step {self.step}: " + ", ".join(f"{k} {v:.4f}" for k, v in metrics.items()))
+        if not math.isfinite(metrics["score"]):
+            raise InputError("The validation samples know neither grades nor masks, so no weights can be called best.")
         self.since_best += 1
         if metrics["score"] > self.best and self.step >= self.loop.checkpoint_from:
             self.best, self.since_best, self.best_metrics = metrics["score"], 0, metrics

@@ -212,12 +212,15 @@ class FracSegNetTask:
         result = {f"dice_{name}": float(np.nanmean(np.concatenate(dice)[:, k]))
                   for k, name in enumerate(self.run.network.mask_channels)}  # fmt: skip
         known = [(t, p) for t, p in zip(true, predicted, strict=True) if t >= 0]
-        result["grade_macro_f1"] = float(np.nanmean(f1_scores([t for t, _ in known], [p for _, p in known], classes=4)))
+        if known:
+            f1 = f1_scores([t for t, _ in known], [p for _, p in known], classes=4)
+            result["grade_macro_f1"] = float(np.nanmean(f1))
         if errors:
             every = np.concatenate(errors)
             result["height_error_mm"] = float(np.nanmean(every[:, :3])) * HEIGHT_UNIT_MM
             result["height_loss_error"] = float(np.nanmean(every[:, 3:]))
-        result["score"] = result["grade_macro_f1"] + result.get("dice_vertebra", 0.0)
+        terms = [result.get("grade_macro_f1", np.nan), result.get("dice_vertebra", np.nan)]
+        result["score"] = float(np.nansum(terms)) if np.isfinite(terms).any() else float("nan")
         return result
 
 

@@ -114,6 +114,15 @@ def test_the_bundle_holds_what_training_fixed(bundle) -> None:
     assert spec.training["fracsegnet"]["run"]["loop"]["batch"] == 4
 
 
+def test_networks_that_saw_real_scans_are_not_called_synthetic(tmp_path: Path, runs) -> None:
+    run = replace(LOC, data=("/data/verse",))
+    folder = trained(run, LocNet(run.network), tmp_path / "real")
+    spec = make_bundle(folder, runs[1], tmp_path / "b", name="r", version="1", choices=Choices(), note="a note").spec
+    assert "synthetic" not in spec.intended_use
+    assert spec.training["data"] == "verse, phantoms"
+    assert spec.training["note"] == "a note"
+
+
 def test_deployed_outputs_are_probabilities_and_millimetres(bundle) -> None:
     session = onnxruntime.InferenceSession(bundle.path_of("fracsegnet.onnx"), providers=["CPUExecutionProvider"])
     assert [output.name for output in session.get_outputs()] == ["mask", "grade", "heights"]

@@ -195,6 +195,29 @@ def test_a_result_is_replaced_and_anything_else_is_not(there, run, capsys):
     assert Path("file").read_text() == "mine"
 
 
+def test_results_never_replace_the_scan_itself(there, run, capsys):
+    folder = there / "in"
+    folder.mkdir()
+    scan = folder / "vertebrae.nii.gz"
+    scan.write_bytes((there / "two.nii.gz").read_bytes())
+    before = scan.read_bytes()
+    assert run(scan, "-o", folder) == 2
+    assert "would replace the scan" in capsys.readouterr().err
+    assert scan.read_bytes() == before
+    assert run(folder, "-o", folder) == 2
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+def test_a_full_stdout_is_said_and_the_results_stay(there, ball_bundle):
+    command = [sys.executable, "-m", "runtime.infer", str(there / "two.nii.gz"), "--bundle", str(ball_bundle), "--json"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, cwd=there, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    assert "the results are on disk" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert content(there / "two.vertebrae") == RESULTS
+
+
 def test_two_scans_of_one_name_are_refused_before_any_work(there, run, capsys):
     (there / "other").mkdir()
     shutil.copy(there / "two.nii.gz", there / "other" / "TWO.nii.gz")

@@ -104,6 +104,15 @@ def test_findings_fit_the_schema_and_tell_their_origin(pipeline, ball_scan):
     assert any(text.startswith("Heights and height loss are estimated") for text in findings.warnings)
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_voxel_that_is_no_number_is_refused(pipeline, bad):
+    array = np.full((30, 40, 40), -1000, np.float32)
+    array[3, 4, 5] = bad
+    volume = Volume(array, Grid((30, 40, 40), np.diag([2.0, 2.0, 2.0, 1.0])))
+    with pytest.raises(InputError, match="1 voxels that are NaN or infinite"):
+        pipeline.run(volume)
+
+
 def test_air_holds_no_vertebra_and_that_is_said(pipeline):
     volume = Volume(np.full((30, 40, 40), -1000, np.int16), Grid((30, 40, 40), np.diag([2.0, 2.0, 2.0, 1.0])))
     analysis = pipeline.analyse(volume)

@@ -34,6 +34,19 @@ def test_a_run_from_the_command_line_and_its_resumption(tmp_path: Path) -> None:
     assert config.load(out / "config.json").loop.steps == 3
 
 
+def test_another_network_or_preset_does_not_take_over_a_run(tmp_path: Path) -> None:
+    config.save(config.LocNetRun(), tmp_path / "config.json")
+    (tmp_path / "last.ckpt").touch()
+    for arguments, says in (
+        (["fracsegnet"], "interrupted run of a LocNet"),
+        (["locnet", "--preset", "thesis"], "without --preset"),
+        (["locnet", "--set", "network.unet.bottleneck=4"], "can't be changed"),
+    ):
+        done = run(*arguments, "-o", str(tmp_path))
+        assert done.returncode == 2
+        assert says in done.stderr
+
+
 def test_what_it_cannot_do_is_said_without_a_trace(tmp_path: Path) -> None:
     for arguments, says in (
         (["locnet", "--preset", "none"], "no preset"),

@@ -8,7 +8,7 @@ import pytest
 
 from runtime.findings import Heights
 from runtime.volume import Grid, Volume
-from train.evaluate import TrueScan, TrueVertebra, as_table, evaluate_scan, made_ahead, main, summarise
+from train.evaluate import TrueScan, TrueVertebra, as_table, evaluate_scan, made_ahead, summarise
 
 GRID = Grid((40, 10, 10), np.eye(4))
 
@@ -84,8 +84,3 @@ def test_made_ahead_keeps_order_and_passes_errors_on() -> None:
     assert list(made_ahead(lambda n: n, [])) == []
     with pytest.raises(ZeroDivisionError):
         list(made_ahead(lambda n: 1 / n, [1, 0, 2]))
-
-
-def test_a_folder_without_scans_is_refused(tmp_path, capsys) -> None:
-    assert main(["--data", str(tmp_path), "--bundle", str(tmp_path)]) == 3
-    assert "bundle" in capsys.readouterr().err

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from runtime.errors import InputError
 from train import config as configuration
 from train.config import FracSegNetRun, LocNetRun, LoopConfig
 from train.loop import Trainer, learning_rate, save_atomically
@@ -110,6 +111,12 @@ def test_early_stopping(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("train.tasks.LocNetTask.metrics", lambda *_: {"score": 0.0})
     trainer = train(loc_run(steps=50, validate_every=1, patience=3), tmp_path)
     assert trainer.step == 4
+
+
+def test_a_score_that_is_no_number_is_said_not_kept(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("train.tasks.LocNetTask.metrics", lambda *_: {"score": math.nan})
+    with pytest.raises(InputError, match="neither grades nor masks"):
+        train(loc_run(), tmp_path)
 
 
 def test_nothing_is_kept_as_best_before_its_time(tmp_path: Path, monkeypatch) -> None:
