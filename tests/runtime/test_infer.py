@@ -336,7 +336,8 @@ def test_the_real_process_refuses_with_one_line(there, tmp_path):
 @pytest.mark.skipif(os.name != "posix", reason="sends a POSIX signal")
 def test_the_real_process_stops_at_an_interrupt_and_leaves_nothing(there, ball_bundle):
     code = (
-        "import sys, time, runtime.pipeline as p; from runtime.infer import main;"
+        "import signal, sys, time, runtime.pipeline as p; from runtime.infer import main;"
+        "signal.signal(signal.SIGINT, signal.default_int_handler);"  # background jobs of a shell start with it ignored
         "p.locate = lambda *_, **__: (print('here', flush=True), time.sleep(100));"
         "sys.exit(main(sys.argv[1:]))"
     )
