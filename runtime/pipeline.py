@@ -13,12 +13,12 @@ from types import TracebackType
 import numpy as np
 
 from runtime.bundle import Bundle, BundleSpec, open_bundle
+from runtime.describe import describe, notice, warnings
 from runtime.engines import open_session, select_engine
 from runtime.engines.base import EngineInfo, Session
 from runtime.errors import BundleError, InputError, OutOfMemoryError
 from runtime.findings import BundleInfo, Findings, ScanInfo
 from runtime.localise import locate
-from runtime.measure import describe, notice, warnings
 from runtime.memory import MIB, peak_memory_mb
 from runtime.paste import paste_masks
 from runtime.progress import NoProgress, Progress

@@ -24,6 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--data", action="append", help="'phantoms' (default) or a folder in VerSe's layout; repeatable"
     )
+    parser.add_argument("--start-from", type=Path, metavar="RUN", help="begin with the best weights of another run")
     parser.add_argument("--grades", type=Path, help="csv or json of Genant grades for the folders")
     parser.add_argument("--cache", type=Path, default=Path(".cache/scans"), help="where resampled scans are kept")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. --set loop.steps=2000")
@@ -85,6 +86,8 @@ def _run_of(args: argparse.Namespace, out: Path) -> Run:
     run = override(start, args.set)
     if resumed and run.network != start.network:
         raise InputError(f"The network of the interrupted run in {out} can't be changed; name another folder with -o.")
+    if args.start_from:
+        run = replace(run, loop=replace(run.loop, start_from=str(args.start_from)))
     return replace(run, data=tuple(args.data)) if args.data else run
 
 

@@ -37,6 +37,7 @@ class LoopConfig:
         precision: Lightning Fabric's name: ``"bf16-mixed"``, ``"16-mixed"`` or ``"32-true"``.
         workers: processes that prepare samples; 0 prepares them in the loop.
         seed: of weights and samples.
+        start_from: folder of a run of the same network whose best weights to begin with; ``""`` for new ones.
     """
 
     steps: int = 3000
@@ -56,6 +57,7 @@ class LoopConfig:
     precision: str = "bf16-mixed"
     workers: int = 1
     seed: int = 0
+    start_from: str = ""
 
 
 @dataclass(frozen=True)

@@ -119,8 +119,23 @@ class Trainer:
             self.best_metrics = state["best_metrics"]
             torch.set_rng_state(state["rng"])
             log.info("resuming %s at step %d of %d", self.folder, self.step, self.loop.steps)
+        elif self.loop.start_from:
+            self._start_from(Path(self.loop.start_from))
         if self.fabric.is_global_zero:
             configuration.save(self.run, config_path)
+
+    def _start_from(self, folder: Path) -> None:
+        """Begin with the best weights of another run."""
+        try:
+            state = torch.load(folder / "best.ckpt", map_location="cpu", weights_only=True)
+            self.network.module.load_state_dict(state["network"])
+        except OSError as error:
+            raise InputError(f"{folder} holds no best.ckpt to start from ({error.strerror}).") from error
+        except RuntimeError as error:
+            raise InputError(f"The weights in {folder} are of a network of another shape: {error}") from error
+        if self.average is not None:
+            self.average.module.load_state_dict(state["network"])
+        log.info("starting from the weights of %s, step %d", folder, state["step"])
 
     def _save(self) -> None:
         if not self.fabric.is_global_zero:

@@ -149,3 +149,22 @@ def test_a_write_that_fails_leaves_the_old_checkpoint(tmp_path: Path, monkeypatc
     with pytest.raises(OSError, match="disk full"):
         save_atomically({"step": 2}, path)
     assert torch.load(path, weights_only=True) == {"step": 1}
+
+
+def test_a_run_can_start_from_the_weights_of_another(tmp_path: Path) -> None:
+    first = train(loc_run(), tmp_path / "first")
+    second = Trainer(
+        loc_run(start_from=str(tmp_path / "first"), seed=5), Balls(), tmp_path / "second", accelerator="cpu"
+    )
+    for mine, theirs in zip(second.network.module.parameters(), first.evaluated.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
+    assert second.step == 0
+
+
+def test_what_cannot_be_started_from_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"holds no best\.ckpt"):
+        Trainer(loc_run(start_from=str(tmp_path / "none")), Balls(), tmp_path / "a", accelerator="cpu")
+    train(loc_run(), tmp_path / "first")
+    wider = replace(loc_run(start_from=str(tmp_path / "first")), network=LocNetConfig(UNetConfig((6, 6), 6)))
+    with pytest.raises(InputError, match="another shape"):
+        Trainer(wider, Balls(), tmp_path / "b", accelerator="cpu")
