@@ -12,7 +12,7 @@ from typing import Any
 from runtime.bundle import IntensityWindow
 from runtime.bundle_json import from_json, parse_json, to_json
 from runtime.errors import BundleError, InputError
-from train.networks import FracSegNetConfig, LocNetConfig, UNetConfig
+from train.networks import FracSegNetConfig, LevelNetConfig, LocNetConfig, UNetConfig
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,36 @@ class FracSegNetRun:
     data: tuple[str, ...] = ("phantoms",)
 
 
-Run = LocNetRun | FracSegNetRun
+@dataclass(frozen=True)
+class LevelNetRun:
+    """Training of LevelNet.
+
+    Args:
+        network: its shape.
+        loop: how to run; a batch is made of crops of ``batch / crops_per_scan`` scans.
+        spacing_mm: crop resolution.
+        intensity: HU window.
+        centre_jitter_mm: standard deviation of the crop's centre about the true one.
+        crops_per_scan: how many crops are taken from one scan.
+        negative_fraction: share of crops around a place that is no vertebra, half of them below the spine.
+        negative_distance_mm: how far such a place is from every vertebral centre.
+        label_smoothing: of the cross entropy.
+        data: ``"phantoms"`` and folders in VerSe's layout.
+    """
+
+    network: LevelNetConfig = LevelNetConfig()
+    loop: LoopConfig = LoopConfig(batch=12, steps=2000, ema=0.998)
+    spacing_mm: float = 4.0
+    intensity: IntensityWindow = IntensityWindow(-400.0, 1000.0)
+    centre_jitter_mm: float = 2.5
+    crops_per_scan: int = 6
+    negative_fraction: float = 0.25
+    negative_distance_mm: float = 15.0
+    label_smoothing: float = 0.02
+    data: tuple[str, ...] = ("phantoms",)
+
+
+Run = LocNetRun | FracSegNetRun | LevelNetRun
 
 
 def presets() -> Mapping[str, Mapping[str, Run]]:
@@ -160,6 +189,7 @@ def presets() -> Mapping[str, Mapping[str, Run]]:
             "thesis-ce": replace(thesis_frac, grade_loss="cross_entropy"),
         },
         "fracnet": {"thesis": replace(thesis_frac, network=fracnet, mask_weight=0.0)},
+        "levelnet": {"default": LevelNetRun()},
     }
 
 
@@ -286,10 +316,10 @@ class SavedRun:
     run: Mapping[str, Any]
 
 
-_KINDS: Mapping[str, type[LocNetRun] | type[FracSegNetRun]] = {"LocNetRun": LocNetRun, "FracSegNetRun": FracSegNetRun}
+_KINDS: Mapping[str, type[Run]] = {kind.__name__: kind for kind in (LocNetRun, FracSegNetRun, LevelNetRun)}
 
 
-def _checked(kind: type[LocNetRun] | type[FracSegNetRun], values: Any, *, at: str) -> Run:
+def _checked(kind: type[Run], values: Any, *, at: str) -> Run:
     try:
         return from_json(kind, values, at=at)
     except (BundleError, ValueError) as error:

@@ -87,6 +87,38 @@ class FracSegNetConfig:
             raise ValueError("The 'spatial' grade head reads the mask, so it needs at least one mask channel.")
 
 
+@dataclass(frozen=True)
+class LevelNetConfig:
+    """Shape of LevelNet: which vertebra is in the middle of a wide, coarse crop.
+
+    Args:
+        stem: width of the first convolution, 5x5x5 with stride 2.
+        channels: width of each encoder block after it; every block is followed by a 2x max pooling.
+        squeeze: width of the convolution whose every voxel is read by the fully connected layers.
+        hidden: width of the fully connected layer.
+        dropout: before the last layer.
+        crop_zyx: input, voxels; multiples of ``reduction``.
+        leak: negative slope of the LeakyReLU.
+    """
+
+    stem: int = 16
+    channels: tuple[int, ...] = (32, 48, 64)
+    squeeze: int = 64
+    hidden: int = 192
+    dropout: float = 0.2
+    crop_zyx: tuple[int, int, int] = (64, 48, 48)
+    leak: float = 0.01
+
+    def __post_init__(self) -> None:
+        if any(size % self.reduction for size in self.crop_zyx):
+            raise ValueError(f"The crop's sizes are multiples of {self.reduction} voxels; met {self.crop_zyx}.")
+
+    @property
+    def reduction(self) -> int:
+        """How many voxels of the crop, along each axis, are one of the last feature map."""
+        return int(2 ** (len(self.channels) + 1))
+
+
 class ConvBlock(nn.Sequential):
     """Two 3x3x3 convolutions, each followed by instance normalisation and LeakyReLU."""
 
@@ -249,3 +281,59 @@ class FracSegNetOutputs(nn.Module):
             heights = out["heights"]
             result.append(torch.cat([heights[:, :3] * HEIGHT_UNIT_MM, heights[:, 3:].clamp(0, 1)], dim=1))
         return tuple(result)
+
+
+LEVEL_NAMES: tuple[str, ...] = (
+    "none",
+    *(f"C{i}" for i in range(1, 8)),
+    *(f"T{i}" for i in range(1, 14)),
+    *(f"L{i}" for i in range(1, 7)),
+)
+"""LevelNet's classes: ``"none"`` is what isn't a vertebra (hip, sacrum, rib, skull ...), then cranial to caudal."""
+
+
+class LevelNet(nn.Module):
+    """Which level is the vertebra in the crop's middle, or is it none?
+
+    Where things lie in the crop decides, so the last feature map is read voxel by voxel and not pooled (decision 0003).
+    """
+
+    def __init__(self, config: LevelNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.stem = nn.Sequential(
+            nn.Conv3d(1, config.stem, 5, padding=2, stride=2, bias=False),
+            nn.InstanceNorm3d(config.stem, affine=True),
+            nn.LeakyReLU(config.leak, inplace=True),
+        )
+        widths = (config.stem, *config.channels)
+        self.encoder = nn.ModuleList(
+            ConvBlock(before, after, config.leak) for before, after in zip(widths, config.channels, strict=False)
+        )
+        self.squeeze = nn.Conv3d(config.channels[-1], config.squeeze, 3, padding=1)
+        voxels = math.prod(size // config.reduction for size in config.crop_zyx)
+        self.fully_connected = nn.Sequential(
+            nn.Linear(config.squeeze * voxels, config.hidden), nn.ReLU(), nn.Dropout(config.dropout)
+        )
+        self.head = nn.Linear(config.hidden, len(LEVEL_NAMES))
+        initialise(self, config.leak)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """``image`` (n, 1, z, y, x) to logits (n, 27) in the order of ``LEVEL_NAMES``."""
+        x = self.stem(image)
+        for block in self.encoder:
+            x = F.max_pool3d(block(x), 2)
+        x = F.leaky_relu(self.squeeze(x), self.config.leak)
+        return self.head(self.fully_connected(x.flatten(1))).float()
+
+
+class LevelNetOutputs(nn.Module):
+    """LevelNet as it is deployed: probabilities (n, 27)."""
+
+    def __init__(self, network: LevelNet) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> tuple[Tensor]:
+        """``level`` (n, 27) in 0..1, rows sum to 1."""
+        return (torch.softmax(self.network(image), dim=1),)

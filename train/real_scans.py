@@ -15,9 +15,10 @@ from runtime.errors import InputError
 from runtime.readers import read_scan
 from runtime.resample import resample, working_grid
 from runtime.volume import Grid
-from train.config import FracSegNetRun, LocNetRun
+from train.config import FracSegNetRun, LevelNetRun, LocNetRun
 from train.label_maps import read_labels, sample_nearest
-from train.sources import AIR_HU, VertebraSample
+from train.level_crops import AIR_HU, LevelSample, block, level_crops
+from train.sources import VertebraSample
 from train.verse import LEVELS, Case, find_cases, read_centroids, read_grades
 
 log = logging.getLogger(__name__)
@@ -94,6 +95,13 @@ class RealSource:
             heights=np.full(6, np.nan, np.float32),
         )
 
+    def levels(self, rng: np.random.Generator, run: LevelNetRun) -> list[LevelSample]:
+        """See Source."""
+        scan = self.prepared(self.cases[rng.integers(len(self.cases))], run.spacing_mm)
+        known = {label: centre for label, centre in scan.centres_zyx.items() if label in LEVELS}
+        samples = level_crops(scan.hu, scan.mask, known, rng, run)
+        return [LevelSample(vary_intensity(s.hu, rng), s.level) for s in samples]
+
     def _choose(self, rng: np.random.Generator, *, balanced: bool) -> tuple[Case, int, int]:
         by_grade = self._by_grade()
         if balanced:
@@ -112,18 +120,6 @@ class RealSource:
         if not groups:
             raise InputError("The data set names no vertebra: neither centroid files nor masks were found.")
         return groups
-
-
-def block(array: np.ndarray, start_zyx: np.ndarray, shape_zyx: tuple[int, int, int], *, fill: float) -> np.ndarray:
-    """The block that begins at ``start_zyx`` (which may lie outside), ``fill`` where the array has ended."""
-    out = np.full(shape_zyx, fill, array.dtype)
-    low = np.maximum(start_zyx, 0)
-    high = np.minimum(start_zyx + shape_zyx, array.shape)
-    if (high > low).all():
-        source = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
-        target = tuple(slice(a - s, b - s) for a, b, s in zip(low, high, start_zyx, strict=True))
-        out[target] = array[source]
-    return out
 
 
 def _labelled(

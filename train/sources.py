@@ -10,11 +10,11 @@ from typing import Protocol
 import numpy as np
 
 from runtime.crops import crop_grid
-from train.config import FracSegNetRun, LocNetRun
-from train.phantom import Anatomy, PhantomConfig, render, sample_anatomy, sample_appearance
+from train.config import FracSegNetRun, LevelNetRun, LocNetRun
+from train.level_crops import AIR_HU, LevelSample, level_crops
+from train.phantom import Anatomy, PhantomConfig, random_scan_grid, render, sample_anatomy, sample_appearance
 from train.phantom.spine import VertebraShape, sample_spine
 
-AIR_HU = -1024.0
 _GRADE_SHARES = (0.5, 1 / 6, 1 / 6, 1 / 6)
 """Of balanced phantom crops. Equal shares made the network call an uncertain healthy vertebra grade 1."""
 
@@ -49,6 +49,10 @@ class Source(Protocol):
 
     def vertebra(self, rng: np.random.Generator, run: FracSegNetRun) -> VertebraSample:
         """A crop around a vertebra."""
+        ...
+
+    def levels(self, rng: np.random.Generator, run: LevelNetRun) -> list[LevelSample]:
+        """``run.crops_per_scan`` wide crops of one scan, each around a vertebra or a place that is none."""
         ...
 
 
@@ -94,6 +98,14 @@ class PhantomSource:
             grade=target.grade,
             heights=np.concatenate([target.heights_mm, losses]).astype(np.float32),
         )
+
+    def levels(self, rng: np.random.Generator, run: LevelNetRun) -> list[LevelSample]:
+        """See Source. The phantom is rendered once, in a clinical field of view, at the crops' resolution."""
+        anatomy = self._anatomy(rng)
+        grid = random_scan_grid(anatomy, rng, spacing_mm=run.spacing_mm)
+        scan = render(anatomy, grid, sample_appearance(rng, self.config), rng)
+        centres = {v.label: scan.volume.grid.to_index_zyx(v.centre_ras_mm) for v in scan.vertebrae}
+        return level_crops(scan.volume.array, scan.mask, centres, rng, run)
 
     def _choose(self, rng: np.random.Generator, *, balanced: bool) -> tuple[Anatomy, VertebraShape]:
         wanted = int(rng.choice(4, p=_GRADE_SHARES)) if balanced else None
@@ -162,6 +174,10 @@ class MixedSource:
     def vertebra(self, rng: np.random.Generator, run: FracSegNetRun) -> VertebraSample:
         """See Source."""
         return self.sources[rng.integers(len(self.sources))].vertebra(rng, run)
+
+    def levels(self, rng: np.random.Generator, run: LevelNetRun) -> list[LevelSample]:
+        """See Source."""
+        return self.sources[rng.integers(len(self.sources))].levels(rng, run)
 
 
 def make_source(data: Sequence[str], *, grades: Path | None, cache: Path) -> Source:

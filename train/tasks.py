@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from runtime.intensity import normalise
 from runtime.voting import density_peaks, refine_peaks, vote_map
 from train import losses
-from train.config import FracSegNetRun, LocNetRun, Run
+from train.config import FracSegNetRun, LevelNetRun, LocNetRun, Run
+from train.level_task import LevelNetTask
 from train.metrics import f1_scores, match_centres
 from train.networks import HEIGHT_UNIT_MM, FracSegNet, LocNet
 from train.sources import Source
@@ -228,9 +229,11 @@ def _scaled(heights: Tensor) -> Tensor:
     return torch.cat([heights[:, :3] / HEIGHT_UNIT_MM, heights[:, 3:]], dim=1)
 
 
-def task_of(run: Run) -> LocNetTask | FracSegNetTask:
+def task_of(run: Run) -> Task:
     """The task that a run's configuration describes."""
-    return LocNetTask(run) if isinstance(run, LocNetRun) else FracSegNetTask(run)
+    if isinstance(run, LocNetRun):
+        return LocNetTask(run)
+    return LevelNetTask(run) if isinstance(run, LevelNetRun) else FracSegNetTask(run)
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

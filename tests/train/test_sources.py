@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from train.config import FracSegNetRun, LocNetRun
-from train.real_scans import RealSource, block
+from train.level_crops import block
+from train.real_scans import RealSource
 from train.sources import AIR_HU, MixedSource, PhantomSource, cut_by_edges
 from train.tasks import FracSegNetTask, LocNetTask
 

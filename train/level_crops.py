@@ -1,0 +1,98 @@
+"""Wide, coarse crops around vertebrae and around what is none: what LevelNet is trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from train.config import LevelNetRun
+from train.networks import LEVEL_NAMES
+from train.verse import LEVELS
+
+AIR_HU = -1024.0
+BONE_HU = 150.0
+"""Places that are no vertebra are drawn from voxels above this: soft tissue would be too easy."""
+NONE = LEVEL_NAMES.index("none")
+
+
+@dataclass(frozen=True, eq=False)
+class LevelSample:
+    """A crop and what is in its middle.
+
+    Args:
+        hu: (z, y, x) float32.
+        level: index into ``LEVEL_NAMES``.
+    """
+
+    hu: np.ndarray
+    level: int
+
+
+def level_crops(
+    hu: np.ndarray,
+    mask: np.ndarray | None,
+    centres_zyx: Mapping[int, np.ndarray],
+    rng: np.random.Generator,
+    run: LevelNetRun,
+) -> list[LevelSample]:
+    """``run.crops_per_scan`` crops of one scan.
+
+    Args:
+        hu: (z, y, x) on the working grid, RAS+ axes.
+        mask: (z, y, x), not 0 inside vertebrae, or None; no crop around a place that is none is centred there.
+        centres_zyx: VerSe label to voxel index (3,).
+        rng: decides everything.
+        run: size, spacing, shares.
+    """
+    labels = sorted(centres_zyx)
+    points = np.array([centres_zyx[n] for n in labels]).reshape(-1, 3)
+    samples = []
+    for _ in range(run.crops_per_scan):
+        middle = None
+        if not labels or rng.random() < run.negative_fraction:
+            middle, level = place_without_vertebra(hu, mask, points, rng, run), NONE
+        if middle is None and labels:
+            label = labels[rng.integers(len(labels))]
+            middle, level = centres_zyx[label], LEVEL_NAMES.index(LEVELS[label])
+        if middle is None:  # neither vertebra nor bone: anywhere will do
+            middle, level = rng.uniform(0, 1, 3) * hu.shape, NONE
+        middle = middle + rng.normal(0, run.centre_jitter_mm / run.spacing_mm, 3)
+        start = np.round(middle - np.array(run.network.crop_zyx) / 2 + 0.5).astype(int)
+        samples.append(LevelSample(block(hu, start, run.network.crop_zyx, fill=AIR_HU).astype(np.float32), level))
+    return samples
+
+
+def place_without_vertebra(
+    hu: np.ndarray, mask: np.ndarray | None, points_zyx: np.ndarray, rng: np.random.Generator, run: LevelNetRun
+) -> np.ndarray | None:
+    """Voxel index (3,) of bright tissue that is no vertebra and far from every vertebral centre; None where none is.
+
+    Half of the places lie below the spine, where sacrum and hips look most like vertebrae.
+    """
+    low = rng.random() < 0.5
+    part = hu
+    if low and len(points_zyx):
+        part = hu[: max(int(points_zyx[:, 0].min()), 1)]  # z runs from feet to head
+    bone = np.flatnonzero(part > BONE_HU)
+    for _ in range(20):
+        if not len(bone):
+            return None
+        place = np.array(np.unravel_index(bone[rng.integers(len(bone))], part.shape))
+        far = np.linalg.norm(points_zyx - place, axis=1) * run.spacing_mm >= run.negative_distance_mm
+        if far.all() and (mask is None or not mask[tuple(place)]):
+            return place.astype(float)
+    return None
+
+
+def block(array: np.ndarray, start_zyx: np.ndarray, shape_zyx: tuple[int, int, int], *, fill: float) -> np.ndarray:
+    """The block that begins at ``start_zyx`` (which may lie outside), ``fill`` where the array has ended."""
+    out = np.full(shape_zyx, fill, array.dtype)
+    low = np.maximum(start_zyx, 0)
+    high = np.minimum(start_zyx + shape_zyx, array.shape)
+    if (high > low).all():
+        source = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+        target = tuple(slice(a - s, b - s) for a, b, s in zip(low, high, start_zyx, strict=True))
+        out[target] = array[source]
+    return out
