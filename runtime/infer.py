@@ -44,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
         "scans",
         metavar="SCAN",
         nargs="+",
-        type=Path,
+        type=_scan_path,
         help=".nii, .nii.gz, .nrrd, .mha, .mhd, a DICOM folder or zip",
     )
     parser.add_argument(
@@ -73,6 +73,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--debug", action="store_true", help="show the trace of an internal error")
     parser.add_argument("--version", action="version", version=f"vertscan {_version()}")
     return parser
+
+
+def _scan_path(text: str) -> Path:
+    """For argparse: an empty name, as an unset shell variable gives, is not the working directory."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the name is empty; give a scan, or '.' for the DICOM series in this folder")
+    return Path(text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -43,7 +43,8 @@ class _Image:
 
 def read_folder(path: Path, name: str) -> Volume:
     """Reads the CT series in a folder and its subfolders; see :func:`runtime.readers.read_scan`."""
-    found = [Path(folder) / file for folder, _, files in os.walk(path, onerror=_raise) for file in files]
+    walked = [Path(folder) / file for folder, _, files in os.walk(path, onerror=_raise) for file in files]
+    found = [file for file in walked if file.is_file()]  # not links that lead nowhere, pipes and the like
     return _read({str(file.relative_to(path)): _opener(file) for file in sorted(found)}, name, f"The folder {path}")
 
 

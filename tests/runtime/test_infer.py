@@ -116,7 +116,9 @@ def test_progress_and_log_are_for_terminals_that_want_them(there, run, monkeypat
     assert not [h for h in logging.getLogger().handlers if type(h) in (logging.StreamHandler, logging.NullHandler)]
 
 
-@pytest.mark.parametrize("arguments", [[], ["a.nii", "--engine", "abacus"], ["a.nii", "--device", "x"], ["--nonsense"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["a.nii", "--engine", "abacus"], ["a.nii", "--device", "x"], ["--nonsense"], [""]]
+)
 def test_wrong_usage_is_status_2(arguments, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(arguments)

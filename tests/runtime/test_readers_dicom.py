@@ -97,6 +97,12 @@ def test_a_series_is_ordered_by_position_with_its_affine(tmp_path):
     assert volume.notes == ()
 
 
+def test_links_that_lead_nowhere_are_passed_over(tmp_path):
+    stored = write_series(tmp_path)
+    (tmp_path / "old.dcm").symlink_to(tmp_path / "gone.dcm")
+    np.testing.assert_array_equal(read_scan(tmp_path).array, stored.astype(int) - 1024)
+
+
 def test_the_zip_of_a_folder_is_the_same_scan(tmp_path):
     write_series(tmp_path / "scan" / "deep" / "er")
     folder, packed = read_scan(tmp_path / "scan"), read_scan(zip_of(tmp_path / "scan", tmp_path / "packed.zip"))
