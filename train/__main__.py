@@ -10,7 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from runtime.errors import InputError, VertscanError
-from train.config import Run, load, override, presets
+from runtime.extras import stop_without
+
+try:
+    from train.config import Run, load, override, presets
+except ModuleNotFoundError as error:
+    stop_without("train", error)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -28,11 +33,20 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--grades", type=Path, help="csv or json of Genant grades for the folders")
     parser.add_argument("--cache", type=Path, default=Path(".cache/scans"), help="where resampled scans are kept")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. --set loop.steps=2000")
-    parser.add_argument("--accelerator", default="auto", help="auto, cpu, cuda")
-    parser.add_argument("--devices", default="1", help="how many, or auto; several are launched from here")
+    parser.add_argument("--accelerator", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--devices", type=_devices, default=1, help="how many, or auto; several are launched from here")
     parser.add_argument("--threads", type=int, help="CPU threads for the network")
     parser.add_argument("--quiet", action="store_true")
     return parser
+
+
+def _devices(text: str) -> int | str:
+    """For argparse: how many devices."""
+    if text == "auto":
+        return text
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"a number from 1 on, or auto; met {text!r}")
+    return int(text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,8 +74,7 @@ def _train(args: argparse.Namespace) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     source = make_source(run.data, grades=args.grades, cache=args.cache)
-    devices = int(args.devices) if args.devices.isdigit() else args.devices
-    trainer = Trainer(run, source, out, accelerator=args.accelerator, devices=devices)
+    trainer = Trainer(run, source, out, accelerator=args.accelerator, devices=args.devices)
     best = trainer.fit(progress=not args.quiet)
     print(f"{out}: " + ", ".join(f"{name} {value:.4f}" for name, value in best.items()))
     return 0
