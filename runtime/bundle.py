@@ -93,6 +93,30 @@ class FracSegNetSpec:
 
 
 @dataclass(frozen=True)
+class LevelNetSpec:
+    """How to run the network that tells the anatomical level of one vertebra, or that it is none.
+
+    Input ``image`` (n, 1, z, y, x) on a RAS+ grid centred on the vertebra, to half a voxel. Output ``level`` (n, 27)
+    probabilities.
+
+    Args:
+        file: ONNX file name in the bundle.
+        spacing_mm: isotropic crop resolution.
+        crop_zyx: crop, voxels; wide enough to show what a person would count from.
+        intensity: normalisation.
+        level_names: what the outputs mean: ``runtime.anatomy.LEVEL_NAMES``.
+        min_confidence: levels must be more probable than this to be told, after the decoding along the spine.
+    """
+
+    file: str
+    spacing_mm: float
+    crop_zyx: tuple[int, int, int]
+    intensity: IntensityWindow
+    level_names: tuple[str, ...]
+    min_confidence: float
+
+
+@dataclass(frozen=True)
 class BundleSpec:
     """The content of ``bundle.json``.
 
@@ -107,6 +131,7 @@ class BundleSpec:
         licence: SPDX name.
         intended_use: shown to users.
         clinical: False for bundles that must not be used on patients; the table, picture and findings say so.
+        levelnet: third network, or None; a ``bundle.json`` without this key is read as one without it.
     """
 
     name: str
@@ -119,7 +144,14 @@ class BundleSpec:
     clinical: bool = False
     training: Mapping[str, Any] = field(default_factory=dict)
     accuracy: Mapping[str, Any] = field(default_factory=dict)
+    levelnet: LevelNetSpec | None = None
     schema_version: int = SCHEMA_VERSION
+
+    @property
+    def networks(self) -> tuple[LocNetSpec | FracSegNetSpec | LevelNetSpec, ...]:
+        """The networks that there are."""
+        known = (self.locnet, self.fracsegnet, self.levelnet)
+        return tuple(network for network in known if network is not None)
 
 
 @dataclass(frozen=True)
@@ -246,9 +278,19 @@ def _spec_of(text: str, *, source: str) -> BundleSpec:
             f"{source} has schema_version {version!r}; this software reads {SCHEMA_VERSION}. "
             "Use a bundle made for this version."
         )
-    spec = from_json(BundleSpec, data, at=source)
+    spec = _read_spec(data, source=source)
     check_spec(spec, source=source)
     return spec
+
+
+def _read_spec(data: Any, *, source: str) -> BundleSpec:
+    """The spec of parsed JSON; of its keys only ``levelnet`` may be missing or null."""
+    if not isinstance(data, dict):
+        return from_json(BundleSpec, data, at=source)
+    spec = from_json(BundleSpec, {**data, "levelnet": None}, at=source)
+    if data.get("levelnet") is None:
+        return spec
+    return replace(spec, levelnet=from_json(LevelNetSpec, data["levelnet"], at=f"{source}: levelnet"))
 
 
 def _verify(path: Path, expected: str) -> None:

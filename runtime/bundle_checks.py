@@ -6,10 +6,11 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from runtime.anatomy import LEVEL_NAMES
 from runtime.errors import BundleError
 
 if TYPE_CHECKING:
-    from runtime.bundle import BundleSpec, FracSegNetSpec, IntensityWindow, LocNetSpec
+    from runtime.bundle import BundleSpec, FracSegNetSpec, IntensityWindow, LevelNetSpec, LocNetSpec
 
 BUNDLE_JSON = "bundle.json"
 
@@ -24,6 +25,8 @@ def check_spec(spec: BundleSpec, *, source: str = "The bundle's description") ->
         BundleError: lists every value that is wrong.
     """
     faults = [*_file_faults(spec), *_locnet_faults(spec.locnet), *_fracsegnet_faults(spec.fracsegnet)]
+    if spec.levelnet is not None:
+        faults += _levelnet_faults(spec.levelnet)
     if faults:
         raise BundleError(f"{source} cannot be used: {'; '.join(faults)}.")
 
@@ -34,7 +37,7 @@ def _file_faults(spec: BundleSpec) -> Iterator[str]:
             yield f"{name!r} cannot be the name of a file in a bundle"
         if not _DIGEST.fullmatch(digest):
             yield f"the SHA-256 of {name} should be 64 lower-case hex digits, met {digest!r}"
-    for network in (spec.locnet, spec.fracsegnet):
+    for network in spec.networks:
         if network.file not in spec.files:
             yield f"the network file {network.file!r} is not among its files"
 
@@ -74,3 +77,15 @@ def _fracsegnet_faults(net: FracSegNetSpec) -> Iterator[str]:
         yield f"fracsegnet.mask_threshold should be from 0 to 1, met {net.mask_threshold:g}"
     if not net.grade_names or len(set(net.grade_names)) != len(net.grade_names):
         yield f"fracsegnet.grade_names should be distinct, at least one, met {net.grade_names}"
+
+
+def _levelnet_faults(net: LevelNetSpec) -> Iterator[str]:
+    yield from _intensity_faults("levelnet", net.intensity)
+    if net.spacing_mm <= 0:
+        yield f"levelnet.spacing_mm should be positive, met {net.spacing_mm:g}"
+    if min(net.crop_zyx) < 1:
+        yield f"levelnet.crop_zyx should be positive, met {net.crop_zyx}"
+    if net.level_names != LEVEL_NAMES:
+        yield f"levelnet.level_names should be {', '.join(LEVEL_NAMES)}, met {', '.join(net.level_names)}"
+    if not 0.5 <= net.min_confidence < 1:
+        yield f"levelnet.min_confidence should be from 0.5 to below 1, met {net.min_confidence:g}"

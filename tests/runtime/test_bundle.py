@@ -10,10 +10,12 @@ import pytest
 
 import runtime.bundle as bundle_module
 import runtime.bundle_zip as bundle_zip
+from runtime.anatomy import LEVEL_NAMES
 from runtime.bundle import (
     BundleSpec,
     FracSegNetSpec,
     IntensityWindow,
+    LevelNetSpec,
     LocNetSpec,
     open_bundle,
     sha256_of,
@@ -151,6 +153,64 @@ def test_writing_needs_the_networks(files, tmp_path):
 def test_a_file_the_bundle_does_not_have_is_named(folder):
     with pytest.raises(BundleError, match=r"has no c\.onnx; it has locnet\.onnx, fracsegnet\.onnx"):
         open_bundle(folder).path_of("c.onnx")
+
+
+# The network for levels, which a bundle may lack.
+
+LEVELNET = LevelNetSpec(
+    file="levelnet.onnx",
+    spacing_mm=4.0,
+    crop_zyx=(64, 48, 48),
+    intensity=IntensityWindow(-400.0, 1000.0),
+    level_names=LEVEL_NAMES,
+    min_confidence=0.5,
+)
+
+
+@pytest.fixture
+def with_levels(files, tmp_path):
+    path = tmp_path / "c.onnx"
+    path.write_bytes(b"levels")
+    return write_bundle(replace(SPEC, levelnet=LEVELNET), {**files, "levelnet.onnx": path}, tmp_path / "with").folder
+
+
+def test_a_bundle_with_levels_is_read_back(with_levels):
+    spec = open_bundle(with_levels).spec
+    assert spec.levelnet == LEVELNET
+    assert [network.file for network in spec.networks] == ["locnet.onnx", "fracsegnet.onnx", "levelnet.onnx"]
+
+
+@pytest.mark.parametrize("change", [lambda d: d.pop("levelnet"), lambda d: d.update(levelnet=None)])
+def test_a_bundle_without_levels_opens_as_before(folder, change):
+    rewrite(folder, change)
+    spec = open_bundle(folder).spec
+    assert spec.levelnet is None
+    assert [network.file for network in spec.networks] == ["locnet.onnx", "fracsegnet.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"spacing_mm": 0}, "levelnet.spacing_mm should be positive"),
+        ({"crop_zyx": [64, 0, 48]}, "levelnet.crop_zyx should be positive"),
+        ({"intensity": {"low_hu": 5, "high_hu": 5}}, "levelnet.intensity should have low_hu < high_hu"),
+        ({"level_names": list(LEVEL_NAMES[::-1])}, "levelnet.level_names should be none, C1"),
+        ({"min_confidence": 0.4}, "levelnet.min_confidence should be from 0.5 to below 1, met 0.4"),
+        ({"file": "other.onnx"}, "'other.onnx' is not among its files"),
+        ({"colour": "red"}, "levelnet has unknown keys: colour"),
+    ],
+)
+def test_a_network_for_levels_that_makes_no_sense_is_refused(with_levels, values, message):
+    rewrite(with_levels, lambda data: data["levelnet"].update(values))
+    with pytest.raises(BundleError, match=message):
+        open_bundle(with_levels)
+
+
+@pytest.mark.parametrize("value", [7, [], "levelnet.onnx", False])
+def test_what_stands_for_the_network_for_levels_is_an_object(with_levels, value):
+    rewrite(with_levels, lambda data: data.update(levelnet=value))
+    with pytest.raises(BundleError, match="levelnet should be an object"):
+        open_bundle(with_levels)
 
 
 # What is refused.

@@ -1,0 +1,181 @@
+"""The levels of a chain of centres: the sum over every way to name it, by what each looks like and where it lies."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime.anatomy import LEVEL_NAMES, LEVELS, PRESENCE, routes
+from runtime.order import SpineAxis, spine_axis
+
+Float64 = npt.NDArray[np.float64]
+
+EVIDENCE_EXPONENT = 0.5
+"""Probabilities go into the decoding to this power. Neighbours' crops share most of their voxels, so their errors are
+not independent, and networks are surer than they are right."""
+EVIDENCE_FLOOR = 1e-3
+"""No level, and neither vertebra nor none, is held less probable than this: no single crop may decide alone."""
+MISSED = 0.05
+"""Share of vertebrae that the first network misses."""
+GAP_SPREAD = 0.15
+"""Standard deviation of the distance between neighbours, as a fraction of it: build, discs, curvature, centring."""
+GAP_FREEDOM = 4.0
+"""Degrees of freedom of its Student distribution: a collapsed vertebra brings its neighbours much nearer."""
+NEAREST_MM = 8.0
+"""No two vertebral bodies have their centres this near; see ``runtime.segment.DUPLICATE_DISTANCE_MM``."""
+NEAREST_SHARE = 0.4
+"""Nor nearer than this share of their usual distance, not even two collapsed ones."""
+SIZES: tuple[float, ...] = (0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2)
+"""Sizes of patients, relative to the adults of ``runtime.anatomy``, that are all tried."""
+SIZE_SPREAD, RARE_SIZE = 0.12, 0.05
+"""Standard deviation of adults' sizes, wide since published spacings differ, and the least weight of any size."""
+SIDEWAYS = 1.5
+"""A step that goes this many times further sideways than along the spine's axis is half as probable."""
+
+
+@dataclass(frozen=True, eq=False)
+class LevelMarginals:
+    """Probabilities given all centres together; a row of ``levels`` and its ``none`` sum to 1.
+
+    Args:
+        levels: (n, 26) of each of ``runtime.anatomy.LEVELS``.
+        none: (n,) of being no vertebra.
+    """
+
+    levels: Float64
+    none: Float64
+
+
+def level_marginals(
+    centres_ras_mm: npt.ArrayLike, confidences: Sequence[float], evidence: npt.ArrayLike
+) -> LevelMarginals:
+    """The probability of each level at each centre, over every way to name the whole chain.
+
+    A naming gives each centre a level or "none"; levels grow along the chain. Its weight is the product of
+
+    - each centre's tempered evidence (``_node_weights``); what is "none" has no other part in it;
+    - for two successive vertebrae, the sum over the ways down from one level to the other (``runtime.anatomy``) of
+      that way's share among people, ``MISSED`` for each vertebra between them, and how well their distance fits;
+    - the share of people who have the uppermost level at all.
+
+    These are summed exactly, forward and backward over the chain, for every size of patient in ``SIZES``.
+    """
+    centres = np.asarray(centres_ras_mm, np.float64).reshape(-1, 3)
+    scores = np.asarray(evidence, np.float64).reshape(-1, len(LEVEL_NAMES))
+    if not len(centres) == len(confidences) == len(scores):
+        raise ValueError(f"Met {len(centres)} centres, {len(confidences)} confidences, {len(scores)} rows of evidence.")
+    if not len(centres):
+        return LevelMarginals(np.empty((0, len(LEVELS))), np.empty(0))
+    node, none = _node_weights(scores, np.asarray(confidences, np.float64))
+    axis, pairs = spine_axis(centres), itertools.combinations(range(len(centres)), 2)
+    links = {(j, i): _link_weights(*_gap(centres[j] - centres[i], axis)) for j, i in pairs}
+    above, below = _forward(node, none, links), _backward(node, none, links)
+    skipped = float(np.prod(none))
+    totals = skipped + np.einsum("nsl,n->s", above, _products_after(none))
+    sizes = _size_weights()
+    joint = np.einsum("s,nsl,nsl->nl", sizes, above, below) / float(sizes @ totals)
+    return LevelMarginals(joint, np.clip(1.0 - joint.sum(axis=1), 0.0, 1.0))
+
+
+def _node_weights(evidence: Float64, confidences: Float64) -> tuple[Float64, Float64]:
+    """Weights (n, 26) of each level and (n,) of "none", scaled to at most 1 for each centre.
+
+    Whether it is a vertebra, and which one if it is, are floored and tempered apart: tempered together, 26 small
+    probabilities would add up to a large one. A level's weight is relative to the 26 levels' equal shares, so that a
+    centre whose level can't be told is neutral. The centre's confidence moves "none" between half and once its weight.
+    """
+    none = np.clip(evidence[:, 0], EVIDENCE_FLOOR, 1.0 - EVIDENCE_FLOOR)
+    which = evidence[:, 1:] / np.maximum(evidence[:, 1:].sum(axis=1, keepdims=True), 1e-12)
+    which = np.maximum(which, EVIDENCE_FLOOR) ** EVIDENCE_EXPONENT
+    which /= which.sum(axis=1, keepdims=True)
+    vertebra_weight = (1.0 - none) ** EVIDENCE_EXPONENT
+    none_weight = none**EVIDENCE_EXPONENT * (1.0 - 0.5 * np.clip(confidences, 0.0, 1.0))
+    levels = len(LEVELS) * vertebra_weight[:, None] * which
+    largest = np.maximum(levels.max(axis=1), none_weight)
+    return levels / largest[:, None], none_weight / largest
+
+
+def _gap(step_ras_mm: Float64, axis: SpineAxis) -> tuple[float, float]:
+    """Length of a step up the spine, mm, and the weight of its direction: 1 along the spine, 0 straight across."""
+    distance_mm = float(np.linalg.norm(step_ras_mm))
+    along_mm = float(axis.along_mm(step_ras_mm))
+    if along_mm <= 0.0:
+        return distance_mm, 0.0
+    sideways = np.sqrt(max(distance_mm**2 - along_mm**2, 0.0)) / along_mm
+    return distance_mm, float(1.0 / (1.0 + (sideways / SIDEWAYS) ** 4))
+
+
+def _link_weights(distance_mm: float, direction_weight: float) -> Float64:
+    """(sizes, 26, 26): weight of the second index's level following the first's at this distance."""
+    ways = _ways()
+    if distance_mm < NEAREST_MM:
+        return np.zeros((len(SIZES), *ways.prior.shape[1:]))
+    usual_mm = np.array(SIZES)[:, None, None, None] * ways.length_mm
+    z = (distance_mm - usual_mm) * np.sqrt(ways.steps) / (GAP_SPREAD * usual_mm)
+    fit = (1.0 + z**2 / GAP_FREEDOM) ** (-(GAP_FREEDOM + 1.0) / 2.0) / np.sqrt(ways.steps)
+    fit[distance_mm < NEAREST_SHARE * usual_mm] = 0.0
+    weights: Float64 = (fit * ways.prior * MISSED ** (ways.steps - 1.0)).sum(axis=1) * direction_weight
+    return weights
+
+
+@dataclass(frozen=True, eq=False)
+class _Ways:
+    """``runtime.anatomy.routes`` of all pairs as (3, 26, 26) arrays; prior 0, steps 1 and length 1 where is none."""
+
+    prior: Float64
+    steps: Float64
+    length_mm: Float64
+
+
+@cache
+def _ways() -> _Ways:
+    shape = (max(len(routes(a, b)) for a in LEVELS for b in LEVELS), len(LEVELS), len(LEVELS))
+    ways = _Ways(np.zeros(shape), np.ones(shape), np.ones(shape))
+    for (a, upper), (b, lower) in itertools.product(enumerate(LEVELS), repeat=2):
+        for k, route in enumerate(routes(upper, lower)):
+            ways.prior[k, a, b], ways.steps[k, a, b], ways.length_mm[k, a, b] = (
+                route.prior,
+                route.steps,
+                route.length_mm,
+            )
+    return ways
+
+
+def _size_weights() -> Float64:
+    weights = np.maximum(np.exp(-0.5 * ((np.array(SIZES) - 1.0) / SIZE_SPREAD) ** 2), RARE_SIZE)
+    return weights / weights.sum()
+
+
+def _products_after(none: Float64) -> Float64:
+    """(n,) product of the weights of "none" of all later centres."""
+    return np.append(np.cumprod(none[:0:-1])[::-1], 1.0)
+
+
+def _forward(node: Float64, none: Float64, links: dict[tuple[int, int], Float64]) -> Float64:
+    """(n, sizes, 26): weight of all namings of centres 0..i in which i has the level."""
+    start = np.array([PRESENCE.get(level, 1.0) for level in LEVELS]) / len(LEVELS)
+    above = np.zeros((len(node), len(SIZES), len(LEVELS)))
+    for i in range(len(node)):
+        between = 1.0
+        for j in range(i - 1, -1, -1):
+            above[i] += between * np.einsum("sa,sab->sb", above[j], links[j, i])
+            between *= none[j]
+        above[i] = (above[i] + between * start) * node[i]
+    return above
+
+
+def _backward(node: Float64, none: Float64, links: dict[tuple[int, int], Float64]) -> Float64:
+    """(n, sizes, 26): weight of all namings of the centres after i, given that i has the level."""
+    below = np.zeros((len(node), len(SIZES), len(LEVELS)))
+    for j in range(len(node) - 1, -1, -1):
+        between = 1.0
+        for i in range(j + 1, len(node)):
+            below[j] += between * np.einsum("sab,sb->sa", links[j, i], node[i] * below[i])
+            between *= none[i]
+        below[j] += between
+    return below

@@ -1,0 +1,145 @@
+"""Which vertebra is which: what a network says of each centre, decoded along the whole spine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime.anatomy import LEVEL_NAMES, LEVELS
+from runtime.bundle import LevelNetSpec
+from runtime.engines.base import Session
+from runtime.errors import EngineError
+from runtime.intensity import normalise
+from runtime.level_chain import level_marginals
+from runtime.resample import resample
+from runtime.volume import Grid, Volume
+
+Float64 = npt.NDArray[np.float64]
+Float32 = npt.NDArray[np.float32]
+
+SURE_ENOUGH = 0.5
+"""Levels and rejections must be more probable than this. From 0.5 on no two of them can contradict each other."""
+
+
+@dataclass(frozen=True)
+class LevelCall:
+    """What is said of one centre.
+
+    Args:
+        level: ``"C1"``..``"L6"``, or None where none is probable enough, and for what is no vertebra.
+        confidence: probability 0..1 of that level, of the most probable one where ``level`` is None, or, for what
+            is no vertebra, of being none.
+        is_vertebra: False for a centre that is to be dropped.
+    """
+
+    level: str | None
+    confidence: float
+    is_vertebra: bool
+
+
+def level_evidence(
+    volume: Volume,
+    centres_ras_mm: npt.ArrayLike,
+    spec: LevelNetSpec,
+    session: Session,
+    *,
+    batch: int = 4,
+    progress: Callable[[int, int], None] | None = None,
+) -> Float32:
+    """What the network says of the crop around each centre.
+
+    The scan is resampled once, over all crops together, and each crop is cut from that at the voxel nearest to its
+    centre, as in training: neighbours' crops share most of their voxels, and one by one each would read the scan anew.
+
+    Args:
+        volume: the scan.
+        centres_ras_mm: (n, 3).
+        spec: how the network is run.
+        session: the network.
+        batch: crops that are run at once.
+        progress: is told the crops done and their number.
+
+    Returns:
+        (n, 27) probabilities of ``runtime.anatomy.LEVEL_NAMES``.
+
+    Raises:
+        EngineError: the network's output does not fit the bundle, or is not finite.
+    """
+    centres = np.asarray(centres_ras_mm, np.float64).reshape(-1, 3)
+    evidence = np.empty((len(centres), len(LEVEL_NAMES)), np.float32)
+    if not len(centres):
+        return evidence
+    image, starts = _common_image(volume, centres, spec)
+    for first in range(0, len(centres), batch):
+        part = starts[first : first + batch]
+        crops = np.stack([_window(image, start, spec.crop_zyx) for start in part])
+        evidence[first : first + len(part)] = _checked_output(session, crops, spec)
+        if progress is not None:
+            progress(first + len(part), len(centres))
+    return evidence
+
+
+def _common_image(volume: Volume, centres: Float64, spec: LevelNetSpec) -> tuple[Float32, npt.NDArray[np.intp]]:
+    """A normalised image that holds every crop, (z, y, x), and the first voxel (n, 3; z, y, x) of each crop in it."""
+    shape = np.array(spec.crop_zyx)
+    low = centres.min(axis=0)
+    starts = np.rint((centres - low)[:, ::-1] / spec.spacing_mm).astype(np.intp)
+    z, y, x = (int(n) for n in starts.max(axis=0) + shape)
+    affine = np.diag([spec.spacing_mm, spec.spacing_mm, spec.spacing_mm, 1.0])
+    affine[:3, 3] = low - spec.spacing_mm * (shape[::-1] - 1) / 2
+    return normalise(resample(volume, Grid((z, y, x), affine)), spec.intensity), starts
+
+
+def _window(image: Float32, start_zyx: npt.NDArray[np.intp], shape_zyx: tuple[int, int, int]) -> Float32:
+    z, y, x = (slice(int(first), int(first) + size) for first, size in zip(start_zyx, shape_zyx, strict=True))
+    return image[z, y, x]
+
+
+def _checked_output(session: Session, crops: Float32, spec: LevelNetSpec) -> Float32:
+    named = dict(zip(session.output_names, session(np.ascontiguousarray(crops[:, None])), strict=True))
+    expected = (len(crops), len(spec.level_names))
+    shapes = {name: tuple(output.shape) for name, output in named.items()}
+    if shapes.get("level") != expected:
+        raise EngineError(f"{spec.file} gave outputs {shapes}; its bundle promises level {expected}.")
+    if not np.isfinite(named["level"]).all():
+        raise EngineError(f"{spec.file} gave values that are not finite; try --precision fp32.")
+    return np.clip(named["level"], 0.0, 1.0).astype(np.float32)
+
+
+def decode_levels(
+    centres_ras_mm: npt.ArrayLike,
+    confidences: Sequence[float],
+    evidence: npt.ArrayLike,
+    *,
+    min_confidence: float = SURE_ENOUGH,
+) -> tuple[LevelCall, ...]:
+    """Name each centre, or reject it, from what the network said of all of them and from where they lie.
+
+    See ``level_marginals`` for the model. A centre is rejected when it is more probably none than a vertebra; a level
+    is told when its probability exceeds ``min_confidence``. Levels that are told always grow along the chain.
+
+    Args:
+        centres_ras_mm: (n, 3), from cranial to caudal.
+        confidences: (n,) of the localisation, 0..1.
+        evidence: (n, 27) probabilities of ``runtime.anatomy.LEVEL_NAMES``.
+        min_confidence: at least ``SURE_ENOUGH``.
+
+    Raises:
+        ValueError: the three don't agree in length, or ``min_confidence`` is below ``SURE_ENOUGH``.
+    """
+    if min_confidence < SURE_ENOUGH:
+        raise ValueError(f"min_confidence should be at least {SURE_ENOUGH}, met {min_confidence}.")
+    marginals = level_marginals(centres_ras_mm, confidences, evidence)
+    rows = zip(marginals.levels, marginals.none, strict=True)
+    return tuple(_call(levels, float(none), min_confidence) for levels, none in rows)
+
+
+def _call(levels: Float64, none: float, min_confidence: float) -> LevelCall:
+    if none > SURE_ENOUGH:
+        return LevelCall(None, none, False)
+    best = int(np.argmax(levels))
+    confidence = float(levels[best])
+    return LevelCall(LEVELS[best] if confidence > min_confidence else None, confidence, True)
