@@ -21,7 +21,7 @@ from tqdm import tqdm
 from runtime.errors import InputError
 from train import config as configuration
 from train.config import LoopConfig, Run
-from train.sources import Source
+from train.sources import Source, held_out
 from train.tasks import Batch, Task, task_of, to_device
 
 log = logging.getLogger(__name__)
@@ -77,6 +77,7 @@ class Trainer:
         from lightning.fabric.loggers import TensorBoardLogger
 
         self.run, self.loop, self.source, self.folder = run, run.loop, source, folder
+        self.held_out = held_out(source)
         self.task: Task = task_of(run)
         folder.mkdir(parents=True, exist_ok=True)
         self.logger = TensorBoardLogger(folder, name="", version="curves")
@@ -213,7 +214,7 @@ class Trainer:
         with evaluating(self.evaluated), torch.inference_mode(), self.fabric.autocast():
             batches = (
                 to_device(
-                    self.task.batch(self.source, (self.loop.seed, _VALIDATION_STREAM, i), size), self.fabric.device
+                    self.task.batch(self.held_out, (self.loop.seed, _VALIDATION_STREAM, i), size), self.fabric.device
                 )
                 for i in range(max(self.loop.validation_samples // size, 1))
             )

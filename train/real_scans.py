@@ -19,7 +19,7 @@ from train.config import FracSegNetRun, LevelNetRun, LocNetRun
 from train.label_maps import read_labels, sample_nearest
 from train.level_crops import AIR_HU, LevelSample, block, level_crops
 from train.sources import VertebraSample
-from train.verse import LEVELS, Case, find_cases, read_centroids, read_grades
+from train.verse import LEVELS, Case, find_cases, find_grades, read_centroids
 
 log = logging.getLogger(__name__)
 
@@ -44,13 +44,19 @@ class PreparedScan:
 
 
 class RealSource:
-    """Crops of the scans under ``root``; ``grades`` is a csv or json file of Genant grades, or None."""
+    """Crops of the scans under ``root`` that are of one split (see ``train.verse``).
 
-    def __init__(self, root: Path, *, grades: Path | None, cache: Path) -> None:
-        self.cases = find_cases(root)
-        self.cache = cache
-        found = sorted(root.glob("**/genant*.json")) if grades is None else [grades]
-        self.grades = read_grades(found[0]) if found else {}
+    ``grades`` is a csv or json file of Genant grades; None for those found beside the data.
+    """
+
+    def __init__(self, root: Path, *, grades: Path | None, cache: Path, split: str = "training") -> None:
+        self.cases = find_cases(root, split=split)
+        self._root, self._grades_file, self.cache = root, grades, cache
+        self.grades = find_grades(root, grades)
+
+    def validation(self) -> RealSource:
+        """The same data set's scans for validation: other subjects. Raises InputError when there are none."""
+        return RealSource(self._root, grades=self._grades_file, cache=self.cache, split="validation")
 
     def prepared(self, case: Case, spacing_mm: float) -> PreparedScan:
         """The scan at ``spacing_mm``, from the cache if it is there."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -54,6 +54,20 @@ class Source(Protocol):
     def levels(self, rng: np.random.Generator, run: LevelNetRun) -> list[LevelSample]:
         """``run.crops_per_scan`` wide crops of one scan, each around a vertebra or a place that is none."""
         ...
+
+
+@runtime_checkable
+class SplitSource(Source, Protocol):
+    """A source that holds scans back for validation. One without an end, such as phantoms, has no need to."""
+
+    def validation(self) -> Source:
+        """Scans of other patients than those that are trained on."""
+        ...
+
+
+def held_out(source: Source) -> Source:
+    """Where validation draws from: what the source holds back, or the source itself (with other seeds)."""
+    return source.validation() if isinstance(source, SplitSource) else source
 
 
 class PhantomSource:
@@ -178,6 +192,10 @@ class MixedSource:
     def levels(self, rng: np.random.Generator, run: LevelNetRun) -> list[LevelSample]:
         """See Source."""
         return self.sources[rng.integers(len(self.sources))].levels(rng, run)
+
+    def validation(self) -> MixedSource:
+        """What its sources hold back."""
+        return MixedSource([held_out(source) for source in self.sources])
 
 
 def make_source(data: Sequence[str], *, grades: Path | None, cache: Path) -> Source:

@@ -3,15 +3,20 @@
 ``rawdata/sub-X/sub-X[_...]_ct.nii.gz`` holds the scan; ``derivatives/sub-X/`` the mask ``..._seg-vert_msk.nii.gz``
 and the centres ``..._seg-subreg_ctd.json`` (older releases: ``..._seg-vb_ctd.json``).
 Labels: 1-7 C1-C7, 8-19 T1-T12, 20-25 L1-L6, 26 sacrum, 27 coccyx, 28 T13.
+
+Splits: a folder between the root and ``rawdata`` whose name ends in ``training``, ``validation`` or ``test`` says of
+which its scans are, as in VerSe's own archives. Where no folder says ``validation``, every tenth subject, chosen by a
+hash of its name, is held out of training for it. Scans of one subject are never on both sides.
 """
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,25 +33,48 @@ LEVELS: Mapping[int, str] = {
 LABELS: Mapping[str, int] = {level: label for label, level in LEVELS.items()}
 
 
+SPLITS = ("training", "validation", "test")
+HELD_OUT_SHARE = 0.1
+"""Of the subjects, for validation, where the data set has no validation folder."""
+
+
 @dataclass(frozen=True)
 class Case:
-    """One scan of the data set; ``mask``, ``body_mask`` and ``centroids`` are None where there is no such file."""
+    """One scan of the data set; the files from ``mask`` on are None where there is no such file.
+
+    ``body_mask`` (vertebral bodies) and ``heights`` (true heights) come with phantoms alone.
+    """
 
     name: str
     ct: Path
     mask: Path | None
     body_mask: Path | None
     centroids: Path | None
+    heights: Path | None = None
+    split: str = "training"
+
+    @property
+    def subject(self) -> str:
+        """The patient: ``sub-verse401`` of ``sub-verse401_split-verse252``."""
+        return self.name.split("_")[0]
 
 
-def find_cases(root: Path | str) -> tuple[Case, ...]:
-    """All scans under ``root`` (or its splits), sorted by name.
+@dataclass(frozen=True)
+class KnownHeights:
+    """True heights of a vertebral body: anterior, middle, posterior in mm, and its greatest relative loss."""
+
+    heights_mm: tuple[float, float, float]
+    height_loss: float
+
+
+def find_cases(root: Path | str, *, split: str | None = None) -> tuple[Case, ...]:
+    """All scans under ``root``, or those of one split (see this module's head), sorted by their files' paths.
 
     Raises InputError when there are none: the message names the layout that was looked for.
     """
     root = Path(root)
     cases = [
-        _case(ct)
+        _case(ct, root)
         for ct in sorted(root.glob("**/rawdata/**/*_ct.nii*"))
         if ct.name.endswith(("_ct.nii", "_ct.nii.gz")) and not ct.name.startswith(".")
     ]
@@ -55,14 +83,49 @@ def find_cases(root: Path | str) -> tuple[Case, ...]:
             f"No scan was found in {root}: looked for rawdata/sub-*/sub-*_ct.nii.gz (VerSe's layout). "
             "Point at the folder that holds rawdata/ and derivatives/."
         )
-    return tuple(cases)
+    cases = _with_validation(cases)
+    chosen = tuple(case for case in cases if split in (None, case.split))
+    if not chosen:
+        counts = ", ".join(f"{sum(c.split == name for c in cases)} for {name}" for name in SPLITS)
+        raise InputError(
+            f"{root} has no scan for {split}: its {len(cases)} scans are {counts}. Name a folder with other splits, "
+            "or with more subjects: every tenth is held out for validation where no folder is named so."
+        )
+    return chosen
 
 
-def _case(ct: Path) -> Case:
+def _with_validation(cases: Sequence[Case]) -> list[Case]:
+    """The cases, with subjects of the training split held out where no folder is named for validation."""
+    if any(case.split == "validation" for case in cases):
+        return list(cases)
+    held_out = held_out_subjects(case.subject for case in cases if case.split == "training")
+    return [
+        replace(case, split="validation") if case.split == "training" and case.subject in held_out else case
+        for case in cases
+    ]
+
+
+def held_out_subjects(subjects: Iterable[str]) -> frozenset[str]:
+    """About a tenth of the subjects, by a hash of their names; of two or more subjects at least one, and never all.
+
+    A subject's place does not depend on which others there are, but for data sets so small that the hash holds out
+    nobody, or everybody.
+    """
+
+    def place(subject: str) -> float:
+        return int.from_bytes(hashlib.sha256(subject.encode()).digest()[:8]) / 2**64
+
+    ranked = sorted(set(subjects), key=place)
+    if len(ranked) < 2:
+        return frozenset()
+    count = sum(place(subject) < HELD_OUT_SHARE for subject in ranked)
+    return frozenset(ranked[: min(max(count, 1), len(ranked) - 1)])
+
+
+def _case(ct: Path, root: Path) -> Case:
     stem = re.sub(r"_ct\.nii(\.gz)?$", "", ct.name)
-    subject_folder = ct.parent
     rawdata = next(parent for parent in ct.parents if parent.name == "rawdata")
-    derivatives = rawdata.parent / "derivatives" / subject_folder.relative_to(rawdata)
+    derivatives = rawdata.parent / "derivatives" / ct.parent.relative_to(rawdata)
 
     def first(*patterns: str) -> Path | None:
         found = [path for pattern in patterns for path in sorted(derivatives.glob(stem + pattern))]
@@ -74,7 +137,15 @@ def _case(ct: Path) -> Case:
         mask=first("_seg-vert_msk.nii*"),
         body_mask=first("_seg-body_msk.nii*"),
         centroids=first("_seg-subreg_ctd.json", "_seg-vb_ctd.json"),
+        heights=first("_heights.json"),
+        split=_split_named(rawdata.relative_to(root).parts[:-1]),
     )
+
+
+def _split_named(folders: Sequence[str]) -> str:
+    """The split that a folder's name ends in, as ``dataset-verse19test`` or ``02-validation``; else training."""
+    met = [match[1] for name in folders if (match := re.search(r"(?:^|[^a-z])(training|validation|test)$", name))]
+    return met[-1] if met else "training"
 
 
 def read_centroids(path: Path, grid: Grid) -> dict[int, Float64]:
@@ -114,6 +185,33 @@ def _from_direction(xyz: Float64, direction: str, grid: Grid, path: Path) -> Flo
 
 def _axis_of(letter: str) -> str:
     return {"L": "R", "P": "A", "I": "S"}.get(letter, letter)
+
+
+def read_heights(path: Path) -> dict[int, KnownHeights]:
+    """VerSe label -> true heights, from the file that phantoms come with. Raises InputError for another form."""
+    try:
+        return {int(e["label"]): KnownHeights(_three(e["heights_mm"]), float(e["height_loss"]))
+                for e in json.loads(path.read_text())}  # fmt: skip
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path} is not a file of heights ({error}); expected a list of {{label, heights_mm, height_loss}}."
+        ) from error
+
+
+def _three(values: Sequence[float]) -> tuple[float, float, float]:
+    a, b, c = (float(value) for value in values)
+    return a, b, c
+
+
+def find_grades(root: Path, grades: Path | None) -> dict[str, dict[int, int]]:
+    """The grades of the file that is named, or else of every ``genant*.json`` under ``root`` or right above it."""
+    if grades is not None:
+        return read_grades(grades)
+    files = sorted(root.glob("**/genant*.json")) or sorted(root.absolute().parent.glob("genant*.json"))
+    found: dict[str, dict[int, int]] = {}
+    for file in files:
+        found.update(read_grades(file))
+    return found
 
 
 def read_grades(path: Path) -> dict[str, dict[int, int]]:

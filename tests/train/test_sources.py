@@ -1,16 +1,18 @@
 """Samples: reproducible, on the grid that was asked for, with truths that belong to their voxels."""
 
 import json
+import shutil
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
 
+from runtime.errors import InputError
 from train.config import FracSegNetRun, LocNetRun
 from train.level_crops import block
 from train.real_scans import RealSource
-from train.sources import AIR_HU, MixedSource, PhantomSource, cut_by_edges
+from train.sources import AIR_HU, MixedSource, PhantomSource, cut_by_edges, held_out, make_source
 from train.tasks import FracSegNetTask, LocNetTask
 
 LOC, FRAC = LocNetRun(), FracSegNetRun()
@@ -120,3 +122,22 @@ def test_sources_mix(verse_folder: Path, tmp_path: Path) -> None:
     real = RealSource(verse_folder, grades=verse_folder / "grades.json", cache=tmp_path / "cache")
     batch = FracSegNetTask(FRAC).batch(MixedSource([real, PhantomSource()]), (1,), 6)
     assert set(batch["mask_known"][:, 1].tolist()) == {True, False}
+
+
+def test_validation_draws_from_other_subjects(verse_folder: Path, tmp_path: Path) -> None:
+    for letter in "bc":
+        for part in ("rawdata", "derivatives"):
+            shutil.copytree(verse_folder / part / "sub-a", verse_folder / part / f"sub-{letter}")
+            for path in (verse_folder / part / f"sub-{letter}").iterdir():
+                path.rename(path.with_name(path.name.replace("sub-a", f"sub-{letter}")))
+    source = make_source([str(verse_folder), "phantoms"], grades=None, cache=tmp_path / "cache")
+    assert isinstance(source, MixedSource)
+    training, validation = source.sources[0], held_out(source).sources[0]  # type: ignore[attr-defined]
+    assert not {c.subject for c in training.cases} & {c.subject for c in validation.cases}
+    assert len(training.cases) + len(validation.cases) == 3
+    assert held_out(source.sources[1]) is source.sources[1], "phantoms never end"
+
+
+def test_one_subject_is_not_enough_to_validate_on(verse_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="more subjects"):
+        held_out(RealSource(verse_folder, grades=verse_folder / "grades.json", cache=tmp_path / "cache"))

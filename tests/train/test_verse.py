@@ -11,7 +11,16 @@ import pytest
 from runtime.errors import InputError
 from runtime.volume import Grid
 from train.label_maps import read_labels, sample_nearest
-from train.verse import LABELS, LEVELS, find_cases, read_centroids, read_grades
+from train.verse import (
+    LABELS,
+    LEVELS,
+    find_cases,
+    find_grades,
+    held_out_subjects,
+    read_centroids,
+    read_grades,
+    read_heights,
+)
 
 
 def test_labels_are_verses() -> None:
@@ -50,6 +59,44 @@ def test_real_file_names_are_found(tmp_path: Path) -> None:
 def test_an_empty_folder_says_what_was_looked_for(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="rawdata"):
         find_cases(tmp_path)
+
+
+def test_folders_named_for_splits_are_the_splits(tmp_path: Path) -> None:
+    make(
+        tmp_path,
+        "dataset-verse19training/rawdata/sub-verse004/sub-verse004_ct.nii.gz",
+        "dataset-verse19training/rawdata/sub-verse005/sub-verse005_ct.nii.gz",
+        "dataset-02validation/rawdata/sub-verse006/sub-verse006_ct.nii.gz",
+        "test/rawdata/sub-verse007/sub-verse007_ct.nii.gz",
+        "latest/rawdata/sub-verse008/sub-verse008_ct.nii.gz",
+    )
+    names = {split: [c.subject[-3:] for c in find_cases(tmp_path, split=split)]
+             for split in ("training", "validation", "test")}  # fmt: skip
+    assert names == {"training": ["004", "005", "008"], "validation": ["006"], "test": ["007"]}
+    assert len(find_cases(tmp_path)) == 5
+    alone = tmp_path / "test"
+    assert [c.split for c in find_cases(alone)] == ["training"], "a root's own name says nothing"
+    with pytest.raises(InputError, match="1 for training, 0 for validation"):
+        find_cases(alone, split="validation")
+
+
+def test_without_a_validation_folder_every_tenth_subject_is_held_out(tmp_path: Path) -> None:
+    subjects = [f"sub-{n:03d}" for n in range(300)]
+    for subject in subjects:
+        make(tmp_path, f"rawdata/{subject}/{subject}_a_ct.nii.gz", f"rawdata/{subject}/{subject}_b_ct.nii.gz")
+    training, validation = ({c.subject for c in find_cases(tmp_path, split=s)} for s in ("training", "validation"))
+    assert not training & validation, "both scans of a subject are on one side"
+    assert training | validation == set(subjects)
+    assert 15 <= len(validation) <= 45
+    assert validation == held_out_subjects(reversed(subjects)), "whatever their order"
+    fewer = held_out_subjects(subjects[:150])
+    assert fewer == validation & set(subjects[:150]), "more subjects don't move one to the other side"
+
+
+@pytest.mark.parametrize("count", range(1, 30))
+def test_small_data_sets_are_split_too(count: int) -> None:
+    held_out = held_out_subjects(f"sub-{n}" for n in range(count))
+    assert (1 if count > 1 else 0) <= len(held_out) < count
 
 
 CODES = [
@@ -131,6 +178,26 @@ def test_bad_grade_files_are_refused(tmp_path: Path, name: str, text: str, says:
     path.write_text(text)
     with pytest.raises(InputError, match=says):
         read_grades(path)
+
+
+def test_grades_beside_the_data_are_found(tmp_path: Path) -> None:
+    (tmp_path / "training").mkdir()
+    (tmp_path / "genant.json").write_text('{"training": {"sub-a_20": 1}}')
+    assert find_grades(tmp_path, None) == {"sub-a": {20: 1}}
+    assert find_grades(tmp_path / "training", None) == {"sub-a": {20: 1}}, "right above a split's folder"
+    (tmp_path / "training" / "genant-19.json").write_text('{"sub-b_20": 2}')
+    (tmp_path / "training" / "genant-20.json").write_text('{"sub-c_20": 3}')
+    assert find_grades(tmp_path / "training", None) == {"sub-b": {20: 2}, "sub-c": {20: 3}}
+    assert find_grades(tmp_path, tmp_path / "training" / "genant-20.json") == {"sub-c": {20: 3}}
+    assert find_grades(tmp_path / "elsewhere" / "far", None) == {}
+
+
+@pytest.mark.parametrize("text", ["{", '[{"label": 20}]', '[{"label": 20, "heights_mm": [1, 2], "height_loss": 0}]'])
+def test_other_height_files_are_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "heights.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match="heights_mm"):
+        read_heights(path)
 
 
 def test_nearest_sampling_follows_the_affines() -> None:
