@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from train.phantom import organs, skeleton
+from train.phantom import organs, pelvis, sacrum, skeleton
 from train.phantom.config import DEFAULT_CONFIG, PhantomConfig
 from train.phantom.hardware import add_hardware
 from train.phantom.scene import Scene, SceneBuilder
@@ -56,8 +56,8 @@ def sample_anatomy(seed: int, config: PhantomConfig = DEFAULT_CONFIG) -> Anatomy
     s = SceneBuilder()
     organs.add_surroundings(s, torso, rng)
     bones = SceneBuilder(frames=s.frames)
-    _, sacrum = skeleton.add_sacrum(bones, shapes[0], size, thin, rng)
-    hips = skeleton.add_pelvis(bones, sacrum, size, thin, rng)
+    promontory = sacrum.add_sacrum(bones, shapes[0], size, thin, config, rng)
+    hips = pelvis.add_pelvis(bones, promontory, size, thin, rng)
     organs.add_envelope(s, torso, hips)
     organs.add_back(s, torso, rng)
     skeleton.add_shoulders(s, torso, thin, rng, arms_up=bool(rng.random() < config.arms_up_probability))
@@ -67,7 +67,7 @@ def sample_anatomy(seed: int, config: PhantomConfig = DEFAULT_CONFIG) -> Anatomy
     organs.add_vessels(s, torso, rng)
     skeleton.add_ribs(s, shapes, torso, thin, rng)
     add_discs(s, shapes, degeneration=degeneration, rng=rng)
-    add_last_disc(s, shapes[0], sacrum, size)
+    add_last_disc(s, shapes[0], promontory, size)
     add_canal(s, shapes)
     s.extend(bones)
     for shape in shapes:

@@ -29,6 +29,12 @@ class PhantomConfig:
     tilt_deg: float = 30.0
     count_variant_probability: float = 0.12
     """Eleven or thirteen thoracic, four or six lumbar vertebrae."""
+    sacralised_probability: float = 0.06
+    """Lowest lumbar vertebra with transverse processes that join the sacrum's wings."""
+    lumbarised_probability: float = 0.08
+    """First sacral segment with a disc below it."""
+    sacral_disc_probability: float = 0.5
+    """Remnant of a disc between S1 and S2; less often further down."""
     osteoporosis_probability: float = 0.4
     sclerosis_probability: float = 0.12
     degeneration: tuple[float, float] = (0.0, 1.0)

@@ -83,8 +83,11 @@ def add_abdomen(s: SceneBuilder, t: Torso, rng: np.random.Generator, *, oral: bo
         s.ellipsoid(middle + [-side * 14, 6, 0], (14, 9, 20))
     s.group(Tissue.BOWEL_WALL, Tissue.URINE, shell_mm=3)
     s.ellipsoid(t.spine_at(-95 * k) + np.array([0, 82, 0]) * k, np.array([45, 35, 32]) * rng.uniform(0.5, 1.2) * k)
-    s.group(Tissue.MUSCLE, Tissue.FECES if rng.random() < 0.6 else Tissue.GAS, shell_mm=5)
-    s.capsule(t.spine_at(-60 * k) + [0, 20, 0], t.spine_at(-140 * k) + [0, 30, 0], 17 * k, 14 * k)
+    s.group(Tissue.MUSCLE, Tissue.FECES if rng.random() < 0.6 else Tissue.GAS, shell_mm=5, blend_mm=5)
+    rectum = np.array([[14, 44, -18], [-4, 14, -45], [4, 0, -80], [0, 12, -120], [0, 22, -150]]) + rng.normal(
+        0, 4, (5, 3)
+    )
+    s.chain(rectum * k + t.spine_at(-60 * k) * [0, 1, 0], rng.uniform(9, 19, 5) * k)
 
 
 def _rows(t: Torso, table: Float64, z_mm: tuple[float, float]) -> Float64:
