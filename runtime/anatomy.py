@@ -72,6 +72,11 @@ def _all_steps() -> tuple[Step, ...]:
     )
 
 
+def is_cervical(level: str | None) -> bool:
+    """Whether it is known that a level is one of the neck."""
+    return level is not None and level.startswith("C")
+
+
 STEPS: tuple[Step, ...] = _all_steps()
 """Every pair of levels that can be neighbours: the usual ones, and those of the variants."""
 

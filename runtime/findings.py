@@ -32,6 +32,7 @@ class Vertebra:
     Args:
         index: 1..n, cranial to caudal.
         level: ``"C1"``..``"L6"``, or None where it isn't known.
+        level_confidence: probability of that level, 0..1, or None with the level.
         centre_ras_mm: centre of the vertebral body, RAS+ mm (x, y, z).
         confidence: 0..1, of being a vertebra.
         complete: False when the scan's edge cuts it.
@@ -46,6 +47,7 @@ class Vertebra:
 
     index: int
     level: str | None
+    level_confidence: float | None
     centre_ras_mm: tuple[float, float, float]
     confidence: float
     complete: bool
@@ -174,6 +176,13 @@ def _check(findings: Findings) -> None:
             raise InputError(f"{where}.grade should be 0 to 3 or null; met {vertebra.grade}.")
         if vertebra.grade_probabilities is not None and len(vertebra.grade_probabilities) != 4:
             raise InputError(f"{where}.grade_probabilities should have 4 entries; met {vertebra.grade_probabilities}.")
-        fractions = (vertebra.confidence, vertebra.height_loss or 0.0, *(vertebra.grade_probabilities or ()))
+        if (vertebra.level is None) != (vertebra.level_confidence is None):
+            raise InputError(f"{where} should have both level and level_confidence, or neither.")
+        fractions = (
+            vertebra.confidence,
+            vertebra.level_confidence or 0.0,
+            vertebra.height_loss or 0.0,
+            *(vertebra.grade_probabilities or ()),
+        )
         if not all(0.0 <= fraction <= 1.0 for fraction in fractions):
             raise InputError(f"{where} has a fraction outside 0 to 1; met {fractions}.")

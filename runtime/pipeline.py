@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
@@ -18,13 +18,15 @@ from runtime.engines import open_session, select_engine
 from runtime.engines.base import EngineInfo, Session
 from runtime.errors import BundleError, InputError, OutOfMemoryError
 from runtime.findings import BundleInfo, Findings, ScanInfo
-from runtime.localise import locate
+from runtime.levels import LevelCall, decode_levels, level_evidence
+from runtime.localise import Centre, locate
 from runtime.memory import MIB, peak_memory_mb
+from runtime.order import cranial_to_caudal
 from runtime.paste import paste_masks
 from runtime.progress import NoProgress, Progress
 from runtime.readers import read_scan
 from runtime.resample import resample, working_grid
-from runtime.segment import segment
+from runtime.segment import SegmentedVertebra, segment
 from runtime.volume import Volume
 
 GRADES = 4
@@ -49,6 +51,23 @@ class Analysis:
     labels: np.ndarray
     volume: Volume
     notice: str
+
+
+@dataclass(frozen=True, eq=False)
+class _Candidates:
+    """The centres that go to the second network, from cranial to caudal.
+
+    Args:
+        centres: that were not rejected.
+        evidence: (n, 27) what the third network says of each, or None where the bundle has none.
+        dropped: centres left out because they were too many.
+        rejected: centres left out because they are no vertebra.
+    """
+
+    centres: tuple[Centre, ...]
+    evidence: np.ndarray | None
+    dropped: int
+    rejected: int
 
 
 class Stopwatch:
@@ -98,10 +117,13 @@ class _OneAtATime:
 class Pipeline:
     """An open bundle on an engine; serves many scans, from several threads. Close it, or use it in ``with``."""
 
-    def __init__(self, bundle: Bundle, locnet: Session, fracsegnet: Session, resources: ExitStack) -> None:
+    def __init__(
+        self, bundle: Bundle, locnet: Session, fracsegnet: Session, levelnet: Session | None, resources: ExitStack
+    ) -> None:
         """Use ``Pipeline.open``; ``resources`` owns the sessions."""
         self._bundle, self._resources = bundle, resources
         self._locnet, self._fracsegnet = _OneAtATime(locnet), _OneAtATime(fracsegnet)
+        self._levelnet = None if levelnet is None else _OneAtATime(levelnet)
 
     @classmethod
     def open(
@@ -132,9 +154,10 @@ class Pipeline:
         with ExitStack() as stack:
             sessions = [
                 stack.enter_context(open_session(choice, opened.path_of(file), threads=threads))
-                for file in (spec.locnet.file, spec.fracsegnet.file)
+                for file in (network.file for network in spec.networks)
             ]
-            pipeline = cls(opened, sessions[0], sessions[1], stack.pop_all())
+            levelnet = sessions[2] if spec.levelnet is not None else None
+            pipeline = cls(opened, sessions[0], sessions[1], levelnet, stack.pop_all())
         return pipeline
 
     @property
@@ -152,7 +175,7 @@ class Pipeline:
         return self.analyse(scan, progress=progress).findings
 
     def analyse(self, scan: str | Path | Volume, *, progress: Progress | None = None) -> Analysis:
-        """Find, segment and grade every vertebra of a scan.
+        """Find, name, segment and grade every vertebra of a scan.
 
         Args:
             scan: a file, a DICOM folder or zip, or a volume in memory.
@@ -177,23 +200,18 @@ class Pipeline:
             raise _out_of_memory(scan, volume) from error
 
     def _analyse(self, volume: Volume, clock: Stopwatch) -> Analysis:
-        loc, frac = self.spec.locnet, self.spec.fracsegnet
-        step, batch = clock.progress.step, 1 if self.engine_info.device == "CPU" else GPU_BATCH
-        with clock.stage("resample"):
-            grid = working_grid(volume.grid, loc.spacing_mm)
-            hu = resample(volume, grid)
-        with clock.stage("locate"):
-            centres = locate(hu, grid, loc, self._locnet, progress=step)
-        del hu
-        kept = sorted(sorted(range(len(centres)), key=lambda i: -centres[i].confidence)[:MOST_VERTEBRAE])
-        dropped, centres = len(centres) - len(kept), tuple(centres[i] for i in kept)
+        frac, batch = self.spec.fracsegnet, 1 if self.engine_info.device == "CPU" else GPU_BATCH
+        found = self._label(volume, self._locate(volume, clock), clock, batch=batch)
         with clock.stage("segment"):
-            segmented = segment(volume, centres, frac, self._fracsegnet, batch=batch, progress=step)
+            segmented = segment(
+                volume, found.centres, frac, self._fracsegnet, batch=batch, progress=clock.progress.step
+            )
+            calls = self._calls(segmented, found)
         with clock.stage("paste"):
             labels = paste_masks(((v.grid, v.mask) for v in segmented), volume.grid, threshold=frac.mask_threshold)
             vertebrae = tuple(
-                describe(number, v, volume, labels, mask_threshold=frac.mask_threshold)
-                for number, v in enumerate(segmented, start=1)
+                describe(number, v, volume, labels, call=call, mask_threshold=frac.mask_threshold)
+                for number, (v, call) in enumerate(zip(segmented, calls, strict=True), start=1)
             )
         findings = Findings(
             scan=ScanInfo(
@@ -207,10 +225,52 @@ class Pipeline:
             engine=self.engine_info,
             timings_s=clock.timings_s(),
             peak_memory_mb=round(peak_memory_mb(), 1),
-            warnings=warnings(self.spec, volume, vertebrae, dropped=dropped),
+            warnings=warnings(self.spec, volume, vertebrae, dropped=found.dropped, rejected=found.rejected),
             vertebrae=vertebrae,
         )
         return Analysis(findings, labels, volume, notice(self.spec))
+
+    def _locate(self, volume: Volume, clock: Stopwatch) -> _Candidates:
+        """The centres that the first network finds, from cranial to caudal; not more than a patient can have."""
+        spec = self.spec.locnet
+        with clock.stage("resample"):
+            grid = working_grid(volume.grid, spec.spacing_mm)
+            hu = resample(volume, grid)
+        with clock.stage("locate"):
+            centres = locate(hu, grid, spec, self._locnet, progress=clock.progress.step)
+        kept = sorted(centres, key=lambda centre: -centre.confidence)[:MOST_VERTEBRAE]
+        order = cranial_to_caudal([centre.centre_ras_mm for centre in kept])
+        return _Candidates(tuple(kept[i] for i in order), None, len(centres) - len(kept), 0)
+
+    def _label(self, volume: Volume, found: _Candidates, clock: Stopwatch, *, batch: int) -> _Candidates:
+        """The candidates with what the third network says of them, without those that are no vertebra."""
+        spec, centres = self.spec.levelnet, found.centres
+        if spec is None or self._levelnet is None:
+            return found
+        with clock.stage("label"):
+            points = [centre.centre_ras_mm for centre in centres]
+            step = clock.progress.step
+            evidence = level_evidence(volume, points, spec, self._levelnet, batch=batch, progress=step)
+            calls = decode_levels(points, [centre.confidence for centre in centres], evidence)
+        kept = [i for i, call in enumerate(calls) if call.is_vertebra]
+        return replace(
+            found,
+            centres=tuple(centres[i] for i in kept),
+            evidence=evidence[kept],
+            rejected=len(centres) - len(kept),
+        )
+
+    def _calls(self, segmented: Sequence[SegmentedVertebra], found: _Candidates) -> tuple[LevelCall | None, ...]:
+        """What is said of each vertebra's level, decoded anew: centres have moved, and duplicates were merged."""
+        spec = self.spec.levelnet
+        if spec is None or found.evidence is None:
+            return (None,) * len(segmented)
+        return decode_levels(
+            [v.centre_ras_mm for v in segmented],
+            [v.confidence for v in segmented],
+            found.evidence[[v.source for v in segmented]],
+            min_confidence=spec.min_confidence,
+        )
 
     def close(self) -> None:
         """Release the networks."""

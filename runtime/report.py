@@ -8,7 +8,7 @@ from runtime.findings import Findings, Vertebra
 
 _COLUMNS = (
     ("#", 3),
-    ("level", 5),
+    ("level", 10),
     ("centre RAS, mm", 22),
     ("grade", 10),
     ("ant/mid/post mm", 16),
@@ -69,7 +69,7 @@ def _cells(vertebra: Vertebra) -> list[str]:
     heights = vertebra.heights_mm
     return [
         str(vertebra.index),
-        vertebra.level or "-",
+        _level(vertebra),
         " ".join(f"{mm:6.1f}" for mm in vertebra.centre_ras_mm),
         grade,
         "-" if heights is None else f"{heights.anterior:.1f}/{heights.middle:.1f}/{heights.posterior:.1f}",
@@ -79,6 +79,14 @@ def _cells(vertebra: Vertebra) -> list[str]:
         f"{vertebra.confidence:.2f}",
         "whole" if vertebra.complete else "cut",
     ]
+
+
+def _level(vertebra: Vertebra) -> str:
+    if vertebra.level is None:
+        return "-"
+    return (
+        vertebra.level if vertebra.level_confidence is None else f"{vertebra.level} ({vertebra.level_confidence:.2f})"
+    )
 
 
 def _ascii(text: str) -> str:

@@ -14,6 +14,7 @@ from runtime.crops import crop_grid, extract_crops
 from runtime.engines.base import Session
 from runtime.errors import EngineError
 from runtime.intensity import normalise
+from runtime.order import cranial_to_caudal
 from runtime.volume import Grid, Volume
 
 REFINE_WITHIN_MM = 10.0
@@ -49,6 +50,7 @@ class SegmentedVertebra:
     """What the second network says of one vertebra.
 
     Args:
+        source: index of the voted centre that it was found around.
         centre_ras_mm: centroid of the body mask where there is a plausible one, else the voted centre.
         confidence: of the localisation.
         grid: where ``mask`` and ``body`` lie: the crop, trimmed to the mask.
@@ -62,6 +64,7 @@ class SegmentedVertebra:
             grade can be told.
     """
 
+    source: int
     centre_ras_mm: Point
     confidence: float
     grid: Grid
@@ -89,7 +92,7 @@ def segment(
     crops done and their number.
 
     Returns:
-        The vertebrae from cranial to caudal, by the height of their final centres.
+        The vertebrae from cranial to caudal, by their final centres' places along the spine.
 
     Raises:
         EngineError: the network's outputs do not fit the bundle or are not finite.
@@ -102,7 +105,8 @@ def segment(
         named = dict(zip(session.output_names, session(np.ascontiguousarray(crops[:, None])), strict=True))
         outputs = _checked_outputs(named, spec, len(part))
         for i, (centre, grid) in enumerate(zip(part, grids, strict=True)):
-            found.append(_one(centre, grid, [output[i] for output in outputs], spec, volume.grid))
+            one = [output[i] for output in outputs]
+            found.append(_one(centre, grid, one, spec, volume.grid, source=start + i))
         if progress is not None:
             progress(start + len(part), len(centres))
     return _merge_duplicates(found, spec.mask_threshold)
@@ -125,7 +129,7 @@ def _checked_outputs(named: Mapping[str, np.ndarray], spec: FracSegNetSpec, coun
 
 
 def _one(
-    centre: VotedCentre, grid: Grid, outputs: Sequence[np.ndarray], spec: FracSegNetSpec, scan: Grid
+    centre: VotedCentre, grid: Grid, outputs: Sequence[np.ndarray], spec: FracSegNetSpec, scan: Grid, *, source: int
 ) -> SegmentedVertebra:
     """Read one vertebra's outputs."""
     masks = outputs[0]
@@ -142,6 +146,7 @@ def _one(
     window = _support(mask if body is None else np.maximum(mask, body))
     heights = outputs[2].astype(np.float64) if spec.has_heights else None
     return SegmentedVertebra(
+        source=source,
         centre_ras_mm=refined,
         confidence=float(centre.confidence),
         grid=grid.sub_grid([s.start for s in window], [s.stop - s.start for s in window]),
@@ -231,7 +236,7 @@ def _merge_duplicates(found: Sequence[SegmentedVertebra], threshold: float) -> t
     for one in sorted(found, key=lambda v: -v.confidence):
         if not any(_same(one, other, threshold) for other in kept):
             kept.append(one)
-    return tuple(sorted(kept, key=lambda v: -v.centre_ras_mm[2]))
+    return tuple(kept[i] for i in cranial_to_caudal([v.centre_ras_mm for v in kept]))
 
 
 def _same(a: SegmentedVertebra, b: SegmentedVertebra, threshold: float) -> bool:

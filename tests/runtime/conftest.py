@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from runtime.bundle import BundleSpec, FracSegNetSpec, IntensityWindow, LocNetSpec, write_bundle
+from runtime.anatomy import LEVEL_NAMES
+from runtime.bundle import BundleSpec, FracSegNetSpec, IntensityWindow, LevelNetSpec, LocNetSpec, write_bundle
 from runtime.volume import Grid, Volume
 
 RADIUS_MM = 10.0
@@ -148,6 +149,50 @@ def _fracsegnet(path: Path, crop: int) -> None:
     onnx.save(model, path)
 
 
+def level_hu(name: str) -> float:
+    """How bright a ball is that the third network takes for this level; "none" too is bright enough to be found."""
+    return 300.0 + 20.0 * LEVEL_NAMES.index(name)
+
+
+def coloured(scan: BallScan, levels: Sequence[str | float]) -> BallScan:
+    """The scan with its balls, from cranial to caudal, as bright as these levels, or of these Hounsfield units."""
+    hu = scan.volume.array.copy()
+    for number, level in enumerate(levels, start=1):
+        hu[scan.labels == number] = round(level_hu(level) if isinstance(level, str) else level)
+    return replace(scan, volume=replace(scan.volume, array=hu))
+
+
+def _levelnet(path: Path, crop: int) -> None:
+    """Level: the one whose brightness is nearest to the crop's brightest voxel; its neighbours get next to nothing."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    window = IntensityWindow(-1000.0, 1000.0)
+    codes = [(level_hu(name) - window.low_hu) / (window.high_hu - window.low_hu) for name in LEVEL_NAMES]
+    constants = [
+        numpy_helper.from_array(np.array([codes], np.float32), "codes"),
+        numpy_helper.from_array(np.float32(-1e5), "steepness"),
+    ]
+    nodes = [
+        helper.make_node("GlobalMaxPool", ["image"], ["brightest"]),
+        helper.make_node("Flatten", ["brightest"], ["flat"], axis=1),
+        helper.make_node("Sub", ["flat", "codes"], ["apart"]),
+        helper.make_node("Mul", ["apart", "apart"], ["square"]),
+        helper.make_node("Mul", ["square", "steepness"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["level"], axis=1),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "levelnet",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", 1, crop, crop, crop])],
+        [helper.make_tensor_value_info("level", TensorProto.FLOAT, ["n", len(LEVEL_NAMES)])],
+        constants,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+
+
 def ball_spec(crop: int = 36) -> BundleSpec:
     window = IntensityWindow(-1000.0, 1000.0)
     return BundleSpec(
@@ -194,6 +239,25 @@ def ball_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bundle") / "balls"
     write_bundle(spec, {file: source / file for file in ("locnet.onnx", "fracsegnet.onnx")}, folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def level_bundle(ball_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As ``ball_bundle``, with a third network that reads a ball's level from its brightness; see ``coloured``."""
+    crop = 16
+    levelnet = LevelNetSpec("levelnet.onnx", 2.0, (crop,) * 3, IntensityWindow(-1000.0, 1000.0), LEVEL_NAMES, 0.5)
+    source = tmp_path_factory.mktemp("levelnet") / "levelnet.onnx"
+    _levelnet(source, crop)
+    files = {file: ball_bundle / file for file in ("locnet.onnx", "fracsegnet.onnx")}
+    folder = tmp_path_factory.mktemp("bundle") / "levels"
+    write_bundle(replace(ball_spec(), levelnet=levelnet), {**files, "levelnet.onnx": source}, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def level_scan() -> Callable[..., BallScan]:
+    """A scan of as many balls as levels are given, from cranial to caudal; see ``coloured``."""
+    return lambda levels, **options: coloured(make_scan(len(levels), **options), levels)
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,7 @@ from runtime.findings import (
 FULL = Vertebra(
     index=1,
     level="T12",
+    level_confidence=0.87,
     centre_ras_mm=(1.5, -20.0, 300.25),
     confidence=0.93,
     complete=True,
@@ -37,6 +38,7 @@ BARE = replace(
     FULL,
     index=2,
     level=None,
+    level_confidence=None,
     complete=False,
     grade=None,
     grade_probabilities=None,
@@ -115,6 +117,9 @@ def test_a_number_that_json_does_not_know_is_refused():
         (["vertebrae", 0, "grade"], 1.5),
         (["vertebrae", 0, "confidence"], 1.5),
         (["vertebrae", 0, "height_loss"], -0.1),
+        (["vertebrae", 0, "level_confidence"], 1.5),
+        (["vertebrae", 0, "level_confidence"], ...),
+        (["vertebrae", 0, "level_confidence"], "sure"),
         (["vertebrae", 0, "grade_probabilities"], [0.5, 0.5]),
         (["vertebrae", 0, "complete"], 1),
         (["vertebrae", 0, "heights_mm", "middle"], ...),
@@ -138,3 +143,9 @@ def test_what_are_no_findings_is_refused(text):
 def test_vertebrae_are_numbered_from_one():
     with pytest.raises(InputError, match="index should be 1"):
         from_json(changed(["vertebrae", 0, "index"], 3))
+
+
+@pytest.mark.parametrize(("name", "value"), [("level", None), ("level_confidence", None)])
+def test_a_level_and_its_confidence_come_together(name, value):
+    with pytest.raises(InputError, match="both level and level_confidence"):
+        from_json(changed(["vertebrae", 0, name], value))

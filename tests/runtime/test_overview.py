@@ -8,7 +8,7 @@ import pytest
 from runtime.curve import spine_curve
 from runtime.engines.base import EngineInfo
 from runtime.findings import BundleInfo, Findings, Heights, ScanInfo, Vertebra
-from runtime.overview import GRADE_COLOURS, RED, draw_overview, spread
+from runtime.overview import GRADE_COLOURS, RED, _name, draw_overview, spread
 from runtime.views import curved_views
 from runtime.volume import Grid, Volume
 
@@ -21,6 +21,7 @@ def findings_of(scan, grades=(0, 1, 2, 3, None)):
         Vertebra(
             index=k,
             level=None,
+            level_confidence=None,
             centre_ras_mm=tuple(map(float, centre)),
             confidence=0.9,
             complete=k > 1,
@@ -72,6 +73,16 @@ def test_any_number_of_vertebrae_gives_a_picture(ball_scan, balls):
     scan = ball_scan(balls, spacing_mm=(3.0, 3.0, 3.0), name="ein sehr langer Name " * 9 + "Łódź")
     image = draw_overview(scan.volume, scan.labels, findings_of(scan), notice=NOTICE)
     assert image.height >= 300
+
+
+def test_a_vertebra_bears_its_level_and_its_number_where_none_is_known(ball_scan):
+    scan = ball_scan(2, spacing_mm=(3.0, 3.0, 3.0))
+    plain = findings_of(scan)
+    known = replace(plain.vertebrae[0], level="T12", level_confidence=0.9)
+    assert [_name(v) for v in (known, plain.vertebrae[1])] == ["T12", "2"]
+    pictures = [draw_overview(scan.volume, scan.labels, replace(plain, vertebrae=(first, plain.vertebrae[1])))
+                for first in (plain.vertebrae[0], known)]  # fmt: skip
+    assert np.any(np.asarray(pictures[0]) != np.asarray(pictures[1]))
 
 
 @pytest.mark.parametrize("orientation", ["RAS", "LPS", "PIR"])

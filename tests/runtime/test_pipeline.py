@@ -24,6 +24,12 @@ def pipeline(ball_bundle):
         yield opened
 
 
+@pytest.fixture(scope="module")
+def naming(level_bundle):
+    with Pipeline.open(level_bundle, precision="fp32") as opened:
+        yield opened
+
+
 def dice(a, b):
     return 2.0 * float((a & b).sum()) / float(a.sum() + b.sum())
 
@@ -79,7 +85,7 @@ def test_measures_are_those_of_the_scans_own_voxels(pipeline, ball_scan):
         assert (vertebra.heights_mm.anterior, vertebra.heights_mm.middle, vertebra.heights_mm.posterior) == (20, 15, 21)
         assert vertebra.height_loss == pytest.approx(0.25)
         assert vertebra.complete
-        assert vertebra.level is None
+        assert vertebra.level is vertebra.level_confidence is None
 
 
 def test_a_vertebra_that_the_edge_cuts_has_no_grade_and_says_so(pipeline, ball_scan):
@@ -102,6 +108,78 @@ def test_findings_fit_the_schema_and_tell_their_origin(pipeline, ball_scan):
     assert findings.peak_memory_mb > 10
     assert findings.warnings[0] == "Trained on synthetic data. Not for clinical use."
     assert any(text.startswith("Heights and height loss are estimated") for text in findings.warnings)
+
+
+def test_levels_are_told_with_their_confidence(naming, level_scan):
+    levels = ["T12", "L1", "L2", "L3"]
+    findings = naming.run(level_scan(levels).volume)
+    assert [v.level for v in findings.vertebrae] == levels
+    assert all(0.9 < v.level_confidence <= 1.0 for v in findings.vertebrae)
+    assert all(v.grade == 1 for v in findings.vertebrae)
+    assert "label" in findings.timings_s
+    assert not any("evel" in text or "rejected" in text for text in findings.warnings)
+    jsonschema.validate(json.loads(to_json(findings)), schema())
+
+
+def test_what_is_no_vertebra_is_rejected_before_the_second_network_and_counted(naming, level_scan):
+    scan, recorder = level_scan(["L1", "L2", "none", "none"]), Recorder()
+    analysis = naming.analyse(scan.volume, progress=recorder)
+    found = np.array([v.centre_ras_mm for v in analysis.findings.vertebrae])
+    assert np.abs(found - scan.centres_ras_mm[:2]).max() < 0.75
+    assert [v.level for v in analysis.findings.vertebrae] == ["L1", "L2"]
+    assert set(np.unique(analysis.labels)) == {0, 1, 2}
+    assert "2 candidate centres were rejected as not a vertebra." in analysis.findings.warnings
+    assert recorder.stages == ["resample", "locate", "label", "segment", "paste"]
+    assert recorder.steps["label"] == [(done, 4) for done in range(1, 5)]
+    assert recorder.steps["segment"] == [(1, 2), (2, 2)]
+
+
+def test_a_scan_of_false_centres_holds_no_vertebra(naming, level_scan):
+    findings = naming.run(level_scan(["none"]).volume)
+    assert findings.vertebrae == ()
+    assert "1 candidate centre was rejected as not a vertebra." in findings.warnings
+    assert "No vertebra was found." in findings.warnings
+
+
+def test_cervical_vertebrae_have_no_grade_and_that_is_said(naming, level_scan):
+    findings = naming.run(level_scan(["C4"]).volume)
+    (vertebra,) = findings.vertebrae
+    assert vertebra.level == "C4"
+    assert vertebra.grade is vertebra.grade_probabilities is vertebra.height_loss is None
+    assert vertebra.heights_mm is not None
+    assert vertebra.complete
+    assert "Vertebra 1: no grade: cervical vertebrae are not graded." in findings.warnings
+    assert not any("edge" in text for text in findings.warnings)
+    jsonschema.validate(json.loads(to_json(findings)), schema())
+
+
+def test_a_level_that_is_not_sure_is_null_and_that_is_said(naming, level_scan):
+    between_t5_and_t6 = 300.0 + 20.0 * 12.5
+    findings = naming.run(level_scan([between_t5_and_t6]).volume)
+    (vertebra,) = findings.vertebrae
+    assert vertebra.level is vertebra.level_confidence is None
+    assert vertebra.grade == 1
+    assert "Vertebra 1: without a level, because none is probable enough." in findings.warnings
+
+
+def test_merged_duplicates_leave_no_gap_in_the_levels(naming, level_scan, monkeypatch):
+    """Two centres 12 mm apart can both pass for vertebrae; once their masks have shown them to be one, it is one."""
+    scan = level_scan(["L1", "L2", "L3"])
+    located = pipeline_module.locate
+
+    def twice(*args, **options):
+        centres = located(*args, **options)
+        x, y, z = centres[1].centre_ras_mm
+        return (*centres, replace(centres[1], centre_ras_mm=(x, y, z - 9.0), confidence=0.5))
+
+    monkeypatch.setattr(pipeline_module, "locate", twice)
+    assert [v.level for v in naming.run(scan.volume).vertebrae] == ["L1", "L2", "L3"]
+
+
+def test_without_a_network_for_levels_that_is_said(pipeline, ball_scan):
+    said = "Levels are not given: this bundle has no network that tells them."
+    assert said in pipeline.run(ball_scan(1).volume).warnings
+    assert "label" not in pipeline.run(ball_scan(1).volume).timings_s
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -153,20 +231,23 @@ def test_one_open_pipeline_serves_several_threads(pipeline, ball_scan):
     assert results == expected
 
 
+class Recorder:
+    """What a run tells of its progress."""
+
+    def __init__(self):
+        self.stages, self.steps = [], {}
+
+    def stage(self, name):
+        self.stages.append(name)
+
+    def step(self, done, total):
+        self.steps.setdefault(self.stages[-1], []).append((done, total))
+
+    def finish(self):
+        raise AssertionError("left to the caller")
+
+
 def test_progress_names_the_stages_in_order_and_counts_to_the_end(pipeline, ball_scan):
-    class Recorder:
-        def __init__(self):
-            self.stages, self.steps = [], {}
-
-        def stage(self, name):
-            self.stages.append(name)
-
-        def step(self, done, total):
-            self.steps.setdefault(self.stages[-1], []).append((done, total))
-
-        def finish(self):
-            raise AssertionError("left to the caller")
-
     recorder = Recorder()
     pipeline.run(ball_scan(5).volume, progress=recorder)
     assert recorder.stages == ["resample", "locate", "segment", "paste"]

@@ -14,6 +14,7 @@ NOTICE = "Trained on synthetic data. Not for clinical use."
 WHOLE = Vertebra(
     1,
     "T10",
+    0.97,
     (-123.4, -210.0, -1045.5),
     1.0,
     True,
@@ -29,6 +30,7 @@ CUT = replace(
     WHOLE,
     index=2,
     level=None,
+    level_confidence=None,
     complete=False,
     grade=None,
     grade_probabilities=None,
@@ -61,7 +63,7 @@ def test_the_table_tells_each_vertebra():
     lines = table(FINDINGS, notice=NOTICE).splitlines()
     assert "2 vertebrae" in lines[0]
     row = next(line for line in lines if "T10" in line)
-    for part in ("-1045.5", "3 (1.00)", "20.0/15.0/21.2", "41 %", "123.4", "-100", "1.00", "whole"):
+    for part in ("T10 (0.97)", "-1045.5", "3 (1.00)", "20.0/15.0/21.2", "41 %", "123.4", "-100", "1.00", "whole"):
         assert part in row
     assert sum(line.rstrip().endswith("cut") for line in lines) == 1
 
