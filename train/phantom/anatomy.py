@@ -9,11 +9,13 @@ import numpy.typing as npt
 
 from train.phantom import organs, pelvis, sacrum, skeleton
 from train.phantom.config import DEFAULT_CONFIG, PhantomConfig
+from train.phantom.degeneration import add_ossified_ligament
+from train.phantom.discs import add_discs, add_last_disc
 from train.phantom.hardware import add_hardware
 from train.phantom.scene import Scene, SceneBuilder
 from train.phantom.spine import VertebraShape, rotation, sample_spine
 from train.phantom.torso import sample_torso
-from train.phantom.vertebra import add_canal, add_discs, add_last_disc, add_vertebra
+from train.phantom.vertebra import add_canal, add_vertebra, sample_condition
 
 Float64 = npt.NDArray[np.float64]
 
@@ -53,6 +55,8 @@ def sample_anatomy(seed: int, config: PhantomConfig = DEFAULT_CONFIG) -> Anatomy
     shapes, size, degeneration = sample_spine(rng, config)
     torso = sample_torso(shapes, size, rng)
     thin = rng.uniform(0.4, 1.0) if rng.random() < config.osteoporosis_probability else rng.uniform(0, 0.3)
+    own = np.random.default_rng([seed, 3])
+    condition = sample_condition(shapes, thin, degeneration, config, own)
     s = SceneBuilder()
     organs.add_surroundings(s, torso, rng)
     bones = SceneBuilder(frames=s.frames)
@@ -66,12 +70,13 @@ def sample_anatomy(seed: int, config: PhantomConfig = DEFAULT_CONFIG) -> Anatomy
     organs.add_chest(s, torso, rng)
     organs.add_vessels(s, torso, rng)
     skeleton.add_ribs(s, shapes, torso, thin, rng)
-    add_discs(s, shapes, degeneration=degeneration, rng=rng)
+    add_discs(s, shapes, degeneration=degeneration, config=config, rng=rng, own=own)
     add_last_disc(s, shapes[0], promontory, size)
     add_canal(s, shapes)
+    add_ossified_ligament(s, shapes, config, own)
     s.extend(bones)
     for shape in shapes:
-        add_vertebra(s, shape, thin=thin, degeneration=degeneration, rng=rng)
+        add_vertebra(s, shape, condition, config, rng)
     metal = add_hardware(s, shapes, torso, hips, config, rng)
     tilt = config.tilt_deg if rng.random() < config.tilt_probability else 4.0
     axes = rotation(*rng.uniform(-tilt, tilt, 3))

@@ -39,6 +39,29 @@ class PhantomConfig:
     sclerosis_probability: float = 0.12
     degeneration: tuple[float, float] = (0.0, 1.0)
     """Severity of osteophytes, narrowed discs and Schmorl's nodes, drawn once per patient."""
+    bridge_probability: float = 0.1
+    """Osteophytes that bridge a disc, per disc, at middling degeneration."""
+    dish_probability: float = 0.08
+    """A run of thick bridges along the front (Forestier)."""
+    bamboo_probability: float = 0.02
+    """Thin bridges round most discs (Bekhterev)."""
+    ossified_ligament_probability: float = 0.04
+    disc_gas_probability: float = 0.15
+    """Per disc, times the degeneration; three times that where the disc is narrow."""
+    disc_calcified_probability: float = 0.02
+    block_probability: float = 0.05
+    """Two vertebrae with next to no disc between them."""
+    slip_probability: float = 0.1
+    """A lower lumbar vertebra that has slipped forwards."""
+    endplate_sclerosis_probability: float = 0.15
+    """Per endplate, at middling degeneration."""
+    banded_probability: float = 0.02
+    metastases_probability: float = 0.06
+    irradiated_probability: float = 0.03
+    ivory_probability: float = 0.004
+    """Per vertebra, as are the next two."""
+    haemangioma_probability: float = 0.03
+    bone_island_probability: float = 0.04
     screw_probability: float = 0.08
     cement_probability: float = 0.06
     hip_prosthesis_probability: float = 0.06

@@ -7,7 +7,7 @@ superior.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -260,6 +260,24 @@ def _sagittal_deg(drafts: list[_Draft], posture: _Posture, rng: np.random.Genera
     return np.array(out) - (drift - rng.normal(2.0, 3.0))
 
 
+def _with_block(drafts: list[_Draft], config: PhantomConfig, rng: np.random.Generator) -> list[_Draft]:
+    """The drafts, now and then with one disc all but gone."""
+    if rng.random() >= config.block_probability:
+        return drafts
+    n = int(rng.integers(1, len(drafts) - 2))
+    block = replace(drafts[n], disc_mm=max(0.8, drafts[n].disc_mm * rng.uniform(0.08, 0.25)))
+    return [*drafts[:n], block, *drafts[n + 1 :]]
+
+
+def _slips(levels: list[str], config: PhantomConfig, rng: np.random.Generator) -> Float64:
+    """By how far, mm, every vertebra stands before the one below it."""
+    out = np.zeros(len(levels))
+    if rng.random() < config.slip_probability:
+        n = int(rng.integers(3))
+        out[n] = rng.uniform(-0.08, 0.3) * LEVEL_SIZES[levels[n]].depth_mm
+    return out
+
+
 def sample_spine(rng: np.random.Generator, config: PhantomConfig) -> tuple[list[VertebraShape], float, float]:
     """Vertebrae caudal to cranial, then the patient's size factor and degeneration (0..1)."""
     posture = _sample_posture(rng, config)
@@ -268,6 +286,7 @@ def sample_spine(rng: np.random.Generator, config: PhantomConfig) -> tuple[list[
     width = posture.size * rng.uniform(0.96, 1.14)
     patient_density = rng.normal(0, 12)
     drafts = [_draft(n, g, posture, width, config, rng) for n, g in zip(levels, grades, strict=True)]
+    drafts, slips_mm = _with_block(drafts, config, rng.spawn(1)[0]), _slips(levels, config, rng.spawn(1)[0])
     top = np.array([0.0, 2.0, 14.0]) * posture.size
     shapes: list[VertebraShape] = []
     for i, (d, sagittal) in enumerate(zip(drafts, _sagittal_deg(drafts, posture, rng), strict=True)):
@@ -276,7 +295,7 @@ def sample_spine(rng: np.random.Generator, config: PhantomConfig) -> tuple[list[
         up, (low, high) = axes[:, 2], d.rims_mm
         below = shapes[-1].axes[:, 2] if shapes else np.array([0.0, 0.6, 0.8])
         top = top + (below + up) / np.linalg.norm(below + up) * d.disc_mm
-        origin = top + up * low
+        origin = top + up * low + axes[:, 1] * slips_mm[i]
         if d.level == "C1":
             origin = origin + axes[:, 1] * 9.0 * posture.size
         top = origin + up * high

@@ -1,19 +1,50 @@
-"""Turns vertebra shapes into primitives: bodies, arches with their processes, discs and the spinal canal."""
+"""Turns vertebra shapes into primitives: bodies, arches with their processes, and the spinal canal."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
+from train.phantom.config import PhantomConfig
+from train.phantom.degeneration import Strut, add_bridges, add_degeneration, sample_bridges
+from train.phantom.marrow import BoneHealth, add_marrow, sample_bone_health
 from train.phantom.scene import SceneBuilder
 from train.phantom.spine import VertebraShape
 from train.phantom.tables import Tissue
 
 Float64 = npt.NDArray[np.float64]
 SIDES = (-1.0, 1.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Condition:
+    """What all vertebrae of a patient share.
+
+    Args:
+        thin: 0..1, thins and dulls the cortex.
+        health: the spongy bone; bridges: their halves by VerSe label.
+        lowest: label of the lowest vertebra; joined_sides: those on which it has joined the sacrum (-1 left, 1 right).
+    """
+
+    thin: float
+    health: BoneHealth
+    bridges: dict[int, list[Strut]]
+    lowest: int
+    joined_sides: tuple[float, ...]
+
+
+def sample_condition(
+    shapes: list[VertebraShape], thin: float, degeneration: float, config: PhantomConfig, rng: np.random.Generator
+) -> Condition:
+    """Draws a patient's."""
+    joined: tuple[float, ...] = ()
+    if rng.random() < config.sacralised_probability:
+        joined = ((-1.0,), (1.0,), SIDES)[rng.integers(3)]
+    health = sample_bone_health(shapes, degeneration, config, rng)
+    bridges = sample_bridges(shapes, degeneration, config, rng)
+    return Condition(thin, health, bridges, shapes[0].label, joined)
 
 
 @dataclass(frozen=True)
@@ -194,10 +225,10 @@ def _atlas(s: SceneBuilder, f: int, v: VertebraShape) -> None:
 
 
 def add_vertebra(
-    s: SceneBuilder, v: VertebraShape, *, thin: float, degeneration: float, rng: np.random.Generator
+    s: SceneBuilder, v: VertebraShape, condition: Condition, config: PhantomConfig, rng: np.random.Generator
 ) -> int:
-    """Adds one whole vertebra as one group; returns its frame. ``thin`` 0..1 thins and dulls its cortex."""
-    f = s.frame(v.axes, v.origin_mm)
+    """Adds one whole vertebra as one group, then what its marrow holds; returns its frame."""
+    f, thin = s.frame(v.axes, v.origin_mm), condition.thin
     shell = rng.uniform(0.45, 0.95) * (1 - 0.45 * thin)
     s.group(
         Tissue.ARCH_CORTEX,
@@ -244,108 +275,39 @@ def add_vertebra(
         scale=(k.canal_half_width / k.canal_radius, 1.0),
         cut=True,
     )
-    _add_degeneration(s, v, f, degeneration, rng)
-    _add_interior(s, v, f, rng)
+    own = rng.spawn(1)[0]
+    add_degeneration(s, v, f, condition.health.degeneration, rng)
+    add_bridges(s, condition.bridges[v.label])
+    _add_broken_walls(s, v, f, own)
+    if v.label == condition.lowest:
+        _add_joined_wings(s, v, f, k, condition.joined_sides, own)
+    add_marrow(s, v, f, condition.health, config, own)
     return f
 
 
-def _add_interior(s: SceneBuilder, v: VertebraShape, f: int, rng: np.random.Generator) -> None:
-    """The basal vein's channel, and the dense band of impacted bone that many fractures have."""
+def _add_broken_walls(s: SceneBuilder, v: VertebraShape, f: int, rng: np.random.Generator) -> None:
+    """In some fractures the back wall bulges into the canal or the front wall has a step (mask, not body)."""
     a, b = v.half_width_mm, v.half_depth_mm
-    s.solid(Tissue.SPONGY, hu=v.density - rng.uniform(30, 120))
-    s.capsule((0, -0.8 * b, 0), (0, -0.25 * b, 0), 2.6, 1.0, frame=f, scale=(1.6, 0.8))
-    if v.grade and rng.random() < 0.6:
-        s.solid(Tissue.SPONGY, hu=v.density + rng.uniform(40, 260))
-        low = v.centroid_mm + np.array([0, rng.uniform(-0.1, 0.3) * b, 0.15 * min(v.heights_mm)])
-        s.ellipsoid(low, (0.75 * a, 0.55 * b, rng.uniform(0.08, 0.2) * min(v.heights_mm)), frame=f)
+    if v.grade > 1 and rng.random() < 0.3:
+        z = v.top_share * 0.25 * v.heights_mm[2]
+        size = (rng.uniform(0.3, 0.6) * a, rng.uniform(2.0, 4.5), rng.uniform(0.18, 0.35) * v.heights_mm[2])
+        s.ellipsoid((rng.uniform(-0.2, 0.2) * a, -b + v.hollow_mm, z), size, frame=f)
+    if v.grade and rng.random() < 0.25:
+        z = rng.uniform(-0.1, 0.3) * v.heights_mm[0]
+        turn = np.linspace(-0.9, 0.9, 4)
+        rim = np.stack([0.93 * a * np.sin(turn), 0.93 * b * np.cos(turn), np.full(4, z)], 1)
+        s.chain(rim, rng.uniform(1.2, 2.2), frame=f)
 
 
-def _add_degeneration(s: SceneBuilder, v: VertebraShape, f: int, degeneration: float, rng: np.random.Generator) -> None:
-    """Osteophytes at the rims and Schmorl's nodes away from the midline, where the heights are measured."""
-    a, b = v.half_width_mm, v.half_depth_mm
-    ha, _, hp = v.heights_mm
-    for end in (-1.0, 1.0):
-        share = v.top_share if end > 0 else 1 - v.top_share
-        if rng.random() < 0.75 * degeneration:
-            turn = rng.uniform(-1.2, 1.2)
-            rim = end * (0.5 * v.tallest_mm - share * (v.tallest_mm - ha))
-            at = np.array([0.96 * a * np.sin(turn), 0.94 * b * np.cos(turn), rim - end * 2])
-            out = np.array([np.sin(turn), np.cos(turn), 0]) * rng.uniform(1.5, 6) * degeneration
-            s.capsule(
-                at, at + out + [0, 0, end * rng.uniform(-1, 3.5) * degeneration], 2.4, 1.1, frame=f, scale=(2.2, 1.0)
-            )
-        if rng.random() < 0.3 * degeneration and v.level[0] != "C":
-            x = rng.choice(SIDES) * rng.uniform(0.3, 0.55) * a
-            rim = end * (0.5 * v.tallest_mm - share * (v.tallest_mm - 0.5 * (ha + hp)))
-            s.ellipsoid((x, rng.uniform(-0.3, 0.3) * b, rim), rng.uniform([2, 2, 1.5], [5, 5, 4]), frame=f, cut=True)
-    _add_mimics(s, v, f, rng)
-
-
-def _add_mimics(s: SceneBuilder, v: VertebraShape, f: int, rng: np.random.Generator) -> None:
-    """Endplates that look broken and are not: limbus corners and Cupid's bows (they leave the midline alone)."""
-    a, b = v.half_width_mm, v.half_depth_mm
-    if rng.random() < 0.04 and v.level[0] != "C":
-        rim = 0.5 * v.tallest_mm - v.top_share * (v.tallest_mm - v.heights_mm[0])
-        s.capsule(
-            (-0.5 * a, 0.78 * b, rim),
-            (0.5 * a, 1.0 * b, rim - 5),
-            1.1,
-            frame=f,
-            x=(1, 0, 0),
-            scale=(4.0, 1.0),
-            cut=True,
-        )
-    if rng.random() < 0.12 and v.level[0] == "L":
-        floor = -(0.5 * v.tallest_mm - (1 - v.top_share) * (v.tallest_mm - v.heights_mm[2]))
-        for side in SIDES:
-            s.ellipsoid((side * 0.42 * a, -0.4 * b, floor), (0.3 * a, 0.35 * b, 3.0), frame=f, cut=True)
-
-
-def add_discs(s: SceneBuilder, shapes: list[VertebraShape], *, degeneration: float, rng: np.random.Generator) -> None:
-    """Discs between neighbouring bodies (painted before the vertebrae), some with gas in them."""
-    for lower, upper in pairwise(shapes):
-        if upper.level == "C1":
-            continue
-        a, b = lower.to_body_mm(lower.centroid_mm), upper.to_body_mm(upper.centroid_mm)
-        axis = b - a
-        x = lower.axes[:, 0] + upper.axes[:, 0]
-        half_x, half_y = (
-            0.95 * (lower.half_width_mm + upper.half_width_mm) / 2,
-            0.95 * (lower.half_depth_mm + upper.half_depth_mm) / 2,
-        )
-        half_z = float(np.linalg.norm(axis)) * 0.4
-        s.solid(Tissue.DISC)
-        s.box(
-            (a + b) / 2,
-            (half_x, half_y, half_z),
-            min(half_x, half_y) * 0.8 if half_z > half_y else half_z * 0.9,
-            z=axis,
-            x=x,
-        )
-        if rng.random() < 0.12 * degeneration and upper.level[0] != "C":
-            s.solid(Tissue.GAS, hu=rng.uniform(0, 500))
-            s.ellipsoid(
-                (a + b) / 2 + rng.uniform(-3, 3, 3) * [1, 1, 0.2],
-                (half_x * rng.uniform(0.2, 0.6), half_y * 0.4, 1.2),
-                z=axis,
-                x=x,
-            )
-
-
-def add_last_disc(s: SceneBuilder, lowest: VertebraShape, sacral_mm: Float64, size: float) -> None:
-    """The lumbosacral disc, between the lowest vertebra and the first sacral body's middle."""
-    a, axis = lowest.to_body_mm(lowest.centroid_mm), sacral_mm - lowest.to_body_mm(lowest.centroid_mm)
-    reach = float(np.linalg.norm(axis))
-    start = a + axis * (0.5 * lowest.heights_mm[1] / reach)
-    end = sacral_mm - axis * (13 * size / reach)
-    s.solid(Tissue.DISC)
-    s.box(
-        (start + end) / 2,
-        (0.9 * lowest.half_width_mm, 0.9 * lowest.half_depth_mm, 0.14 * reach + 2),
-        4.0,
-        z=axis,
-        x=lowest.axes[:, 0],
-    )
+def _add_joined_wings(
+    s: SceneBuilder, v: VertebraShape, f: int, k: ArchSize, sides: tuple[float, ...], rng: np.random.Generator
+) -> None:
+    """Transverse processes of a sacralised vertebra, broad and down to the sacrum's wings."""
+    h, scale = v.original_heights_mm[2], v.half_width_mm / 25.0
+    for side in sides:
+        start = (side * (k.canal_half_width + k.pedicle_width), k.back - 1, 0.0)
+        end = (side * rng.uniform(40, 50) * scale, k.back - 5, -0.5 * h - rng.uniform(2, 7))
+        s.capsule(start, end, 8.5 * scale, rng.uniform(10, 13) * scale, frame=f, x=(0, 1, 0), scale=(0.75, 1.0))
 
 
 def add_canal(s: SceneBuilder, shapes: list[VertebraShape]) -> None:

@@ -102,6 +102,7 @@ def test_true_heights_are_those_of_the_body_mask(fine: PhantomScan) -> None:
         for share, height in zip((0.75, 0.0, -0.75), v.heights_mm, strict=True):
             start = v.origin_ras_mm + v.axes_ras[:, 1] * share * v.half_depth_mm
             index = np.round(grid.to_index_zyx(start + along[:, None] * v.axes_ras[:, 2])).astype(int)
+            index = index[((index >= 0) & (index < grid.shape_zyx)).all(axis=1)]
             measured = 0.1 * float((fine.body_mask[tuple(index.T)] == v.label).sum())
             assert measured == pytest.approx(height, abs=1.3)
             checked += 1
