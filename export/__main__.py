@@ -1,4 +1,4 @@
-"""``python -m export``: trained runs to a bundle (two ONNX files and everything the runtime must know)."""
+"""``python -m export``: trained runs to a bundle (their ONNX files and everything the runtime must know)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,19 @@ from typing import Any
 
 from runtime.errors import InputError, VertscanError
 
+DEFAULT_LEVELNET = Path("runs/levelnet")
+
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m export", description=__doc__)
     parser.add_argument("--locnet", type=Path, default=Path("runs/locnet"), help="run folder of the trained LocNet")
     parser.add_argument("--fracsegnet", type=Path, default=Path("runs/fracsegnet"), help="run folder of FracSegNet")
+    levels = parser.add_mutually_exclusive_group()
+    levels.add_argument(
+        "--levelnet", type=Path, help=f"run folder of LevelNet (default: {DEFAULT_LEVELNET}, if it is trained)"
+    )
+    levels.add_argument("--no-levelnet", action="store_true", help="a bundle that tells no levels")
     parser.add_argument("-o", "--out", type=Path, required=True, help="the bundle's folder; a bundle there is replaced")
     parser.add_argument("--name", default="default")
     parser.add_argument("--bundle-version", default="0.1.0")
@@ -63,6 +70,7 @@ def _export(args: argparse.Namespace) -> int:
         args.locnet,
         args.fracsegnet,
         args.out,
+        levelnet=levelnet_folder(args),
         name=args.name,
         version=args.bundle_version,
         choices=Choices(**settings),
@@ -74,6 +82,15 @@ def _export(args: argparse.Namespace) -> int:
     print(f"{bundle.folder}: {bundle.spec.name} {bundle.spec.version}, sha256 {bundle.sha256[:16]}")
     print(json.dumps(bundle.spec.training["largest_difference_from_torch_with_exact_norms"], indent=2))
     return 0
+
+
+def levelnet_folder(args: argparse.Namespace) -> Path | None:
+    """The run folder of the network for levels, or None where the bundle is to have none."""
+    if args.no_levelnet:
+        return None
+    if args.levelnet is not None:
+        return Path(args.levelnet)
+    return DEFAULT_LEVELNET if (DEFAULT_LEVELNET / "best.ckpt").is_file() else None
 
 
 def _read_accuracy(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""From two trained networks to a bundle that the runtime can open."""
+"""From trained networks to a bundle that the runtime can open."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from typing import Any
 
 from export.checkpoint import Trained, load_trained
 from export.onnx_export import check_differences, compare, export_onnx
-from export.phantom_inputs import crop_images, window_images
-from runtime.bundle import Bundle, BundleSpec, FracSegNetSpec, LocNetSpec, write_bundle
+from export.phantom_inputs import crop_images, level_images, window_images
+from runtime.anatomy import LEVEL_NAMES
+from runtime.bundle import Bundle, BundleSpec, FracSegNetSpec, LevelNetSpec, LocNetSpec, write_bundle
 from runtime.bundle_json import to_json
 from runtime.errors import InputError
-from train.config import FracSegNetRun, LocNetRun
+from train.config import FracSegNetRun, LevelNetRun, LocNetRun, Run
 
 SYNTHETIC_USE = (
     "Research and engineering only. The networks were trained on synthetic phantoms alone and have not been validated "
@@ -31,7 +32,7 @@ UNVALIDATED_USE = (
 
 @dataclass(frozen=True)
 class Choices:
-    """What training does not fix: how the networks are run. See LocNetSpec and FracSegNetSpec for the meanings."""
+    """What training does not fix: how the networks are run. See the specs in runtime.bundle for the meanings."""
 
     window_zyx: tuple[int, int, int] | None = None
     overlap: float = 0.5
@@ -42,42 +43,76 @@ class Choices:
     min_confidence: float = 0.5
     skip_below_hu: float = 100.0
     mask_threshold: float = 0.5
+    min_level_confidence: float = 0.5
+
+
+@dataclass(frozen=True)
+class _Networks:
+    """What goes into a bundle."""
+
+    locnet: Trained
+    fracsegnet: Trained
+    levelnet: Trained | None
+
+    def by_name(self) -> dict[str, Trained]:
+        """The networks that there are, by the names that they bear in the bundle."""
+        known = {"locnet": self.locnet, "fracsegnet": self.fracsegnet, "levelnet": self.levelnet}
+        return {name: trained for name, trained in known.items() if trained is not None}
 
 
 def make_bundle(
-    locnet: Path, fracsegnet: Path, folder: Path, *, name: str, version: str, choices: Choices, clinical: bool = False,
-    intended_use: str | None = None,
+    locnet: Path, fracsegnet: Path, folder: Path, *, name: str, version: str, choices: Choices,
+    levelnet: Path | None = None, clinical: bool = False, intended_use: str | None = None,
     note: str = "", accuracy: Mapping[str, Any] | None = None,
 ) -> Bundle:  # fmt: skip
-    """Export the best weights of two runs and write the bundle, whole or not at all.
+    """Export the best weights of two runs, or of three, and write the bundle, whole or not at all.
 
     Raises InputError when a run is of the wrong kind, ExportError when a graph isn't what torch says.
     """
-    loc, frac = load_trained(locnet), load_trained(fracsegnet)
-    loc_run, frac_run = loc.run, frac.run
-    if not isinstance(loc_run, LocNetRun) or not isinstance(frac_run, FracSegNetRun):
-        raise InputError(f"{locnet} must hold a LocNet and {fracsegnet} a FracSegNet; met {type(loc.run).__name__} "
-                         f"and {type(frac.run).__name__}.")  # fmt: skip
-    loc = replace(loc, example_zyx=choices.window_zyx or loc.example_zyx)
+    networks = _load(locnet, fracsegnet, levelnet, choices)
+    loc, frac, level = networks.locnet, networks.fracsegnet, networks.levelnet
     with tempfile.TemporaryDirectory() as scratch:
-        files = {"locnet.onnx": Path(scratch) / "locnet.onnx", "fracsegnet.onnx": Path(scratch) / "fracsegnet.onnx"}
+        files = {f"{network}.onnx": Path(scratch) / f"{network}.onnx" for network in networks.by_name()}
         differences = {
-            "locnet": _export(loc, files["locnet.onnx"], window_images(loc_run, loc.example_zyx, 8)),
-            "fracsegnet": _export(frac, files["fracsegnet.onnx"], crop_images(frac_run, 8)),
+            network: _export(trained, files[f"{network}.onnx"], _images(trained))
+            for network, trained in networks.by_name().items()
         }
         spec = BundleSpec(
             name=name,
             version=version,
             locnet=_locnet_spec(loc, choices),
             fracsegnet=_fracsegnet_spec(frac, choices),
+            levelnet=None if level is None else _levelnet_spec(level, choices),
             files={},
             licence="Apache-2.0",
-            intended_use=intended_use or _default_use(loc_run, frac_run),
+            intended_use=intended_use or _default_use(networks),
             clinical=clinical,
-            training=_provenance(loc, frac, differences, note),
+            training=_provenance(networks, differences, note),
             accuracy=dict(accuracy or {}),
         )
         return write_bundle(spec, files, folder)
+
+
+def _load(locnet: Path, fracsegnet: Path, levelnet: Path | None, choices: Choices) -> _Networks:
+    loc = _of_kind(locnet, LocNetRun, "LocNet")
+    loc = replace(loc, example_zyx=choices.window_zyx or loc.example_zyx)
+    level = None if levelnet is None else _of_kind(levelnet, LevelNetRun, "LevelNet")
+    return _Networks(loc, _of_kind(fracsegnet, FracSegNetRun, "FracSegNet"), level)
+
+
+def _of_kind(folder: Path, kind: type[Run], what: str) -> Trained:
+    trained = load_trained(folder)
+    if not isinstance(trained.run, kind):
+        raise InputError(f"{folder} must hold a {what}; met {type(trained.run).__name__}.")
+    return trained
+
+
+def _images(trained: Trained) -> list[Any]:
+    """Phantom inputs of the size that the network is deployed at."""
+    run = trained.run
+    if isinstance(run, LocNetRun):
+        return window_images(run, trained.example_zyx, 8)
+    return level_images(run, 8) if isinstance(run, LevelNetRun) else crop_images(run, 8)
 
 
 def _export(trained: Trained, path: Path, images: list[Any]) -> dict[str, float]:
@@ -123,23 +158,40 @@ def _fracsegnet_spec(trained: Trained, choices: Choices) -> FracSegNetSpec:
     )
 
 
-def _default_use(loc: LocNetRun, frac: FracSegNetRun) -> str:
-    return SYNTHETIC_USE if {*loc.data, *frac.data} == {"phantoms"} else UNVALIDATED_USE
+def _levelnet_spec(trained: Trained, choices: Choices) -> LevelNetSpec:
+    run = trained.run
+    assert isinstance(run, LevelNetRun)
+    return LevelNetSpec(
+        file="levelnet.onnx",
+        spacing_mm=run.spacing_mm,
+        crop_zyx=trained.example_zyx,
+        intensity=run.intensity,
+        level_names=LEVEL_NAMES,
+        min_confidence=choices.min_level_confidence,
+    )
 
 
-def _provenance(loc: Trained, frac: Trained, differences: Mapping[str, Any], note: str) -> dict[str, Any]:
+def _data(networks: _Networks) -> set[str]:
+    """What any of the networks was trained on."""
+    return {name for trained in networks.by_name().values() for name in trained.run.data}
+
+
+def _default_use(networks: _Networks) -> str:
+    return SYNTHETIC_USE if _data(networks) == {"phantoms"} else UNVALIDATED_USE
+
+
+def _provenance(networks: _Networks, differences: Mapping[str, Any], note: str) -> dict[str, Any]:
     import torch
 
     def of(trained: Trained) -> dict[str, Any]:
         return {"steps": trained.step, "validation": trained.metrics, "run": json.loads(to_json(trained.run))}
 
-    data = sorted({*loc.run.data, *frac.run.data})
+    data = sorted(_data(networks))
     return {
         "data": "synthetic phantoms only" if data == ["phantoms"] else ", ".join(Path(name).name for name in data),
         "exported": datetime.now(UTC).isoformat(timespec="seconds"),
         "torch": torch.__version__,
-        "locnet": of(loc),
-        "fracsegnet": of(frac),
+        **{name: of(trained) for name, trained in networks.by_name().items()},
         "note": note,
         "largest_difference_from_torch_with_exact_norms": differences,
     }

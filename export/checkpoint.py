@@ -10,8 +10,8 @@ from torch import nn
 
 from runtime.errors import InputError
 from train import config as configuration
-from train.config import FracSegNetRun, LocNetRun
-from train.networks import FracSegNet, FracSegNetOutputs, LocNet
+from train.config import LevelNetRun, LocNetRun, Run
+from train.networks import FracSegNet, FracSegNetOutputs, LevelNet, LevelNetOutputs, LocNet
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Trained:
         metrics: figures of the validation that chose them.
     """
 
-    run: LocNetRun | FracSegNetRun
+    run: Run
     network: nn.Module
     outputs: tuple[str, ...]
     example_zyx: tuple[int, int, int]
@@ -42,15 +42,36 @@ def load_trained(folder: Path) -> Trained:
         raise InputError(f"{folder} holds no best.ckpt: train it first, e.g. python -m train locnet -o {folder}.")
     run = configuration.load(folder / "config.json")
     state = torch.load(best, map_location="cpu", weights_only=True)
+    network, deployed = new_network(run)
+    network.load_state_dict(state["network"])
+    return Trained(run, deployed.eval(), outputs_of(run), example_zyx(run), int(state["step"]), dict(state["metrics"]))
+
+
+def new_network(run: Run) -> tuple[nn.Module, nn.Module]:
+    """A new network as it is trained, and the module around it as it is deployed: weights go into the first."""
     if isinstance(run, LocNetRun):
-        network: nn.Module = LocNet(run.network)
-        network.load_state_dict(state["network"])
-        outputs: tuple[str, ...] = ("heatmap", "offsets") if run.network.variant == "F" else ("heatmap",)
-        example = run.crop_shapes[0]
-    else:
-        plain = FracSegNet(run.network)
-        plain.load_state_dict(state["network"])
-        network = FracSegNetOutputs(plain)
-        outputs = ("mask", "grade", "heights") if run.network.heights else ("mask", "grade")
-        example = (run.network.crop,) * 3
-    return Trained(run, network.eval(), outputs, example, int(state["step"]), dict(state["metrics"]))
+        locnet = LocNet(run.network)
+        return locnet, locnet
+    if isinstance(run, LevelNetRun):
+        levelnet = LevelNet(run.network)
+        return levelnet, LevelNetOutputs(levelnet)
+    fracsegnet = FracSegNet(run.network)
+    return fracsegnet, FracSegNetOutputs(fracsegnet)
+
+
+def outputs_of(run: Run) -> tuple[str, ...]:
+    """Names of a deployed network's outputs."""
+    if isinstance(run, LocNetRun):
+        return ("heatmap", "offsets") if run.network.variant == "F" else ("heatmap",)
+    if isinstance(run, LevelNetRun):
+        return ("level",)
+    return ("mask", "grade", "heights") if run.network.heights else ("mask", "grade")
+
+
+def example_zyx(run: Run) -> tuple[int, int, int]:
+    """The input size that a network is exported at, voxels."""
+    if isinstance(run, LocNetRun):
+        return run.crop_shapes[0]
+    if isinstance(run, LevelNetRun):
+        return run.network.crop_zyx
+    return (run.network.crop, run.network.crop, run.network.crop)

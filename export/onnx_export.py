@@ -17,7 +17,7 @@ from torch import nn
 from export.checkpoint import Trained
 
 OPSET = 20
-TOLERANCES = {"heatmap": 1e-4, "offsets": 1e-3, "mask": 1e-3, "grade": 1e-3, "heights": 5e-2}
+TOLERANCES = {"heatmap": 1e-4, "offsets": 1e-3, "mask": 1e-3, "grade": 1e-3, "heights": 5e-2, "level": 1e-3}
 """Largest absolute difference from torch that is let through: probabilities, voxels, and millimetres for heights."""
 OFFSET_HEAT = 0.1
 """Offsets are compared where the heatmap exceeds this: elsewhere nobody reads them."""

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from train.config import FracSegNetRun, LocNetRun
+from train.config import FracSegNetRun, LevelNetRun, LocNetRun
+from train.level_task import LevelNetTask
 from train.sources import PhantomSource
 from train.tasks import FracSegNetTask, LocNetTask
 
@@ -23,3 +24,9 @@ def crop_images(run: FracSegNetRun, count: int) -> list[np.ndarray]:
     """FracSegNet crops (1, 1, z, y, x) float32, normalised."""
     task, source = FracSegNetTask(run), PhantomSource()
     return [task.batch(source, (_STREAM, 1, i), 1)["image"].numpy() for i in range(count)]
+
+
+def level_images(run: LevelNetRun, count: int) -> list[np.ndarray]:
+    """LevelNet crops (1, 1, z, y, x) float32, normalised, each of another phantom."""
+    task, source = LevelNetTask(replace(run, crops_per_scan=1)), PhantomSource()
+    return [task.batch(source, (_STREAM, 2, i), 1)["image"].numpy() for i in range(count)]

@@ -9,14 +9,13 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from export.checkpoint import Trained
+from export.checkpoint import Trained, new_network, outputs_of
 from runtime.bundle import Bundle
 from runtime.bundle_json import from_json
 from runtime.errors import BundleError
-from train.config import FracSegNetRun, LocNetRun
-from train.networks import FracSegNet, FracSegNetOutputs, LocNet
+from train.config import FracSegNetRun, LevelNetRun, LocNetRun, Run
 
-R = TypeVar("R", LocNetRun, FracSegNetRun)
+R = TypeVar("R", LocNetRun, FracSegNetRun, LevelNetRun)
 
 
 def torch_locnet(bundle: Bundle) -> Trained:
@@ -24,11 +23,8 @@ def torch_locnet(bundle: Bundle) -> Trained:
 
     Raises BundleError when the bundle doesn't say how it was trained, or its weights bear other names.
     """
-    run = _run(bundle, "locnet", LocNetRun)
-    network = LocNet(run.network)
-    _load(network, bundle, bundle.spec.locnet.file)
-    outputs = ("heatmap", "offsets") if run.network.variant == "F" else ("heatmap",)
-    return Trained(run, network.eval(), outputs, bundle.spec.locnet.window_zyx, 0, {})
+    spec = bundle.spec.locnet
+    return _reloaded(bundle, _run(bundle, "locnet", LocNetRun), spec.file, spec.window_zyx)
 
 
 def torch_fracsegnet(bundle: Bundle) -> Trained:
@@ -36,11 +32,25 @@ def torch_fracsegnet(bundle: Bundle) -> Trained:
 
     Raises BundleError when the bundle doesn't say how it was trained, or its weights bear other names.
     """
-    run = _run(bundle, "fracsegnet", FracSegNetRun)
-    network = FracSegNetOutputs(FracSegNet(run.network))
-    _load(network, bundle, bundle.spec.fracsegnet.file)
-    outputs = ("mask", "grade", "heights") if run.network.heights else ("mask", "grade")
-    return Trained(run, network.eval(), outputs, bundle.spec.fracsegnet.crop_zyx, 0, {})
+    spec = bundle.spec.fracsegnet
+    return _reloaded(bundle, _run(bundle, "fracsegnet", FracSegNetRun), spec.file, spec.crop_zyx)
+
+
+def torch_levelnet(bundle: Bundle) -> Trained | None:
+    """LevelNet as torch module with probabilities as outputs, FP32, in evaluation mode; None where there is none.
+
+    Raises BundleError when the bundle doesn't say how it was trained, or its weights bear other names.
+    """
+    spec = bundle.spec.levelnet
+    if spec is None:
+        return None
+    return _reloaded(bundle, _run(bundle, "levelnet", LevelNetRun), spec.file, spec.crop_zyx)
+
+
+def _reloaded(bundle: Bundle, run: Run, file: str, example_zyx: tuple[int, int, int]) -> Trained:
+    _, network = new_network(run)
+    _load(network, bundle, file)
+    return Trained(run, network.eval(), outputs_of(run), example_zyx, 0, {})
 
 
 def _run(bundle: Bundle, name: str, kind: type[R]) -> R:

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -14,13 +15,14 @@ import torch
 
 from export.checkpoint import Trained
 from export.onnx_export import OFFSET_HEAT
-from export.reload import torch_fracsegnet, torch_locnet
+from export.reload import torch_fracsegnet, torch_levelnet, torch_locnet
 from runtime.bundle import Bundle, LocNetSpec, open_bundle
 from runtime.crops import crop_grid, extract_crops
 from runtime.engines import open_session, select_engine
 from runtime.engines.base import EngineInfo, Session
 from runtime.errors import VertscanError
 from runtime.intensity import normalise
+from runtime.levels import level_evidence
 from runtime.localise import centres_of
 from runtime.resample import resample, working_grid
 from runtime.volume import Volume
@@ -28,7 +30,7 @@ from runtime.windows import plan_windows, sliding_windows, windows_reaching
 from train.evaluate import positive
 from train.phantom import render, sample_anatomy, sample_appearance
 
-LIMITS = {"heatmap": 5e-3, "offsets": 2e-2, "mask": 5e-3, "grade": 5e-3}
+LIMITS = {"heatmap": 5e-3, "offsets": 2e-2, "mask": 5e-3, "grade": 5e-3, "level": 1e-2}
 """Largest differences that an FP32 engine may have from torch: some are off by 1e-3 in their normalisations (decision
 0005). That nothing comes of them is what the comparison of the peaks says."""
 FIRST_SEED = 2**31 + 2**20
@@ -70,6 +72,8 @@ class Difference:
         offsets: voxels, where torch's heatmap exceeds 0.1.
         mask: probability, over the crops of all centres; 0 without centres.
         grade: probability.
+        level: probability; 0 for a bundle without a network for levels.
+        same_levels: whether both networks hold each centre for the same level, or for none.
     """
 
     scan: str
@@ -79,23 +83,39 @@ class Difference:
     offsets: float
     mask: float
     grade: float
+    level: float = 0.0
+    same_levels: bool = True
 
     @property
     def passes(self) -> bool:
-        """Same peaks, and every difference within ``LIMITS``."""
-        return self.same_peaks and all(getattr(self, name) <= limit for name, limit in LIMITS.items())
+        """Same peaks and levels, and every difference within ``LIMITS``."""
+        return (
+            self.same_peaks and self.same_levels and all(getattr(self, name) <= limit for name, limit in LIMITS.items())
+        )
 
 
-def verify(bundle: Bundle, locnet: Session, fracsegnet: Session, scans: Iterator[Volume]) -> Iterator[Difference]:
-    """Compare the two sessions with the bundle's torch networks, scan by scan."""
-    torch_loc, torch_frac = TorchSession(torch_locnet(bundle)), TorchSession(torch_fracsegnet(bundle))
+Pair = tuple[Session, Session]
+"""The reference and the engine that is compared with it."""
+
+
+def verify(
+    bundle: Bundle,
+    locnet: Session,
+    fracsegnet: Session,
+    scans: Iterator[Volume],
+    *,
+    levelnet: Session | None = None,
+) -> Iterator[Difference]:
+    """Compare the sessions with the bundle's torch networks, scan by scan; levels only where a session is given."""
+    locnets = TorchSession(torch_locnet(bundle)), locnet
+    fracsegnets = TorchSession(torch_fracsegnet(bundle)), fracsegnet
+    reference = torch_levelnet(bundle)
+    levelnets = (TorchSession(reference), levelnet) if reference is not None and levelnet is not None else None
     for scan in scans:
-        yield _compare(bundle, scan, (torch_loc, locnet), (torch_frac, fracsegnet))
+        yield _compare(bundle, scan, locnets, fracsegnets, levelnets)
 
 
-def _compare(
-    bundle: Bundle, scan: Volume, locnets: tuple[Session, Session], fracsegnets: tuple[Session, Session]
-) -> Difference:
+def _compare(bundle: Bundle, scan: Volume, locnets: Pair, fracsegnets: Pair, levelnets: Pair | None) -> Difference:
     spec = bundle.spec.locnet
     grid = working_grid(scan.grid, spec.spacing_mm)
     hu = resample(scan, grid)
@@ -105,6 +125,7 @@ def _compare(
         [c.centre_ras_mm for c in centres_of(h, o, grid, bare)] for h, o in ((heat, offsets), (heat_met, offsets_met))
     )
     mask, grade = _crop_differences(bundle, scan, centres, fracsegnets)
+    level, same_levels = _level_difference(bundle, scan, centres, levelnets)
     return Difference(
         scan=scan.name,
         centres=len(centres),
@@ -113,6 +134,8 @@ def _compare(
         offsets=float((np.abs(offsets - offsets_met) * (heat > OFFSET_HEAT)).max(initial=0.0)),
         mask=mask,
         grade=grade,
+        level=level,
+        same_levels=same_levels,
     )
 
 
@@ -123,7 +146,7 @@ def _maps(hu: np.ndarray, spec: LocNetSpec, session: Session) -> tuple[np.ndarra
 
 
 def _crop_differences(
-    bundle: Bundle, scan: Volume, centres: Sequence[tuple[float, float, float]], sessions: tuple[Session, Session]
+    bundle: Bundle, scan: Volume, centres: Sequence[tuple[float, float, float]], sessions: Pair
 ) -> tuple[float, float]:
     spec = bundle.spec.fracsegnet
     worst = np.zeros(2)
@@ -133,6 +156,17 @@ def _crop_differences(
         reference, met = (dict(zip(s.output_names, s(image), strict=True)) for s in sessions)
         worst = np.maximum(worst, [np.abs(reference[name] - met[name]).max() for name in ("mask", "grade")])
     return float(worst[0]), float(worst[1])
+
+
+def _level_difference(
+    bundle: Bundle, scan: Volume, centres: Sequence[tuple[float, float, float]], sessions: Pair | None
+) -> tuple[float, bool]:
+    """Largest difference of the levels' probabilities, and whether the most probable ones are the same."""
+    spec = bundle.spec.levelnet
+    if spec is None or sessions is None or not centres:
+        return 0.0, True
+    reference, met = (level_evidence(scan, centres, spec, session) for session in sessions)
+    return float(np.abs(reference - met).max()), bool((reference.argmax(axis=1) == met.argmax(axis=1)).all())
 
 
 def phantoms(count: int) -> Iterator[Volume]:
@@ -162,9 +196,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         bundle = open_bundle(args.bundle)
         choice = select_engine(args.engine, precision="fp32")
-        files = [bundle.path_of(file) for file in (bundle.spec.locnet.file, bundle.spec.fracsegnet.file)]
-        with open_session(choice, files[0]) as locnet, open_session(choice, files[1]) as fracsegnet:
-            differences = list(verify(bundle, locnet, fracsegnet, phantoms(args.phantoms)))
+        with ExitStack() as stack:
+            locnet, fracsegnet, *rest = (
+                stack.enter_context(open_session(choice, bundle.path_of(net.file))) for net in bundle.spec.networks
+            )
+            scans = phantoms(args.phantoms)
+            differences = list(verify(bundle, locnet, fracsegnet, scans, levelnet=rest[0] if rest else None))
     except VertscanError as error:
         print(f"verify: {error}", file=sys.stderr)
         return error.exit_status
@@ -176,6 +213,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"  {name:8s} largest difference {worst:.2e} (limit {limit:.0e})")
     same = sum(d.same_peaks for d in differences)
     print(f"  peaks    identical on {same} of {len(differences)} ({sum(d.centres for d in differences)} centres)")
+    if bundle.spec.levelnet is not None:
+        print(f"  levels   identical on {sum(d.same_levels for d in differences)} of {len(differences)}")
     return 0 if all(d.passes for d in differences) else 1
 
 

@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 import torch
 
-from export.__main__ import main
+from export.__main__ import build_parser, levelnet_folder, main
 from export.bundle import Choices, make_bundle
 from export.checkpoint import Trained, load_trained
 from export.onnx_export import (
@@ -21,16 +21,21 @@ from export.onnx_export import (
     node_counts,
     random_images,
 )
+from export.reload import torch_fracsegnet, torch_levelnet, torch_locnet
+from export.verify import LIMITS, TorchSession, _level_difference, verify
+from runtime.anatomy import LEVEL_NAMES
 from runtime.bundle import open_bundle
 from runtime.errors import InputError
-from train import config
-from train.config import FracSegNetRun, LocNetRun
+from runtime.volume import Grid, Volume
+from train import config, networks
+from train.config import FracSegNetRun, LevelNetRun, LocNetRun
 from train.loop import save_atomically
-from train.networks import FracSegNet, FracSegNetConfig, LocNet, LocNetConfig, UNetConfig
+from train.networks import FracSegNet, FracSegNetConfig, LevelNet, LevelNetConfig, LocNet, LocNetConfig, UNetConfig
 
 TINY = UNetConfig((4, 6, 8), 8)
 LOC = LocNetRun(LocNetConfig(TINY), crop_shapes=((16, 16, 16), (24, 16, 16)))
 FRAC = FracSegNetRun(FracSegNetConfig(TINY, crop=16))
+LEVEL = LevelNetRun(LevelNetConfig(4, (4, 6), 4, 8, crop_zyx=(16, 8, 8)))
 
 
 def trained(run, network: torch.nn.Module, folder: Path) -> Path:
@@ -52,9 +57,64 @@ def runs(tmp_path_factory) -> tuple[Path, Path]:
 
 
 @pytest.fixture(scope="module")
-def bundle(runs, tmp_path_factory):
+def levelnet(tmp_path_factory) -> Path:
+    return trained(LEVEL, LevelNet(LEVEL.network), tmp_path_factory.mktemp("runs") / "level")
+
+
+@pytest.fixture(scope="module")
+def bundle(runs, levelnet, tmp_path_factory):
     folder = tmp_path_factory.mktemp("bundle") / "b"
-    return make_bundle(*runs, folder, name="tiny", version="1.2.3", choices=Choices(overlap=0.25))
+    choices = Choices(overlap=0.25, min_level_confidence=0.6)
+    return make_bundle(*runs, folder, levelnet=levelnet, name="tiny", version="1.2.3", choices=choices)
+
+
+def test_the_network_for_levels_says_what_torch_says(bundle, levelnet) -> None:
+    spec = bundle.spec.levelnet
+    assert (spec.spacing_mm, spec.crop_zyx, spec.min_confidence) == (4.0, (16, 8, 8), 0.6)
+    assert spec.level_names == LEVEL_NAMES == networks.LEVEL_NAMES
+    assert bundle.spec.training["levelnet"]["steps"] == 12
+    images = [np.random.default_rng(n).uniform(0, 1, (n, 1, *spec.crop_zyx)).astype(np.float32) for n in (1, 2, 5)]
+    session = onnxruntime.InferenceSession(bundle.path_of(spec.file), providers=["CPUExecutionProvider"])
+    assert [output.name for output in session.get_outputs()] == ["level"]
+    for again in (load_trained(levelnet), torch_levelnet(bundle)):
+        check_differences(compare(again, bundle.path_of(spec.file), images))
+    (level,) = session.run(None, {"image": images[2]})
+    np.testing.assert_allclose(level.sum(axis=1), 1.0, atol=1e-5)
+    assert np.ptp(level, axis=0).max() > 1e-4, "the image matters"
+
+
+def test_engines_are_verified_on_levels_too(bundle) -> None:
+    """With other weights behind the engine the levels differ, and that is noticed."""
+    loc, frac, level = (TorchSession(one(bundle)) for one in (torch_locnet, torch_fracsegnet, torch_levelnet))
+    volume = Volume(np.zeros((40, 30, 30), np.int16), Grid((40, 30, 30), np.diag([3.0, 3.0, 3.0, 1.0])), "x")
+    volume.array[:, 10:20, 10:20] = 500
+    points = [(45.0, 45.0, 60.0), (45.0, 45.0, 80.0)]
+    assert _level_difference(bundle, volume, points, (level, level)) == (0.0, True)
+    other = TorchSession(torch_levelnet(bundle))
+    with torch.no_grad():
+        other.network.network.head.bias[3] += 20.0
+    difference, same = _level_difference(bundle, volume, points, (level, other))
+    assert difference > LIMITS["level"]
+    assert not same
+    (met,) = verify(bundle, loc, frac, iter([volume]), levelnet=level)
+    assert met.passes
+    assert not replace(met, same_levels=False).passes
+    assert not replace(met, level=0.1).passes
+
+
+def test_the_run_of_levels_is_the_named_one_or_the_default_where_it_is_trained(tmp_path: Path, monkeypatch) -> None:
+    def chosen(*options: str) -> Path | None:
+        return levelnet_folder(build_parser().parse_args(["-o", "out", *options]))
+
+    monkeypatch.chdir(tmp_path)
+    assert chosen() is None
+    assert chosen("--levelnet", "mine") == Path("mine")
+    (tmp_path / "runs" / "levelnet").mkdir(parents=True)
+    (tmp_path / "runs" / "levelnet" / "best.ckpt").touch()
+    assert chosen() == Path("runs/levelnet")
+    assert chosen("--no-levelnet") is None
+    with pytest.raises(SystemExit):
+        chosen("--no-levelnet", "--levelnet", "mine")
 
 
 @pytest.mark.parametrize("which", [0, 1])
@@ -120,6 +180,8 @@ def test_networks_that_saw_real_scans_are_not_called_synthetic(tmp_path: Path, r
     spec = make_bundle(folder, runs[1], tmp_path / "b", name="r", version="1", choices=Choices(), note="a note").spec
     assert "synthetic" not in spec.intended_use
     assert spec.training["data"] == "verse, phantoms"
+    assert spec.levelnet is None
+    assert "levelnet" not in spec.training
     assert spec.training["note"] == "a note"
 
 
@@ -142,7 +204,7 @@ def test_heatmap_only_networks_search_peaks_on_the_heatmap(tmp_path: Path, runs)
 
 
 def test_the_command_line(runs, tmp_path: Path, capsys) -> None:
-    paths = ["--locnet", str(runs[0]), "--fracsegnet", str(runs[1]), "-o", str(tmp_path / "b")]
+    paths = ["--locnet", str(runs[0]), "--fracsegnet", str(runs[1]), "--no-levelnet", "-o", str(tmp_path / "b")]
     assert main([*paths, "--set", "peak_threshold=2.5", "--set", "window_zyx=[32,16,16]"]) == 0
     assert open_bundle(tmp_path / "b").spec.locnet.peak_threshold == 2.5
     assert open_bundle(tmp_path / "b").spec.locnet.window_zyx == (32, 16, 16)
@@ -155,8 +217,15 @@ def test_the_command_line(runs, tmp_path: Path, capsys) -> None:
 
 
 def test_networks_in_the_wrong_place_are_refused(runs, tmp_path: Path) -> None:
+    def make(*folders: Path, levelnet: Path | None = None) -> None:
+        make_bundle(*folders, tmp_path / "b", levelnet=levelnet, name="x", version="1", choices=Choices())
+
     with pytest.raises(InputError, match="must hold a LocNet"):
-        make_bundle(runs[1], runs[0], tmp_path / "b", name="x", version="1", choices=Choices())
+        make(runs[1], runs[0])
+    with pytest.raises(InputError, match="must hold a FracSegNet; met LocNetRun"):
+        make(runs[0], runs[0])
+    with pytest.raises(InputError, match="must hold a LevelNet; met FracSegNetRun"):
+        make(*runs, levelnet=runs[1])
 
 
 def test_trained_networks_are_in_evaluation_mode(runs) -> None:
