@@ -19,9 +19,11 @@ from train.config import FracSegNetRun, LevelNetRun, LocNetRun
 from train.label_maps import read_labels, sample_nearest
 from train.level_crops import AIR_HU, LevelSample, block, level_crops
 from train.sources import VertebraSample
-from train.verse import LEVELS, Case, find_cases, find_grades, read_centroids
+from train.verse import LEVELS, Case, find_cases, find_grades, grades_of, read_centroids
 
 log = logging.getLogger(__name__)
+BODY_DEPTH = 0.6
+"""Of the deepest voxel's depth. From 0.4 to 0.8 nothing changes by more than a millimetre."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +123,7 @@ class RealSource:
         groups: dict[int, list[tuple[Case, int, int]]] = {}
         for case in self.cases:
             for label in _centres(case, _grid_of(case)):
-                grade = self.grades.get(case.name, {}).get(label, -1)
+                grade = grades_of(case, self.grades).get(label, -1)
                 groups.setdefault(grade, []).append((case, label, grade))
         if not groups:
             raise InputError("The data set names no vertebra: neither centroid files nor masks were found.")
@@ -153,17 +155,38 @@ def _grid_of(case: Case) -> Grid:
 
 
 def _centres(case: Case, grid: Grid) -> dict[int, np.ndarray]:
-    """Label -> centre RAS mm: from the centroid file, or else the mask's centres of mass."""
+    """Label -> centre of the vertebral body, RAS mm: from the centroid file, or else from the mask."""
     if case.centroids is not None:
         return dict(read_centroids(case.centroids, grid))
     if case.mask is None:
         return {}
-    labels, mask_grid = read_labels(case.mask)
-    return {
-        int(n): mask_grid.to_ras_mm(np.argwhere(labels == n).mean(axis=0))
-        for n in np.unique(labels)
-        if int(n) in LEVELS
-    }
+    return body_centres(*read_labels(case.mask))
+
+
+def body_centres(labels: np.ndarray, grid: Grid) -> dict[int, np.ndarray]:
+    """Label -> centre of the vertebral body (3,), RAS mm, from masks of whole vertebrae, (z, y, x) with VerSe labels.
+
+    The body is the thickest part of a vertebra: the centre is that of all voxels at least ``BODY_DEPTH`` times as deep
+    inside the mask as its deepest one. The mask's own centre of mass lies 11 to 13 mm behind it, drawn by the arch.
+    """
+    centres = {}
+    for label in (int(n) for n in np.unique(labels) if int(n) in LEVELS):
+        voxels = np.argwhere(labels == label)
+        low, high = voxels.min(axis=0), voxels.max(axis=0) + 1
+        block = labels[tuple(slice(a, b) for a, b in zip(low, high, strict=True))] == label
+        depth = _depth_mm(block, grid.spacing_xyz_mm)
+        centres[label] = grid.to_ras_mm(low + np.argwhere(depth >= BODY_DEPTH * depth.max()).mean(axis=0))
+    return centres
+
+
+def _depth_mm(mask: np.ndarray, spacing_xyz_mm: tuple[float, float, float]) -> np.ndarray:
+    """How far from the mask's surface each voxel (z, y, x) lies: positive inside."""
+    import SimpleITK as sitk  # noqa: N813  the name all of its users know
+
+    image = sitk.GetImageFromArray(np.pad(mask, 1).astype(np.uint8))
+    image.SetSpacing(spacing_xyz_mm)
+    depth = sitk.SignedMaurerDistanceMap(image, insideIsPositive=True, squaredDistance=False, useImageSpacing=True)
+    return np.asarray(sitk.GetArrayFromImage(depth)[1:-1, 1:-1, 1:-1])
 
 
 @lru_cache(maxsize=512)

@@ -6,7 +6,9 @@ Labels: 1-7 C1-C7, 8-19 T1-T12, 20-25 L1-L6, 26 sacrum, 27 coccyx, 28 T13.
 
 Splits: a folder between the root and ``rawdata`` whose name ends in ``training``, ``validation`` or ``test`` says of
 which its scans are, as in VerSe's own archives. Where no folder says ``validation``, every tenth subject, chosen by a
-hash of its name, is held out of training for it. Scans of one subject are never on both sides.
+hash of its name, is held out of training for it. Scans of one subject are never on both sides: VerSe 2020 holds the
+patients of VerSe 2019 again, in other splits, so a subject that is in a test folder anywhere is for test alone, and one
+in a validation folder is not trained on. Of scans of the same name one is used.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -33,6 +36,7 @@ LEVELS: Mapping[int, str] = {
 LABELS: Mapping[str, int] = {level: label for label, level in LEVELS.items()}
 
 
+log = logging.getLogger(__name__)
 SPLITS = ("training", "validation", "test")
 HELD_OUT_SHARE = 0.1
 """Of the subjects, for validation, where the data set has no validation folder."""
@@ -68,7 +72,7 @@ class KnownHeights:
 
 
 def find_cases(root: Path | str, *, split: str | None = None) -> tuple[Case, ...]:
-    """All scans under ``root``, or those of one split (see this module's head), sorted by their files' paths.
+    """All scans under ``root``, or those of one split (see this module's head), sorted by name.
 
     Raises InputError when there are none: the message names the layout that was looked for.
     """
@@ -83,7 +87,7 @@ def find_cases(root: Path | str, *, split: str | None = None) -> tuple[Case, ...
             f"No scan was found in {root}: looked for rawdata/sub-*/sub-*_ct.nii.gz (VerSe's layout). "
             "Point at the folder that holds rawdata/ and derivatives/."
         )
-    cases = _with_validation(cases)
+    cases = _with_validation(_apart(cases))
     chosen = tuple(case for case in cases if split in (None, case.split))
     if not chosen:
         counts = ", ".join(f"{sum(c.split == name for c in cases)} for {name}" for name in SPLITS)
@@ -92,6 +96,17 @@ def find_cases(root: Path | str, *, split: str | None = None) -> tuple[Case, ...
             "or with more subjects: every tenth is held out for validation where no folder is named so."
         )
     return chosen
+
+
+def _apart(cases: Sequence[Case]) -> list[Case]:
+    """Each subject in one split, the one furthest from training that any of its scans is in; each name once."""
+    strictest: dict[str, str] = {}
+    for case in cases:
+        strictest[case.subject] = max(strictest.get(case.subject, SPLITS[0]), case.split, key=SPLITS.index)
+    once = {case.name: replace(case, split=strictest[case.subject]) for case in reversed(cases)}
+    if len(once) < len(cases):
+        log.warning("%d scans are there more than once; one of each name is used", len(cases) - len(once))
+    return [once[name] for name in sorted(once)]
 
 
 def _with_validation(cases: Sequence[Case]) -> list[Case]:
@@ -212,6 +227,15 @@ def find_grades(root: Path, grades: Path | None) -> dict[str, dict[int, int]]:
     for file in files:
         found.update(read_grades(file))
     return found
+
+
+def grades_of(case: Case, grades: Mapping[str, Mapping[int, int]]) -> Mapping[int, int]:
+    """VerSe label -> grade of one scan; also where the grades are listed under the name its series had in VerSe 2019.
+
+    ``sub-verse401_split-verse252`` of the subject-based layout is series ``verse252`` of the original one.
+    """
+    series = re.search(r"_split-([a-z0-9]+)", case.name)
+    return grades.get(case.name) or (grades.get(f"sub-{series[1]}") if series else None) or {}
 
 
 def read_grades(path: Path) -> dict[str, dict[int, int]]:

@@ -11,11 +11,13 @@ import pytest
 from runtime.errors import InputError
 from runtime.volume import Grid
 from train.label_maps import read_labels, sample_nearest
+from train.real_scans import body_centres
 from train.verse import (
     LABELS,
     LEVELS,
     find_cases,
     find_grades,
+    grades_of,
     held_out_subjects,
     read_centroids,
     read_grades,
@@ -93,6 +95,24 @@ def test_without_a_validation_folder_every_tenth_subject_is_held_out(tmp_path: P
     assert fewer == validation & set(subjects[:150]), "more subjects don't move one to the other side"
 
 
+def test_a_patient_who_is_in_two_releases_is_in_one_split(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make(
+        tmp_path,
+        "dataset-verse19training/rawdata/sub-verse004/sub-verse004_ct.nii.gz",
+        "dataset-verse19training/rawdata/sub-verse005/sub-verse005_ct.nii.gz",
+        "dataset-verse19training/rawdata/sub-verse006/sub-verse006_split-verse007_ct.nii.gz",
+        "dataset-verse20validation/rawdata/sub-verse005/sub-verse005_ct.nii.gz",
+        "dataset-verse20test/rawdata/sub-verse006/sub-verse006_split-verse008_ct.nii.gz",
+    )
+    names = {split: [c.name for c in find_cases(tmp_path, split=split)] for split in ("training", "validation", "test")}
+    assert names == {
+        "training": ["sub-verse004"],
+        "validation": ["sub-verse005"],
+        "test": ["sub-verse006_split-verse007", "sub-verse006_split-verse008"],
+    }
+    assert "1 scans are there more than once" in caplog.text
+
+
 @pytest.mark.parametrize("count", range(1, 30))
 def test_small_data_sets_are_split_too(count: int) -> None:
     held_out = held_out_subjects(f"sub-{n}" for n in range(count))
@@ -146,6 +166,32 @@ def test_the_real_centroids_lie_in_the_real_mask(shared_data: Path) -> None:
         assert labels[index] == label
 
 
+def test_body_centres_from_masks_of_whole_vertebrae() -> None:
+    """A block with a long thin process behind it, on an oblique grid with thick slices."""
+    labels = np.zeros((30, 80, 60), np.uint8)
+    labels[6:16, 45:70, 15:45] = 20
+    labels[9:11, 5:45, 28:32] = 20
+    labels[20:23, 3:6, 3:6] = 26
+    turn = np.array([[0.8, -0.6, 0], [0.6, 0.8, 0], [0, 0, 1]])
+    affine = np.eye(4)
+    affine[:3, :3] = turn @ np.diag([1.0, 1.0, 2.5])
+    grid = Grid((30, 80, 60), affine)
+    met = body_centres(labels, grid)
+    assert list(met) == [20], "the sacrum is no vertebra"
+    assert np.linalg.norm(met[20] - grid.to_ras_mm([10.5, 57, 29.5])) < 1
+    mass = grid.to_ras_mm(np.argwhere(labels == 20).mean(axis=0))
+    assert np.linalg.norm(mass - grid.to_ras_mm([10.5, 57, 29.5])) > 1
+
+
+def test_body_centres_of_a_real_mask_are_the_annotated_ones(shared_data: Path) -> None:
+    labels, grid = read_labels(shared_data / "verse004" / "sub-verse004_seg-vert_msk.nii.gz")
+    annotated = read_centroids(shared_data / "verse004" / "sub-verse004_seg-subreg_ctd.json", grid)
+    met = body_centres(labels, grid)
+    errors = [float(np.linalg.norm(met[label] - centre)) for label, centre in annotated.items()]
+    assert np.mean(errors) < 2.5
+    assert max(errors) < 5
+
+
 def test_the_real_grades(shared_data: Path) -> None:
     grades = read_grades(shared_data / "verse19-genant-grades.json")
     of_004 = {LEVELS[label]: grade for label, grade in grades["sub-verse004"].items()}
@@ -178,6 +224,14 @@ def test_bad_grade_files_are_refused(tmp_path: Path, name: str, text: str, says:
     path.write_text(text)
     with pytest.raises(InputError, match=says):
         read_grades(path)
+
+
+def test_grades_under_the_series_name_of_2019(tmp_path: Path) -> None:
+    make(tmp_path, "rawdata/sub-verse401/sub-verse401_split-verse252_ct.nii.gz")
+    (case,) = find_cases(tmp_path)
+    assert grades_of(case, {"sub-verse252": {20: 1}, "sub-verse401": {20: 2}}) == {20: 1}
+    assert grades_of(case, {case.name: {20: 3}, "sub-verse252": {20: 1}}) == {20: 3}
+    assert grades_of(case, {"sub-verse401": {20: 2}}) == {}
 
 
 def test_grades_beside_the_data_are_found(tmp_path: Path) -> None:
