@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import tempfile
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -191,11 +192,9 @@ def _depth_mm(mask: np.ndarray, spacing_xyz_mm: tuple[float, float, float]) -> n
 
 @lru_cache(maxsize=512)
 def _prepared(case: Case, spacing_mm: float, cache: Path) -> PreparedScan:
-    status = case.ct.stat()
-    key = hashlib.sha256(f"{case.ct.resolve()} {status.st_size} {status.st_mtime_ns} {spacing_mm}".encode()).hexdigest()
-    folder = cache / f"{case.name}-{key[:16]}"
+    folder = cache / f"{case.name}-{_cache_key(case, spacing_mm)}"
     if not (folder / "meta.json").is_file():
-        _prepare(case, spacing_mm, folder)
+        _prepare_whole(case, spacing_mm, folder)
     meta = json.loads((folder / "meta.json").read_text())
 
     def load(name: str) -> np.ndarray | None:
@@ -209,12 +208,32 @@ def _prepared(case: Case, spacing_mm: float, cache: Path) -> PreparedScan:
     )
 
 
+def _cache_key(case: Case, spacing_mm: float) -> str:
+    """Sixteen hex digits that change with the case's files, the spacing, and how centres are read."""
+    files = [path for path in (case.ct, case.mask, case.body_mask, case.centroids) if path is not None]
+    stamps = [f"{path.resolve()} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files]
+    return hashlib.sha256("\n".join([*stamps, f"{spacing_mm} {BODY_DEPTH}"]).encode()).hexdigest()[:16]
+
+
+def _prepare_whole(case: Case, spacing_mm: float, folder: Path) -> None:
+    """``_prepare`` beside ``folder``, then renamed: several processes may want the same case at once."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
+        fresh = Path(scratch) / "new"
+        _prepare(case, spacing_mm, fresh)
+        try:
+            fresh.rename(folder)
+        except OSError:  # another process was faster
+            if not (folder / "meta.json").is_file():
+                raise
+
+
 def _prepare(case: Case, spacing_mm: float, folder: Path) -> None:
-    """Resample one case into ``folder``; its ``meta.json``, written last, says that all of it is there."""
+    """Resample one case into a new ``folder``."""
     log.info("resampling %s to %g mm", case.name, spacing_mm)
     volume = read_scan(case.ct)
     grid = working_grid(volume.grid, spacing_mm)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir()
     hu = resample(volume, grid)
     np.save(folder / "hu.npy", np.clip(np.round(hu), -1024, 32767).astype(np.int16))
     for name, path in (("mask", case.mask), ("body", case.body_mask)):
@@ -222,6 +241,4 @@ def _prepare(case: Case, spacing_mm: float, folder: Path) -> None:
             labels, label_grid = read_labels(path)
             np.save(folder / f"{name}.npy", sample_nearest(labels, label_grid, grid))
     centres = {str(label): grid.to_index_zyx(c).tolist() for label, c in _centres(case, volume.grid).items()}
-    temporary = folder / "meta.json.tmp"
-    temporary.write_text(json.dumps({"centres_zyx": centres, "spacing_mm": spacing_mm}))
-    temporary.replace(folder / "meta.json")
+    (folder / "meta.json").write_text(json.dumps({"centres_zyx": centres, "spacing_mm": spacing_mm}))
