@@ -305,7 +305,14 @@ def load(path: Path) -> Run:
     values = parse_json(text, source=str(path))
     if not isinstance(values, dict) or values.get("network") not in _KINDS:
         raise InputError(f"{path} is no training configuration of this software.")
-    return _checked(_KINDS[values["network"]], values.get("run"), at=str(path))
+    run = values.get("run")
+    if isinstance(run, dict) and isinstance(run.get("loop"), dict):
+        run["loop"] = {**_ADDED_LATER, **run["loop"]}
+    return _checked(_KINDS[values["network"]], run, at=str(path))
+
+
+_ADDED_LATER: Mapping[str, Any] = {"start_from": ""}
+"""Settings of the loop that runs of earlier versions were made without, and what they did."""
 
 
 @dataclass(frozen=True)

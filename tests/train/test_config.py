@@ -1,5 +1,6 @@
 """Runs as JSON, settings from the command line, and what the thesis preset says."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -55,3 +56,12 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     path.write_text("{}")
     with pytest.raises(InputError, match="no training configuration"):
         config.load(path)
+
+
+def test_runs_of_versions_without_start_from_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    config.save(LocNetRun(), path)
+    old = json.loads(path.read_text())
+    del old["run"]["loop"]["start_from"]
+    path.write_text(json.dumps(old))
+    assert config.load(path) == LocNetRun()
