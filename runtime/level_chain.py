@@ -10,14 +10,17 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
-from runtime.anatomy import LEVEL_NAMES, LEVELS, PRESENCE, routes
+from runtime.anatomy import LEVEL_NAMES, LEVELS, PRESENCE, STEPS, routes
 from runtime.order import SpineAxis, spine_axis
 
 Float64 = npt.NDArray[np.float64]
 
-EVIDENCE_EXPONENT = 0.5
-"""Probabilities go into the decoding to this power. Neighbours' crops share most of their voxels, so their errors are
-not independent, and networks are surer than they are right."""
+OFF_BY_ONE = 0.2
+"""Share of a level's probability that really belongs to the levels above and below it, however sure the network is:
+neighbours look alike, and all crops of a scan can be wrong by one for the same reason."""
+EVIDENCE_EXPONENT = 2.0 / 3.0
+"""Probabilities go into the decoding to this power: neighbours' crops share most of their voxels, so their errors are
+not independent."""
 EVIDENCE_FLOOR = 1e-3
 """No level, and neither vertebra nor none, is held less probable than this: no single crop may decide alone."""
 MISSED = 0.05
@@ -86,11 +89,13 @@ def _node_weights(evidence: Float64, confidences: Float64) -> tuple[Float64, Flo
     """Weights (n, 26) of each level and (n,) of "none", scaled to at most 1 for each centre.
 
     Whether it is a vertebra, and which one if it is, are floored and tempered apart: tempered together, 26 small
-    probabilities would add up to a large one. A level's weight is relative to the 26 levels' equal shares, so that a
-    centre whose level can't be told is neutral. The centre's confidence moves "none" between half and once its weight.
+    probabilities would add up to a large one. Before that, each level gives ``OFF_BY_ONE`` to its neighbours. A level's
+    weight is relative to the 26 levels' equal shares, so that a centre whose level can't be told is neutral. The
+    centre's confidence moves "none" between half and once its weight.
     """
     none = np.clip(evidence[:, 0], EVIDENCE_FLOOR, 1.0 - EVIDENCE_FLOOR)
     which = evidence[:, 1:] / np.maximum(evidence[:, 1:].sum(axis=1, keepdims=True), 1e-12)
+    which = (1.0 - OFF_BY_ONE) * which + OFF_BY_ONE * which @ _neighbours()
     which = np.maximum(which, EVIDENCE_FLOOR) ** EVIDENCE_EXPONENT
     which /= which.sum(axis=1, keepdims=True)
     vertebra_weight = (1.0 - none) ** EVIDENCE_EXPONENT
@@ -98,6 +103,17 @@ def _node_weights(evidence: Float64, confidences: Float64) -> tuple[Float64, Flo
     levels = len(LEVELS) * vertebra_weight[:, None] * which
     largest = np.maximum(levels.max(axis=1), none_weight)
     return levels / largest[:, None], none_weight / largest
+
+
+@cache
+def _neighbours() -> Float64:
+    """(26, 26): how each level's neighbours share what is wrong by one; rows sum to 1."""
+    shares = np.zeros((len(LEVELS), len(LEVELS)))
+    for step in STEPS:
+        a, b = LEVELS.index(step.upper), LEVELS.index(step.lower)
+        shares[a, b] = shares[b, a] = step.prior * PRESENCE.get(step.upper, 1.0)
+    shares /= shares.sum(axis=1, keepdims=True)
+    return shares
 
 
 def _gap(step_ras_mm: Float64, axis: SpineAxis) -> tuple[float, float]:

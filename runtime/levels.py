@@ -21,7 +21,9 @@ Float64 = npt.NDArray[np.float64]
 Float32 = npt.NDArray[np.float32]
 
 SURE_ENOUGH = 0.5
-"""Levels and rejections must be more probable than this. From 0.5 on no two of them can contradict each other."""
+"""Levels must be more probable than this. From 0.5 on no two that are told can contradict each other."""
+SURELY_NONE = 0.75
+"""A centre is rejected when it is no vertebra with more than this probability: to lose a true one is worse."""
 
 
 @dataclass(frozen=True)
@@ -118,8 +120,9 @@ def decode_levels(
 ) -> tuple[LevelCall, ...]:
     """Name each centre, or reject it, from what the network said of all of them and from where they lie.
 
-    See ``level_marginals`` for the model. A centre is rejected when it is more probably none than a vertebra; a level
-    is told when its probability exceeds ``min_confidence``. Levels that are told always grow along the chain.
+    See ``level_marginals`` for the model. A centre is rejected when its probability of being none exceeds
+    ``SURELY_NONE``; a level is told when its probability exceeds ``min_confidence``. Levels that are told always grow
+    along the chain.
 
     Args:
         centres_ras_mm: (n, 3), from cranial to caudal.
@@ -138,7 +141,7 @@ def decode_levels(
 
 
 def _call(levels: Float64, none: float, min_confidence: float) -> LevelCall:
-    if none > SURE_ENOUGH:
+    if none > SURELY_NONE:
         return LevelCall(None, none, False)
     best = int(np.argmax(levels))
     confidence = float(levels[best])

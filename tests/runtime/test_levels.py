@@ -122,9 +122,9 @@ def enumerated(z_mm: Sequence[float], confidences: Sequence[float], evidence: np
     tempered = np.empty_like(evidence)
     for row, target, confidence in zip(evidence, tempered, confidences, strict=True):
         none = min(max(row[0], 1e-3), 1 - 1e-3)
-        which = np.sqrt(np.maximum(row[1:] / row[1:].sum(), 1e-3))
-        target[0] = math.sqrt(none) * (1 - confidence / 2)
-        target[1:] = 26 * math.sqrt(1 - none) * which / which.sum()
+        which = np.maximum(confused(row[1:] / row[1:].sum()), 1e-3) ** (2 / 3)
+        target[0] = none ** (2 / 3) * (1 - confidence / 2)
+        target[1:] = 26 * (1 - none) ** (2 / 3) * which / which.sum()
     sizes = np.array([max(math.exp(-(((s - 1) / 0.12) ** 2) / 2), 0.05) for s in chain_model.SIZES])
     marginals = np.zeros_like(evidence)
     for prior, size in zip(sizes / sizes.sum(), chain_model.SIZES, strict=True):
@@ -138,6 +138,22 @@ def enumerated(z_mm: Sequence[float], confidences: Sequence[float], evidence: np
             for i, k in enumerate(naming):
                 marginals[i, k] += weight
     return marginals / marginals.sum(axis=1, keepdims=True)
+
+
+def confused(which: np.ndarray) -> np.ndarray:
+    """A fifth of each level's probability goes to those next to it, by how common it is that they are next to it."""
+    out = 0.8 * which
+    has_t12 = 1 - NO_T12
+    beside: dict[str, dict[str, float]] = {name: {} for name in LEVELS}
+    common = dict.fromkeys(itertools.pairwise(USUAL), 1.0) | {("L5", "L6"): HAS_L6, ("T11", "L1"): NO_T12}
+    common |= {("T11", "T12"): has_t12, ("T12", "L1"): has_t12 * (1 - HAS_T13)}
+    common |= {("T12", "T13"): has_t12 * HAS_T13, ("T13", "L1"): has_t12 * HAS_T13}
+    for (upper, lower), share in common.items():
+        beside[upper][lower] = beside[lower][upper] = share
+    for k, name in enumerate(LEVELS):
+        for other, share in beside[name].items():
+            out[LEVELS.index(other)] += 0.2 * which[k] * share / sum(beside[name].values())
+    return out
 
 
 link_of = cache(link)
