@@ -23,6 +23,7 @@ class Appearance:
         blur_mm: standard deviation of the kernel; sharpen: strength of its edge enhancement (0: none).
         slice_mm: slice thickness along the grid's axis nearest to the patient's z.
         noise_hu: standard deviation in the middle of the field; noise_grain_mm: its correlation length.
+        starvation: share (0..1) of the noise that is streaks from side to side.
         shading_hu: amplitude of the slow bias field; streak_hu: amplitude of streaks from metal.
         gamma, wild: contrast bend (1: none) and whether intensities were drawn at random.
         field_mm: radius of a circular field of view around the grid's middle, or 0; fill_hu: HU outside it.
@@ -45,6 +46,7 @@ class Appearance:
     field_mm: float
     fill_hu: float
     ghost_mm: float
+    starvation: float = 0.0
 
 
 _BONE = (Tissue.CORTEX, Tissue.ARCH_CORTEX, Tissue.SPONGY, Tissue.MARROW)
@@ -54,6 +56,9 @@ _BLOOD = (Tissue.ARTERY, Tissue.VEIN, Tissue.HEART, Tissue.LUNG_VESSEL)
 def _natural(rng: np.random.Generator, config: PhantomConfig) -> tuple[Float64, Float64]:
     hu = np.array([TISSUE_HU[t][0] + TISSUE_HU[t][1] * np.clip(rng.normal(), -2.2, 2.2) for t in Tissue], float)
     texture = np.array([TISSUE_HU[t][2] for t in Tissue], float) * rng.uniform(0.5, 1.5, (len(Tissue), 1))
+    if rng.random() < config.fatty_muscle_probability:
+        hu[Tissue.MUSCLE] -= rng.uniform(8, 28)
+        texture[Tissue.MUSCLE] *= rng.uniform(1.3, 2.6)
     if rng.random() < config.osteoporosis_probability:
         hu[Tissue.SPONGY] = rng.uniform(30, 125)
         hu[Tissue.MARROW] = hu[Tissue.SPONGY] - rng.uniform(0, 60)
@@ -131,4 +136,5 @@ def sample_appearance(rng: np.random.Generator, config: PhantomConfig = DEFAULT_
         field_mm=float(rng.uniform(90, 260)) if rng.random() < config.circular_field_probability else 0.0,
         fill_hu=float(rng.choice([-1024.0, -1000.0, -2000.0, -1024.0])),
         ghost_mm=float(rng.uniform(1, 5)) if rng.random() < config.motion_probability else 0.0,
+        starvation=float(rng.uniform(0.2, 0.8)) if rng.random() < config.starvation_probability else 0.0,
     )

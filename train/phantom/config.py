@@ -65,6 +65,7 @@ class PhantomConfig:
     screw_probability: float = 0.08
     cement_probability: float = 0.06
     hip_prosthesis_probability: float = 0.06
+    hip_nail_probability: float = 0.03
     wires_probability: float = 0.12
     arms_up_probability: float = 0.6
     contrast_probability: float = 0.45
@@ -78,6 +79,18 @@ class PhantomConfig:
     sharp_probability: float = 0.3
     circular_field_probability: float = 0.15
     motion_probability: float = 0.08
+    starvation_probability: float = 0.2
+    """Noise that runs in streaks from side to side."""
+    fatty_muscle_probability: float = 0.35
+    cement_leak_probability: float = 0.25
+    """Per cemented vertebra: cement in a disc, in a vein before the body or in the canal."""
+    cage_probability: float = 0.4
+    """Cages in the discs between screws."""
+    breast_probability: float = 0.5
+    implant_probability: float = 0.1
+    """Silicone in the breasts of those who have them."""
+    tube_probability: float = 0.12
+    """A dense tube down the gullet."""
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-able dictionary that :meth:`from_json` reads back."""

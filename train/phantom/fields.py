@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from runtime.errors import InputError
 from runtime.volume import Grid
 from train.phantom.anatomy import Anatomy
 
@@ -16,20 +17,27 @@ FIELDS: dict[str, tuple[str, str, float, float, float]] = {
     "neck": ("C1", "T4", 0.06, 30.0, 0.6),
     "spine": ("T1", "S3", 0.06, 25.0, 0.5),
     "small": ("", "", 0.06, 20.0, 0.3),
+    "narrow": ("T10", "S3", 0.05, 25.0, 0.32),
+    "heart": ("T4", "T12", 0.04, 20.0, 0.6),
+    "prostate": ("L5", "S9", 0.04, 15.0, 0.65),
 }
 """Name: first and last level, probability, margin in mm, width relative to the trunk."""
+_FORWARD_MM = {"heart": 45.0, "prostate": 30.0}
+"""By how much the middle of a narrow field lies before the spine; the spine may be at its very edge."""
 
 _BELOW = {"S3": -60.0, "S5": -120.0, "S9": -170.0}
 MOST_VOXELS = 16_000_000
+TOO_MANY_VOXELS = 400_000_000
 
 
 def random_scan_grid(
     anatomy: Anatomy, rng: np.random.Generator, *, spacing_mm: float | None = None, field: str | None = None
 ) -> Grid:
-    """A plausible clinical grid: axial slices, one of eight fields of view, ``spacing_mm`` isotropic or drawn.
+    """A plausible clinical grid: axial slices, one of the fields of view, ``spacing_mm`` isotropic or drawn.
 
     Args:
-        field: one of ``FIELDS``; drawn when None. Raises ``KeyError`` for another name.
+        field: one of ``FIELDS``; drawn when None. Raises ``KeyError`` for another name, ``InputError`` for more voxels
+            than would fit into memory.
     """
     names = list(FIELDS)
     weights = np.array([FIELDS[n][2] for n in names])
@@ -50,11 +58,13 @@ def random_scan_grid(
         forward = anatomy.trunk_y_mm * 0.6
     else:
         reach_x = half_x * share * rng.uniform(0.8, 1.3)
-        reach_y, forward = max(reach_x * rng.uniform(0.8, 1.1), 55.0), 0.0
+        reach_y, forward = max(reach_x * rng.uniform(0.8, 1.1), 55.0), _FORWARD_MM.get(name, 0.0)
     centre = np.array([middle[0] + rng.uniform(-8, 8), middle[1] + forward + rng.uniform(-10, 10), (low + high) / 2])
     extent = np.array([2 * reach_x, 2 * reach_y, high - low])
     spacing = _spacing(rng, extent, spacing_mm)
     shape = np.maximum(np.round(extent / spacing), 8).astype(int)
+    if (voxels := int(np.prod(shape))) > TOO_MANY_VOXELS:
+        raise InputError(f"{name} at {spacing_mm} mm has {voxels} voxels: choose a wider spacing or a smaller field.")
     turn = _small_turn(rng)
     affine = np.eye(4)
     affine[:3, :3] = turn * spacing

@@ -122,10 +122,37 @@ def _noise(grid: Grid, appearance: Appearance, rng: np.random.Generator) -> Floa
             gain *= float((kernel**2).sum())
             kernels.convolve(white, kernel, n, spare)
             white, spare = spare, white
+    if appearance.sharpen > 0:
+        white, gain = _blue(white, appearance, grid), 1.0
+    if appearance.starvation > 0:
+        white, gain = _starved(white / np.float32(np.sqrt(gain)), appearance, grid, rng), 1.0
     j = np.linspace(-1, 1, shape[1], dtype=np.float32)[:, None]
     i = np.linspace(-1, 1, shape[2], dtype=np.float32)[None, :]
     level = np.float32(rng.uniform(-0.3, 0.3)) * i + np.float32(rng.uniform(-0.4, 0.4)) * (j * j + i * i) + 1
     return (white * np.float32(appearance.noise_hu / np.sqrt(gain)) * level).astype(np.float32)
+
+
+def _blue(noise: Float32, appearance: Appearance, grid: Grid) -> Float32:
+    """Noise as a sharp kernel leaves it: neighbours in the slice's plane differ; standard deviation 1."""
+    axis, soft = slice_axis(grid), noise
+    for n in (n for n in range(3) if n != axis):
+        out = np.empty_like(noise)
+        kernels.convolve(soft, _gaussian(_sharp_sigma(grid, n)), n, out)
+        soft = out
+    noise = noise + np.float32(2 * appearance.sharpen) * (noise - soft)
+    return (noise / max(float(noise.std()), 1e-6)).astype(np.float32)
+
+
+def _starved(noise: Float32, appearance: Appearance, grid: Grid, rng: np.random.Generator) -> Float32:
+    """Mixes in streaks from side to side, as where too few photons pass shoulders and hips; standard deviation 1."""
+    directions = np.abs(grid.affine_ras[0, :3]) / np.asarray(grid.spacing_xyz_mm)
+    axis = 2 - int(np.argmax(directions))
+    kernel = _gaussian(8.0 / grid.spacing_xyz_mm[2 - axis])
+    out = np.empty_like(noise)
+    kernels.convolve(rng.standard_normal(noise.shape, dtype=np.float32), kernel, axis, out)
+    share = appearance.starvation
+    out *= np.float32(share / np.sqrt((kernel**2).sum()))
+    return (noise * np.float32(np.sqrt(1 - share**2)) + out).astype(np.float32)
 
 
 def _streaks(grid: Grid, appearance: Appearance, metal_ras_mm: Float64, rng: np.random.Generator) -> Float32:

@@ -6,7 +6,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from train.phantom.scene import SceneBuilder
+from train.phantom.config import PhantomConfig
+from train.phantom.scene import SceneBuilder, Vector
 from train.phantom.tables import Tissue
 from train.phantom.torso import Torso
 
@@ -14,14 +15,17 @@ Float64 = npt.NDArray[np.float64]
 SIDES = (-1.0, 1.0)
 
 
-def add_envelope(s: SceneBuilder, t: Torso, hips: Float64) -> None:
-    """Skin, fat and muscle of trunk and thighs."""
+def add_envelope(s: SceneBuilder, t: Torso, hips: Float64, config: PhantomConfig, rng: np.random.Generator) -> None:
+    """Skin, fat and muscle of trunk and thighs; ``rng`` draws the breasts alone."""
     k = t.size
     legs = [(h + [0, -5, -10], h + [(-1 if h[0] > 0 else 1) * 5, -5, -380 * k]) for h in hips]
     s.group(Tissue.SKIN, Tissue.FAT, shell_mm=1.8, blend_mm=25)
     s.tube(t.z_mm, t.skin)
     for a, b in legs:
         s.capsule(a, b, 88 * k + t.fat_mm * 0.8, 62 * k + t.fat_mm * 0.5)
+    breasts = _breasts(t, config, rng)
+    for middle, radii in breasts:
+        s.ellipsoid(middle, radii)
     s.solid(Tissue.MUSCLE, blend_mm=10)
     s.tube((t.z_mm[0] + 30, t.z_mm[1]), _rows(t, t.wall, (t.z_mm[0] + 30, t.z_mm[1])))
     for a, b in legs:
@@ -35,6 +39,35 @@ def add_envelope(s: SceneBuilder, t: Torso, hips: Float64) -> None:
             16,
         )
     s.capsule((0, t.spine_at(-80)[1] - 60 * k, -70), (0, t.spine_at(-80)[1] - 20 * k, -300), 10, 22, scale=(0.7, 1.0))
+    if breasts:
+        silicone = rng.random() < config.implant_probability
+        s.solid(Tissue.MUSCLE, hu=60 if silicone else -rng.uniform(20, 90), blend_mm=6)
+        for middle, radii in breasts:
+            s.ellipsoid(middle + [0, 0.15 * radii[1], 0], radii * (0.75 if silicone else rng.uniform(0.3, 0.65)))
+
+
+def _breasts(t: Torso, config: PhantomConfig, rng: np.random.Generator) -> list[tuple[Float64, Float64]]:
+    """Middles and radii, mm; flat and to the sides, as in someone who lies on her back. None by chance."""
+    if rng.random() >= config.breast_probability:
+        return []
+    z = t.z_of["T7"] + rng.uniform(-15, 25)
+    row = int(np.argmin(np.abs(t.rows_z - z)))
+    cx, cy, rx, ry = t.skin[row, :4]
+    radii = np.array([60, rng.uniform(25, 55), 62]) * t.size * rng.uniform(0.75, 1.2)
+    return [(np.array([cx + side * 0.5 * rx, cy + 0.84 * ry, z]), radii) for side in SIDES]
+
+
+def add_tube(s: SceneBuilder, t: Torso, config: PhantomConfig, rng: np.random.Generator) -> None:
+    """Now and then a dense tube down the gullet into the stomach."""
+    if rng.random() >= config.tube_probability:
+        return
+    names = ("C3", "C6", "T2", "T5", "T8", "T10")
+    line = [
+        t.spine_at(t.z_of[n]) + np.array([rng.uniform(-6, 6), (22 if n[0] == "C" else 30) * t.size, 0]) for n in names
+    ]
+    line.append(line[-1] + np.array([-35, 25, -45]) * t.size)
+    s.group(Tissue.METAL, Tissue.GAS, shell_mm=1.2, shell_hu=-rng.uniform(2800, 4000))
+    s.chain(np.array(line), rng.uniform(1.8, 3.5))
 
 
 def add_back(s: SceneBuilder, t: Torso, rng: np.random.Generator) -> None:
@@ -53,6 +86,49 @@ def add_back(s: SceneBuilder, t: Torso, rng: np.random.Generator) -> None:
             s.capsule(at - along, at + along, rng.uniform(4, 12), 2.0, scale=(1.0, 0.15))
     lower = spine[spine[:, 2] < t.z_of["L2"]]
     s.chain(lower + [0, -60 * k, 0], 8, scale=(1.4, 0.8))
+    _add_marbling(s, t, rng.spawn(1)[0])
+
+
+def _add_marbling(s: SceneBuilder, t: Torso, rng: np.random.Generator) -> None:
+    """Sheets of fat along the fibres of the muscles of back and buttocks: few in the young, many in the old."""
+    k = t.size
+    for _ in range(int(rng.integers(0, 26))):
+        side, z = rng.choice(SIDES), rng.uniform(-40 * k, t.z_of["T6"])
+        at = t.spine_at(z) + np.array([side * rng.uniform(10, 50), -rng.uniform(36, 58), 0]) * k
+        along = np.array([side * rng.uniform(-6, 6), rng.uniform(-5, 5), rng.uniform(12, 40)]) * k
+        s.capsule(at - along, at + along, rng.uniform(3, 9), 1.5, scale=(1.0, rng.uniform(0.12, 0.3)))
+
+
+def add_fat_planes(s: SceneBuilder, t: Torso, hips: Float64, rng: np.random.Generator) -> None:
+    """Fat between the muscles of buttocks, hips and neck, which would else be one grey mass around the bones."""
+    k = t.size
+    s.solid(Tissue.FAT, hu=rng.uniform(0, 60))
+    for hip in hips:
+        side = np.sign(hip[0])
+        for _ in range(int(rng.integers(4, 13))):
+            turn, far = rng.uniform(0, 2 * np.pi), rng.uniform(36, 72) * k
+            at = hip + np.array([far * np.cos(turn), far * np.sin(turn), rng.uniform(-70, 50) * k])
+            along = np.array([rng.normal(0, 6), rng.normal(0, 6), rng.uniform(15, 45) * k])
+            tangent = (-np.sin(turn + rng.normal(0, 0.5)), np.cos(turn), 0.0)
+            _sheet(s, at, along, tangent, rng.uniform(6, 18), rng.uniform(0.8, 2.5))
+        for _ in range(int(rng.integers(2, 10))):
+            at = (
+                hip * [1.1, 1, 1]
+                + np.array([side * rng.uniform(-35, 30), -rng.uniform(35, 75), rng.uniform(-50, 90)]) * k
+            )
+            along = np.array([side * 28, 18, -30]) * k * rng.uniform(0.5, 1.3)
+            _sheet(s, at, along, np.cross(along, [side * 0.5, -1.0, 0.0]), rng.uniform(5, 16), rng.uniform(0.8, 2.2))
+    for _ in range(int(rng.integers(8, 26))):
+        turn, far = rng.uniform(0, 2 * np.pi), rng.uniform(26, 48) * k
+        z = rng.uniform(t.z_of["T1"], t.z_of["C2"])
+        at = t.spine_at(z) + np.array([far * np.cos(turn), far * np.sin(turn), 0])
+        along = np.array([rng.normal(0, 4), rng.normal(0, 4), rng.uniform(8, 25) * k])
+        _sheet(s, at, along, (-np.sin(turn), np.cos(turn), 0.0), rng.uniform(4, 14), rng.uniform(0.6, 1.8))
+
+
+def _sheet(s: SceneBuilder, at: Float64, along: Float64, across: Vector, width: float, thickness: float) -> None:
+    """A thin sheet around ``at``: half length ``along``, half width towards ``across``."""
+    s.capsule(at - along, at + along, width, 0.5 * width, x=across, scale=(1.0, thickness / width))
 
 
 def add_abdomen(s: SceneBuilder, t: Torso, rng: np.random.Generator, *, oral: bool) -> None:

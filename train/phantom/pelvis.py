@@ -118,16 +118,17 @@ def _add_wing(
 def _add_roof(
     s: SceneBuilder, hip: Float64, socket: float, size: float, density: float, rng: np.random.Generator
 ) -> None:
-    """Dense bone over the joint, a sickle or a fan; now and then a cyst or a bone island in the block above it."""
+    """Dense bone over the joint, a sickle or a fan, and uneven density in the block above it."""
     if rng.random() < 0.6:
         hu = rng.uniform(80, 450)
         s.group(Tissue.SPONGY, Tissue.SPONGY, shell_mm=3.0, shell_hu=0.5 * hu + density, core_hu=hu + density)
         s.ellipsoid(hip + np.array([0, 0, 29]) * size, np.array([16, 17, rng.uniform(5, 16)]) * size)
         s.ellipsoid(hip, np.full(3, socket + 1.0), cut=True)
-    if rng.random() < 0.25:
-        s.solid(Tissue.SPONGY, hu=rng.uniform(150, 500) if rng.random() < 0.5 else -rng.uniform(80, 180), blend_mm=2.0)
-        at = hip + rng.uniform([-14, -12, 34], [14, 12, 60]) * size
-        s.ellipsoid(at, rng.uniform(2.0, 7.0, 3))
+    uneven = rng.uniform(0, 260) if rng.random() < 0.6 else 0.0
+    for _ in range(int(rng.integers(3, 9)) if uneven else 0):
+        s.solid(Tissue.SPONGY, hu=density + rng.normal(0, uneven), blend_mm=2.0)
+        at = hip + rng.uniform([-11, -13, 32], [9, 13, 58]) * size
+        s.ellipsoid(at, rng.uniform(2.0, 7.0, 3), z=rng.normal(size=3))
 
 
 def _add_femur(s: SceneBuilder, hip: Float64, side: float, size: float, thin: float, rng: np.random.Generator) -> None:

@@ -38,12 +38,15 @@ def rib_path(v: VertebraShape, side: float, torso: Torso, number: int) -> Float6
 def add_ribs(s: SceneBuilder, shapes: list[VertebraShape], torso: Torso, thin: float, rng: np.random.Generator) -> None:
     """Ribs, costal cartilage and the sternum."""
     front: dict[tuple[int, float], Float64] = {}
+    own = rng.spawn(1)[0]
     for v in (v for v in shapes if v.level[0] == "T"):
         number = int(v.level[1:])
         for side in SIDES:
             if number >= 12 and rng.random() < 0.1:
                 continue
             path = rib_path(v, side, torso, number)
+            if number >= 12:
+                path = path[: int(own.integers(4, len(path) + 1))]
             front[number, side] = path[-1]
             s.group(
                 Tissue.CORTEX,
@@ -54,19 +57,25 @@ def add_ribs(s: SceneBuilder, shapes: list[VertebraShape], torso: Torso, thin: f
             )
             radii = np.r_[4.5, 4.0, np.full(len(path) - 2, 6.2 if number < 11 else 5.0)] * torso.size
             s.chain(path, radii, x=(0, 0, 1), scale=(1.0, 0.55) if number > 1 else (0.5, 1.0))
-    _add_sternum(s, front, torso, rng)
+    _add_sternum(s, front, torso, rng, apart_mm=float(own.choice([-1.0, 0.2, 0.7, 1.5])))
 
 
 def _add_sternum(
-    s: SceneBuilder, front: dict[tuple[int, float], Float64], torso: Torso, rng: np.random.Generator
+    s: SceneBuilder, front: dict[tuple[int, float], Float64], torso: Torso, rng: np.random.Generator, *, apart_mm: float
 ) -> None:
+    """``apart_mm`` is half the gap between the pieces of its body, which are fused where it is negative."""
     top, bottom = torso.sternum_mm
     s.group(Tissue.CORTEX, Tissue.MARROW, shell_mm=0.9, blend_mm=1.5)
     for n in range(5):
         t0, t1 = n / 5, (n + 1) / 5
         p, q = top + (bottom - top) * t0, top + (bottom - top) * t1
         half = (22, 16, 17, 18, 12)[n] * torso.size
-        s.box((p + q) / 2, (half, 5.5 * torso.size, float(np.linalg.norm(q - p)) / 2 - 0.7), 4.0, z=q - p)
+        s.box(
+            (p + q) / 2,
+            (half, 5.5 * torso.size, float(np.linalg.norm(q - p)) / 2 - (apart_mm if n else 0.7)),
+            4.0,
+            z=q - p,
+        )
     hu = rng.uniform(0, 250) if rng.random() < 0.4 else 0.0
     for (number, side), end in front.items():
         if number > 10:
@@ -155,3 +164,24 @@ def add_skull(s: SceneBuilder, atlas: VertebraShape, size: float) -> None:
         s.capsule(o + np.array([side * 48, -22, 14]) * size, o + np.array([side * 50, -14, -8]) * size, 9, 5)
     s.chain(o + np.array([[-22, 50, -12], [0, 68, -12], [22, 50, -12]]) * size, 9 * size)
     s.capsule(o + np.array([0, -2, 14]), o + np.array([0, 40, 40]), 12, scale=(2.0, 0.6))
+
+
+def add_neck(s: SceneBuilder, torso: Torso, rng: np.random.Generator) -> None:
+    """Hyoid, thyroid cartilage (often calcified) and the thyroid gland, which iodine makes bright."""
+    k = torso.size
+    hyoid = torso.spine_at(torso.z_of["C3"] - 8) + np.array([0, 26, 0]) * k
+    turn = np.linspace(-1.25, 1.25, 7)
+    arch = np.stack([20 * np.sin(turn), 24 * np.cos(turn), 4 * np.abs(turn)], 1) * k
+    s.group(Tissue.CORTEX, Tissue.MARROW, shell_mm=0.8)
+    s.chain(hyoid + arch, 2.6 * k)
+    calcified = rng.uniform(0, 500) if rng.random() < 0.6 else 0.0
+    top = torso.spine_at(torso.z_of["C5"] + 6) + np.array([0, 26, 0]) * k
+    s.group(Tissue.CARTILAGE, Tissue.CARTILAGE, shell_mm=0.9, shell_hu=calcified, core_hu=0.3 * calcified)
+    for side in SIDES:
+        corners = np.array([[side * 1, 18, 4], [side * 19, -4, 10], [side * 15, -2, -18]]) * k
+        s.plate(top + corners, 2.8)
+        s.plate(top + np.array([[side * 1, 18, 4], [side * 2, 16, -16], [side * 15, -2, -18]]) * k, 2.8)
+    s.solid(Tissue.SPLEEN, hu=rng.uniform(10, 90), blend_mm=3)
+    for side in SIDES:
+        lobe = torso.spine_at(torso.z_of["C7"] + 6) + np.array([side * 18, 28, 0]) * k
+        s.ellipsoid(lobe, np.array([9, 10, 22]) * k * rng.uniform(0.7, 1.4))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+import pytest
 
 from runtime.volume import Grid
 from tests.train.phantom.helpers import centre_of, clean_appearance
@@ -55,3 +56,37 @@ def test_command_writes_a_scan_and_its_labels(tmp_path: Path) -> None:
     labels = np.asarray(nibabel.load(tmp_path / "scan-labels.nii.gz").dataobj)
     assert labels.shape == nibabel.load(out).shape
     assert 22 in labels
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["scan", "x.txt"], "nii"),
+        (["scan", "x.nii", "--spacing", "0"], "0.3 and 20 mm"),
+        (["scan", "x.nii", "--spacing", "nan"], "0.3 and 20 mm"),
+        (["scan", "x.nii", "--spacing", "thick"], "thick"),
+        (["scan", "x.nii", "--seed", "-1"], "at least 0"),
+        (["scan", "x.nii", "--seed", "1.5"], "whole number"),
+        (["dataset", "d", "--count", "0"], "at least 1"),
+        (["dataset", "d", "--count", "1", "--spacing", "-2"], "0.3 and 20 mm"),
+    ],
+)
+def test_bad_options_are_refused_in_words(
+    arguments: list[str],
+    words: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    assert words in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_place_that_cannot_be_written_to_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(["scan", str(tmp_path / "file" / "scan.nii.gz"), "--spacing", "12", "--fov", "small"]) == 2
+    assert "can't write" in capsys.readouterr().err
