@@ -218,7 +218,9 @@ class Trainer:
                 )
                 for i in range(max(self.loop.validation_samples // size, 1))
             )
-            metrics = self.task.metrics(self.evaluated, batches)
+            measured = self.task.metrics(self.evaluated, batches)
+        # What the samples don't know (VerSe has neither bodies nor heights) is nan, which no JSON can hold.
+        metrics = {name: value for name, value in measured.items() if name == "score" or math.isfinite(value)}
         self.fabric.log_dict({f"validation/{k}": v for k, v in metrics.items()}, step=self.step)
         bar.write(f"{self.task.name} step {self.step}: " + ", ".join(f"{k} {v:.4f}" for k, v in metrics.items()))
         if not math.isfinite(metrics["score"]):

@@ -126,6 +126,14 @@ def test_nothing_is_kept_as_best_before_its_time(tmp_path: Path, monkeypatch) ->
     assert torch.load(tmp_path / "best.ckpt", weights_only=True)["step"] == 4
 
 
+def test_what_could_not_be_measured_is_not_kept(tmp_path: Path, monkeypatch) -> None:
+    figures = {"score": 1.0, "dice_body": math.nan, "recall": 0.5}
+    monkeypatch.setattr("train.tasks.LocNetTask.metrics", lambda *_: figures)
+    train(loc_run(), tmp_path)
+    kept = torch.load(tmp_path / "best.ckpt", weights_only=True)["metrics"]
+    assert kept == {"score": 1.0, "recall": 0.5}, "a bundle's JSON can hold no nan"
+
+
 def test_schedules() -> None:
     loop = LoopConfig(steps=100, warmup=10, learning_rate=1.0)
     rates = [learning_rate(loop, step) for step in range(100)]
