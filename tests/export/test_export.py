@@ -1,5 +1,6 @@
 """ONNX says what torch says, keeps its normalisations, and goes into a bundle that the runtime opens."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from export.reload import torch_fracsegnet, torch_levelnet, torch_locnet
 from export.verify import LIMITS, TorchSession, _level_difference, verify
 from runtime.anatomy import LEVEL_NAMES
 from runtime.bundle import open_bundle
-from runtime.errors import InputError
+from runtime.errors import BundleError, InputError
 from runtime.volume import Grid, Volume
 from train import config, networks
 from train.config import FracSegNetRun, LevelNetRun, LocNetRun
@@ -81,6 +82,16 @@ def test_the_network_for_levels_says_what_torch_says(bundle, levelnet) -> None:
     (level,) = session.run(None, {"image": images[2]})
     np.testing.assert_allclose(level.sum(axis=1), 1.0, atol=1e-5)
     assert np.ptp(level, axis=0).max() > 1e-4, "the image matters"
+
+
+def test_bundles_of_versions_with_fewer_settings_of_the_loop_are_reloaded(bundle) -> None:
+    training = json.loads(json.dumps(dict(bundle.spec.training)))
+    del training["locnet"]["run"]["loop"]["start_from"]
+    older = replace(bundle, spec=replace(bundle.spec, training=training))
+    assert torch_locnet(older).run == LOC
+    del training["locnet"]["run"]["spacing_mm"]
+    with pytest.raises(BundleError, match="lacks spacing_mm"):
+        torch_locnet(older)
 
 
 def test_engines_are_verified_on_levels_too(bundle) -> None:
