@@ -46,6 +46,7 @@ format: $(VENV)/dev.stamp ## format the code
 bundle: $(VENV)/dev.stamp ## train the default networks on phantoms (hours on a CPU, resumable), export, evaluate
 	$(BIN)/python -m train locnet -o runs/locnet
 	$(BIN)/python -m train fracsegnet -o runs/fracsegnet
+	$(BIN)/python -m train levelnet -o runs/levelnet
 	$(BIN)/python -m export -o runs/bundle
 	$(BIN)/python -m train.evaluate --phantoms 100 --bundle runs/bundle -o runs/accuracy.json
 	$(BIN)/python -m export -o runs/bundle --accuracy runs/accuracy.json

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.errors import InputError, VertscanError
+from runtime.extras import stop_without
 
 DEFAULT_LEVELNET = Path("runs/levelnet")
 
@@ -51,7 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
-    from export.bundle import Choices, make_bundle
+    try:
+        from export.bundle import Choices, make_bundle
+    except ModuleNotFoundError as error:
+        stop_without("export", error)
 
     if args.clinical and not args.intended_use:
         raise InputError("--clinical needs --intended-use: who may use the bundle, for what, on what evidence.")
