@@ -116,7 +116,8 @@ def _noise(grid: Grid, appearance: Appearance, rng: np.random.Generator) -> Floa
     spare, axis = np.empty_like(white), slice_axis(grid)
     gain = 1.0
     for n in range(3):
-        grain = appearance.noise_grain_mm * (0.5 if n == axis else 1.0) / spacing[n]
+        grain = min(appearance.noise_grain_mm, 0.3 if appearance.sharpen > 0 else np.inf)
+        grain *= (0.5 if n == axis else 1.0) / spacing[n]
         if grain > 0.3:
             kernel = _gaussian(grain)
             gain *= float((kernel**2).sum())
@@ -137,9 +138,9 @@ def _blue(noise: Float32, appearance: Appearance, grid: Grid) -> Float32:
     axis, soft = slice_axis(grid), noise
     for n in (n for n in range(3) if n != axis):
         out = np.empty_like(noise)
-        kernels.convolve(soft, _gaussian(_sharp_sigma(grid, n)), n, out)
+        kernels.convolve(soft, _gaussian(0.7), n, out)
         soft = out
-    noise = noise + np.float32(2 * appearance.sharpen) * (noise - soft)
+    noise = noise + np.float32(3 * appearance.sharpen) * (noise - soft)
     return (noise / max(float(noise.std()), 1e-6)).astype(np.float32)
 
 

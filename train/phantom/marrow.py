@@ -49,7 +49,7 @@ def sample_bone_health(
     return BoneHealth(
         degeneration,
         float(rng.uniform(0, 90) if rng.random() < 0.6 else 0.0),
-        float(rng.uniform(0.3, 3.0)) if ill else 0.0,
+        float(rng.uniform(0.3, 3.0)) * ill,
         float(rng.choice([0.0, 0.5, 1.0])),
         bool(rng.random() < config.banded_probability),
         frozenset(irradiated),

@@ -105,14 +105,15 @@ def _add_wing(
     coat_mm: float = 0.0,
 ) -> None:
     """The wing as flat columns that overlap; ``coat_mm`` thickens it."""
-    spots = [np.array(column) for column in columns]
-    for n, column in enumerate(spots):
-        near = [spots[m] for m in (n - 1, n + 1) if 0 <= m < len(spots) and len(spots[m]) == len(column)]
-        for (*a, ra), (*b, rb), k in zip(column[:-1], column[1:], range(len(column)), strict=False):
-            along = place(near[-1][k, :3]) - place(a)
-            start, end = (r * bulk * size + coat_mm for r in (ra, rb))
-            wide = max(_WIDE_MM * size / (0.5 * (start + end)), 1.0)
-            s.capsule(place(a), place(b), start, end, x=along, scale=(wide, 1.0))
+    tables = [np.array(column) for column in columns]
+    spots = [place(table[:, :3]) for table in tables]
+    for n, (spot, table) in enumerate(zip(spots, tables, strict=True)):
+        beside = spots[n - 1] if n and len(spots[n - 1]) == len(spot) else spots[n + 1]
+        radii = table[:, 3] * bulk * size + coat_mm
+        for k in range(len(spot) - 1):
+            wide = max(_WIDE_MM * size / (0.5 * float(radii[k] + radii[k + 1])), 1.0)
+            start, end = float(radii[k]), float(radii[k + 1])
+            s.capsule(spot[k], spot[k + 1], start, end, x=beside[k] - spot[k], scale=(wide, 1.0))
 
 
 def _add_roof(

@@ -22,6 +22,9 @@ SHAPES = ("wedge", "biconcave", "crush")
 MEASURED_AT = 0.75
 """Anterior and posterior heights are measured in the midline at this fraction of the half depth from the centre."""
 
+LEAST_DISC_MM = 0.8
+"""Bodies never come nearer, so that none is painted over its neighbour."""
+
 
 @dataclass(frozen=True, eq=False)
 class VertebraShape:
@@ -278,6 +281,21 @@ def _slips(levels: list[str], config: PhantomConfig, rng: np.random.Generator) -
     return out
 
 
+def _clearance(lower: VertebraShape, d: _Draft, axes: Float64, origin: Float64) -> float:
+    """Least distance, mm, between the lower vertebra's upper endplate and five points of the draft's lower one."""
+    a, b, tallest, share = d.body[0], d.body[1], d.heights.max(), d.body[7]
+    v = np.array([0.9, 0.0, 0.0, 0.0, -0.9])
+    u = np.array([0.0, 0.9, 0.0, -0.9, 0.0])
+    straight = 0.5 * (d.body[4] + d.body[6]) + (d.body[4] - d.body[6]) * v / (2 * MEASURED_AT)
+    foot = -0.5 * tallest + (1 - share) * (tallest - straight)
+    points = (np.stack([u * a, v * b, foot], 1) @ axes.T + origin - lower.origin_mm) @ lower.axes
+    depth = np.clip(points[:, 1] / lower.half_depth_mm, -0.9, 0.9)
+    front, _, back = lower.heights_mm
+    height = 0.5 * (front + back) + (front - back) * depth / (2 * MEASURED_AT)
+    plate = 0.5 * lower.tallest_mm - lower.top_share * (lower.tallest_mm - height)
+    return float((points[:, 2] - plate).min())
+
+
 def sample_spine(rng: np.random.Generator, config: PhantomConfig) -> tuple[list[VertebraShape], float, float]:
     """Vertebrae caudal to cranial, then the patient's size factor and degeneration (0..1)."""
     posture = _sample_posture(rng, config)
@@ -298,6 +316,8 @@ def sample_spine(rng: np.random.Generator, config: PhantomConfig) -> tuple[list[
         origin = top + up * low + axes[:, 1] * slips_mm[i]
         if d.level == "C1":
             origin = origin + axes[:, 1] * 9.0 * posture.size
+        if shapes:
+            origin = origin + up * max(LEAST_DISC_MM - _clearance(shapes[-1], d, axes, origin), 0.0)
         top = origin + up * high
         a, b, waist, hollow, anterior, middle, posterior, share, edge, square = d.body
         shapes.append(
