@@ -19,11 +19,10 @@ from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tqdm import tqdm
-
 from runtime.bundle import Bundle, open_bundle
 from runtime.engines import select_engine
 from runtime.errors import InputError, VertscanError
+from runtime.extras import stop_without
 from runtime.pipeline import Pipeline
 from train.evaluation import plots
 from train.evaluation.plain import to_plain, write_json, write_text
@@ -43,6 +42,11 @@ from train.evaluation.truth import (
 )
 from train.phantom import PhantomConfig
 from train.verse import SPLITS
+
+try:
+    from tqdm import tqdm
+except ModuleNotFoundError as error:
+    stop_without("train", error)
 
 __all__ = [
     "HELD_OUT_SEED",
