@@ -1,0 +1,168 @@
+"""Anterior, middle and posterior height of a vertebral body, from the endplates of its mask.
+
+In the body's own axes (:mod:`runtime.vertebral_body`) every column of the mask that runs superiorly has a lower and an
+upper end, told below the voxel where the mask's share crosses one half. Over the central quarter of the width the
+median of both is taken at each depth, which leaves two curves: the endplates in the midline. The body's depth is that
+of its section halfway between them, where osteophytes, which grow from the rims, do not reach. The heights are the
+distances of the curves in the middle of this depth, at 0.78 of its half in front and 0.84 behind, each the median over
+a tenth of the depth. Towards the anterior rim an endplate is held to 1 mm above the parabola through its inner two
+thirds, so that osteophytes and bridges in the midline add no height.
+
+A body's waist is about 5 % narrower than its endplates and its posterior wall is hollow, so these are the phantom's
+measuring points (:class:`train.phantom.PhantomVertebra`: 0.75 of the endplates' half depth). They lie inside the rims
+on which a radiologist would put the corner points of a vertebra, where the endplates are up to 1 mm further apart.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from runtime.vertebral_body import BODY_GRID_MM, INSIDE, Body, Float32, Float64
+
+ANTERIOR_AT, POSTERIOR_AT = 0.78, -0.84
+"""Where the anterior and posterior heights are taken, as a fraction of the half depth at mid height."""
+_WINDOW_HALF_DEPTH = 0.12
+_BAND_HALF_WIDTH = 0.25
+_SMALLEST_BAND_MM = 3.0
+_INNER_HALF_DEPTH = 0.65
+_SPUR_MM = 1.0
+"""How far an endplate near its rim may rise above the curve of its inner part."""
+
+
+@dataclass(frozen=True)
+class BodyHeights:
+    """Heights of a vertebral body, mm."""
+
+    anterior_mm: float
+    middle_mm: float
+    posterior_mm: float
+
+    def as_array(self) -> Float64:
+        """(3,) anterior, middle, posterior, mm."""
+        return np.array([self.anterior_mm, self.middle_mm, self.posterior_mm])
+
+
+@dataclass(frozen=True)
+class BodySize:
+    """Heights, and the depth and width of the body halfway between its endplates, mm."""
+
+    heights: BodyHeights
+    depth_mm: float
+    width_mm: float
+
+
+def measure_body(body: Body) -> BodySize | None:
+    """The heights and size of one body; None where too little of it is there to tell (fewer than 8 mm of depth)."""
+    share = body.share
+    low, high = _ends(share)
+    if not np.isfinite(low).any():
+        return None
+    middle_x, half_width = _midline(share, low, high)
+    band = max(_SMALLEST_BAND_MM, _BAND_HALF_WIDTH * half_width)
+    columns = np.abs(np.arange(share.shape[2]) - middle_x) <= band
+    bottom, top = _median_over(low[:, columns]), _median_over(high[:, columns])
+    depth = _depth(share[:, :, columns], bottom, top)
+    if depth is None or depth[1] - depth[0] < 8.0 / BODY_GRID_MM:
+        return None
+    centre, half = 0.5 * (depth[0] + depth[1]), 0.5 * (depth[1] - depth[0])
+    at_y: Float64 = (np.arange(len(top), dtype=np.float64) - centre) / half
+    height = np.asarray(_without_spurs(top, at_y) + _without_spurs(-bottom, at_y))
+    values = [
+        _height_near(height, centre + at * half, _WINDOW_HALF_DEPTH * half) for at in (ANTERIOR_AT, 0.0, POSTERIOR_AT)
+    ]
+    if not np.isfinite(values).all():
+        return None
+    heights = BodyHeights(*(float(v) * BODY_GRID_MM for v in values))
+    return BodySize(heights, 2.0 * half * BODY_GRID_MM, 2.0 * half_width * BODY_GRID_MM)
+
+
+def _ends(share: Float32) -> tuple[Float64, Float64]:
+    """(y, x) lower and upper end of every column in z indices, below the voxel; NaN for empty columns.
+
+    Holes inside a column, such as those of the basal vein, do not end it.
+    """
+    inside = share > INSIDE
+    count = share.shape[0]
+    first, last = inside.argmax(axis=0), count - 1 - inside[::-1].argmax(axis=0)
+    y, x = np.indices(first.shape)
+
+    def crossing(at: np.ndarray, step: int) -> Float64:
+        beyond = np.clip(at + step, 0, count - 1)
+        here, there = share[at, y, x].astype(np.float64), share[beyond, y, x].astype(np.float64)
+        part = np.clip((here - INSIDE) / np.maximum(here - there, 1e-6), 0.0, 1.0)
+        return np.where(inside.any(axis=0), at + step * part, np.nan)
+
+    return crossing(first, -1), crossing(last, 1)
+
+
+def _median_over(values: Float64) -> Float64:
+    """(y,) median over x of the columns there are; NaN where less than half of them are there."""
+    enough = np.isfinite(values).sum(axis=1) * 2 >= values.shape[1]
+    out = np.full(len(values), np.nan)
+    if enough.any():
+        out[enough] = np.nanmedian(values[enough], axis=1)
+    return out
+
+
+def _midline(share: Float32, low: Float64, high: Float64) -> tuple[float, float]:
+    """x index of the body's middle and its half width, both in voxels, from its section at mid height."""
+    level = int(np.rint(np.nanmedian(0.5 * (low + high))))
+    section = share[np.clip(level, 0, len(share) - 1)] > INSIDE
+    rows = np.flatnonzero(section.any(axis=1))
+    ahead = section[rows[len(rows) // 3] : rows[-1] + 1] if len(rows) else section
+    ahead = ahead[ahead.any(axis=1)]
+    left = ahead.argmax(axis=1)
+    right = ahead.shape[1] - 1 - ahead[:, ::-1].argmax(axis=1)
+    if not len(ahead):
+        return 0.5 * (share.shape[2] - 1), 0.0
+    return float(np.median(0.5 * (left + right))), float(np.percentile(0.5 * (right - left + 1), 75))
+
+
+def _depth(columns: Float32, bottom: Float64, top: Float64) -> tuple[float, float] | None:
+    """First and last y index (of the surface, below the voxel) of the section halfway between the endplates."""
+    y = np.flatnonzero(np.isfinite(bottom) & np.isfinite(top))
+    if len(y) < 4:
+        return None
+    core = y[len(y) // 5 : len(y) - len(y) // 5]
+    slope, offset = np.polyfit(core, 0.5 * (bottom + top)[core], 1)
+    z = np.clip(offset + slope * np.arange(columns.shape[1]), 0, len(columns) - 1.001)
+    lower = z.astype(int)
+    part = (z - lower)[:, None]
+    rows = np.arange(columns.shape[1])
+    section = np.median((1 - part) * columns[lower, rows] + part * columns[lower + 1, rows], axis=1)
+    inside = np.flatnonzero(section > INSIDE)
+    if not len(inside):
+        return None
+    first, last = int(inside[0]), int(inside[-1])
+    return _edge(section, first, -1), _edge(section, last, 1)
+
+
+def _edge(section: Float64, at: int, step: int) -> float:
+    beyond = at + step
+    if not 0 <= beyond < len(section):
+        return float(at)
+    here, there = float(section[at]), float(section[beyond])
+    return at + step * (here - INSIDE) / max(here - there, 1e-6)
+
+
+def _without_spurs(rise: Float64, at_y: Float64) -> Float64:
+    """An endplate's outward profile (y,), held in its anterior half to 1 mm above the parabola of its inner part.
+
+    Osteophytes and bridges stand on the anterior rim and rise further; a depressed rim, which is a fracture, stays as
+    it is. ``at_y`` is the place of each sample, -1 at the posterior and 1 at the anterior wall.
+    """
+    inner = (np.abs(at_y) <= _INNER_HALF_DEPTH) & np.isfinite(rise)
+    if inner.sum() < 5:
+        return rise
+    limit = np.polyval(np.polyfit(at_y[inner], rise[inner], 2), at_y) + _SPUR_MM
+    return np.where(at_y > 0.0, np.minimum(rise, limit), rise)
+
+
+def _height_near(height: Float64, at: float, reach: float) -> float:
+    """Median height within ``reach`` of the y index ``at`` (at least the nearest three columns)."""
+    y = np.arange(len(height))
+    near = height[np.abs(y - at) <= max(reach, 1.01)]
+    near = near[np.isfinite(near)]
+    return float(np.median(near)) if len(near) else float("nan")
