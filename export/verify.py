@@ -11,24 +11,30 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from export.checkpoint import Trained
-from export.onnx_export import OFFSET_HEAT
-from export.reload import torch_fracsegnet, torch_levelnet, torch_locnet
 from runtime.bundle import Bundle, LocNetSpec, open_bundle
 from runtime.crops import crop_grid, extract_crops
 from runtime.engines import open_session, select_engine
 from runtime.engines.base import EngineInfo, Session
 from runtime.errors import VertscanError
+from runtime.extras import stop_without
 from runtime.intensity import normalise
 from runtime.levels import level_evidence
 from runtime.localise import centres_of
 from runtime.resample import resample, working_grid
 from runtime.volume import Volume
 from runtime.windows import plan_windows, sliding_windows, windows_reaching
-from train.evaluate import positive
-from train.phantom import render, sample_anatomy, sample_appearance
+
+try:
+    import torch
+
+    from export.checkpoint import Trained
+    from export.onnx_export import OFFSET_HEAT
+    from export.reload import torch_fracsegnet, torch_levelnet, torch_locnet
+    from train.evaluate import positive
+    from train.phantom import render, sample_anatomy, sample_appearance
+except ModuleNotFoundError as error:
+    stop_without("export", error)
 
 LIMITS = {"heatmap": 5e-3, "offsets": 2e-2, "mask": 5e-3, "grade": 5e-3, "level": 1e-2}
 """Largest differences that an FP32 engine may have from torch: some are off by 1e-3 in their normalisations (decision

@@ -24,6 +24,9 @@ runpy.run_module(%r, run_name='__main__')
     ("module", "extra", "arguments"),
     [
         ("train", "train", ["locnet"]),
+        ("train.evaluate", "train", ["--phantoms", "1"]),
+        ("export", "export", ["-o", "x"]),
+        ("export.verify", "export", ["--phantoms", "1"]),
     ],
 )
 def test_a_lean_installation_names_the_extra(module, extra, arguments, tmp_path):
