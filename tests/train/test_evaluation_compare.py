@@ -1,6 +1,7 @@
 """What counts as found, false, right and close, worked out by hand."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -52,6 +53,23 @@ def record(true: TrueScan, comparison: Comparison, patient: str = "one") -> Scan
 
 def records(true: TrueScan, found: Sequence[Called]) -> list[ScanRecord]:
     return [record(true, compare(true, found))]
+
+
+def test_a_centre_in_a_vertebra_that_the_edge_cuts_is_neither_found_nor_false() -> None:
+    true = scan(("L1", 110, 0), ("L2", 70, 0))
+    mask = np.array(true.mask)
+    mask[-4:] = 19  # T12, whose centre lies beyond the scan
+    cut = replace(true, mask=mask)
+    top = float(true.volume.grid.to_ras_mm([mask.shape[0] - 2, 5, 5])[2])
+    met = compare(cut, [called(110), called(top), called(30)])
+    assert [c.cut_level for c in met.centres] == [None, "T12", None]
+    assert [c.is_false for c in met.centres] == [False, False, True]
+    assert met.false_positives == 1
+    assert compare(true, [called(110), called(top), called(30)]).false_positives == 2, "nothing is there"
+    twice = compare(cut, [called(110), called(112)])
+    assert twice.false_positives == 1, "a second centre of a whole vertebra"
+    figures = summarise_localisation([met])
+    assert (figures.false_positives_per_scan, figures.cut_per_scan) == (1, 1)
 
 
 def test_found_missed_false_and_found_twice() -> None:

@@ -12,11 +12,14 @@ from train.evaluation.plain import number
 from train.evaluation.records import CentreRecord, Comparison, MaskAgreement, VertebraRecord
 from train.evaluation.truth import TrueScan, TrueVertebra
 from train.metrics import average_hausdorff_mm, dice, distances_mm, match_centres
+from train.verse import LEVELS
 
 MATCH_MM = 10.0
 """A true centre is found when a predicted one lies this near, each counted once."""
 VERSE_MM = 20.0
 """VerSe's limit for identification and detection (Sekuboyina et al. 2021, section 3.3)."""
+CUT_MM = 10.0
+"""A centre is in the vertebra that most of the labelled voxels in a block of this size around it belong to."""
 BLOCK_MM = 128.0
 """Masks are compared in a block of this size around the true centre: no vertebra is larger."""
 
@@ -65,7 +68,13 @@ def compare(scan: TrueScan, called: Sequence[Called]) -> Comparison:
         vertebrae.append(replace(record, detected=bool(close), identified=identified))
     centres = tuple(
         CentreRecord(
-            c.confidence, i in matched, number(near[i][1]), _level_at(scan, near[i][0]), c.grade, c.probabilities
+            c.confidence,
+            i in matched,
+            number(near[i][1]),
+            _level_at(scan, near[i][0]),
+            c.grade,
+            c.probabilities,
+            None if i in matched else _cut_level(scan, c.centre_ras_mm),
         )
         for i, c in enumerate(called)
     )
@@ -86,6 +95,17 @@ def _nearest(distances: np.ndarray, scan: TrueScan) -> tuple[int, float]:
     if not len(scan.vertebrae):
         return -1, float("nan")
     return int(distances.argmin()), float(distances.min())
+
+
+def _cut_level(scan: TrueScan, point_ras_mm: Point) -> str | None:
+    """Level of the vertebra around a point, if its own centre is not in the scan; None otherwise, or without a mask."""
+    if scan.mask is None:
+        return None
+    labels = scan.mask[block_around(scan.volume.grid, np.asarray(point_ras_mm), size_mm=CUT_MM)]
+    counts = np.bincount(labels[labels > 0])
+    label = int(counts.argmax()) if len(counts) else 0
+    with_centre = {v.label for v in scan.vertebrae}
+    return LEVELS[label] if label in LEVELS and label not in with_centre else None
 
 
 def _level_at(scan: TrueScan, index: int) -> str | None:

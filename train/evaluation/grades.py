@@ -188,7 +188,7 @@ def _per_patient(patients: Sequence[str], comparisons: Sequence[Comparison], at_
 def _reported(comparison: Comparison) -> list[tuple[int, tuple[float, ...]]]:
     """Grades and probabilities of all that was found, right or false, but for the true cervical vertebrae."""
     matched = [(v.found_grade, v.probabilities) for v in comparison.vertebrae if v.region != "C"]
-    false = [(c.grade, c.probabilities) for c in comparison.centres if not c.matched]
+    false = [(c.grade, c.probabilities) for c in comparison.centres if c.is_false]
     return [(grade, p) for grade, p in (*matched, *false) if grade is not None and p is not None]
 
 

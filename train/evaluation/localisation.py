@@ -37,20 +37,31 @@ class RegionFigures:
 
 @dataclass(frozen=True)
 class LocalisationSummary:
-    """Localisation over all scans; ``false_positives_per_scan`` counts centres that belong to no true vertebra."""
+    """Localisation over all scans.
+
+    Args:
+        cervical: C1 to C7.
+        thoracic: T1 to T13.
+        lumbar: L1 to L6.
+        overall: all of them.
+        false_positives_per_scan: centres that belong to no true vertebra.
+        cut_per_scan: centres in vertebrae whose own centre the scan does not show: neither found nor false.
+    """
 
     cervical: RegionFigures
     thoracic: RegionFigures
     lumbar: RegionFigures
     overall: RegionFigures
     false_positives_per_scan: float
+    cut_per_scan: float
 
 
 def summarise_localisation(comparisons: Sequence[Comparison]) -> LocalisationSummary:
     """Figures of one way of finding vertebrae over all scans."""
     cervical, thoracic, lumbar, overall = (_region(comparisons, letters) for letters in ("C", "T", "L", "CTL"))
     false_positives = _mean([c.false_positives for c in comparisons])
-    return LocalisationSummary(cervical, thoracic, lumbar, overall, false_positives)
+    cut = _mean([sum(centre.cut_level is not None for centre in c.centres) for c in comparisons])
+    return LocalisationSummary(cervical, thoracic, lumbar, overall, false_positives, cut)
 
 
 def _region(comparisons: Sequence[Comparison], letters: str) -> RegionFigures:

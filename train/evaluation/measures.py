@@ -124,7 +124,7 @@ def summarise_calibration(records: Sequence[ScanRecord], comparisons: Sequence[C
             [max(v.probabilities) for v in graded], [int(np.argmax(v.probabilities)) == v.true for v in graded]
         ),
         _calibration([v.score(2) for v in graded], [v.true >= 2 for v in graded]),
-        _calibration([c.confidence for c in centres], [c.matched for c in centres]),
+        _calibration([c.confidence for c in centres], [not c.is_false for c in centres]),
     )
 
 

@@ -81,6 +81,8 @@ class CentreRecord:
         nearest_level: of that true vertebra.
         grade: the grade it was given, if any.
         probabilities: of grades 0..3, None where no grade was given.
+        cut_level: level of the vertebra it lies in, where the scan shows that one in part and its centre not at all:
+            such a centre is neither found nor false.
     """
 
     confidence: float
@@ -89,6 +91,12 @@ class CentreRecord:
     nearest_level: str | None
     grade: int | None
     probabilities: tuple[float, ...] | None
+    cut_level: str | None = None
+
+    @property
+    def is_false(self) -> bool:
+        """Whether it lies in no vertebra, or is a second one of a vertebra."""
+        return not self.matched and self.cut_level is None
 
 
 @dataclass(frozen=True)
@@ -100,8 +108,8 @@ class Comparison:
 
     @property
     def false_positives(self) -> int:
-        """Predicted centres that belong to no true vertebra."""
-        return sum(not centre.matched for centre in self.centres)
+        """Predicted centres that belong to no true vertebra, not even to one that the scan cuts."""
+        return sum(centre.is_false for centre in self.centres)
 
 
 @dataclass(frozen=True)

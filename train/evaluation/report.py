@@ -52,7 +52,11 @@ def _localisation(figures: LocalisationSummary) -> str:
             [region, f.vertebrae, _n(f.recall_10mm), error, _n(f.detection_rate), _n(f.identification_rate)]
         )  # fmt: skip
     header = ["region", "vertebrae", "recall (10 mm)", "error, mm", "VerSe detection", "VerSe identification"]
-    return f"{_table(header, rows)}\n\n{_n(figures.false_positives_per_scan, 2)} false centres per scan."
+    return (
+        f"{_table(header, rows)}\n\n{_n(figures.false_positives_per_scan, 2)} false centres per scan. Beside them, "
+        f"{_n(figures.cut_per_scan, 2)} per scan lie in vertebrae that the edge of the scan cuts so that their centre "
+        "is not in it; these are counted neither as found nor as false."
+    )
 
 
 def _variants(summary: Summary) -> list[str]:
