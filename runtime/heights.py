@@ -4,9 +4,10 @@ In the body's own axes (:mod:`runtime.vertebral_body`) every column of the mask 
 upper end, told below the voxel where the mask's share crosses one half. Over the central quarter of the width the
 median of both is taken at each depth, which leaves two curves: the endplates in the midline. The body's depth is that
 of its section halfway between them, where osteophytes, which grow from the rims, do not reach. The heights are the
-distances of the curves in the middle of this depth, at 0.78 of its half in front and 0.84 behind, each the median over
-a tenth of the depth. Towards the anterior rim an endplate is held to 1 mm above the parabola through its inner two
-thirds, so that osteophytes and bridges in the midline add no height.
+distances of the curves at 0.78 of half this depth in front and 0.84 behind, and in the middle, each the median over a
+tenth of the depth. (The middle one is taken where, within a quarter of the half depth, the body is most depressed below
+the line from front to back, and moved along this line to the middle.) Towards the anterior rim an endplate is held to
+1 mm above the parabola through its inner two thirds, so that osteophytes and bridges in the midline add no height.
 
 A body's waist is about 5 % narrower than its endplates and its posterior wall is hollow, so these are the phantom's
 measuring points (:class:`train.phantom.PhantomVertebra`: 0.75 of the endplates' half depth). They lie inside the rims
@@ -23,6 +24,9 @@ from runtime.vertebral_body import BODY_GRID_MM, INSIDE, Body, Float32, Float64
 
 ANTERIOR_AT, POSTERIOR_AT = 0.78, -0.84
 """Where the anterior and posterior heights are taken, as a fraction of the half depth at mid height."""
+_MIDDLE_AT = (-0.24, -0.12, 0.0, 0.12, 0.24)
+"""The middle height is taken where, of these places, the body is most depressed below the line from front to back:
+that is not always its very middle."""
 _WINDOW_HALF_DEPTH = 0.12
 _BAND_HALF_WIDTH = 0.25
 _SMALLEST_BAND_MM = 3.0
@@ -69,9 +73,7 @@ def measure_body(body: Body) -> BodySize | None:
     centre, half = 0.5 * (depth[0] + depth[1]), 0.5 * (depth[1] - depth[0])
     at_y: Float64 = (np.arange(len(top), dtype=np.float64) - centre) / half
     height = np.asarray(_without_spurs(top, at_y) + _without_spurs(-bottom, at_y))
-    values = [
-        _height_near(height, centre + at * half, _WINDOW_HALF_DEPTH * half) for at in (ANTERIOR_AT, 0.0, POSTERIOR_AT)
-    ]
+    values = _three_heights(height, centre, half)
     if not np.isfinite(values).all():
         return None
     heights = BodyHeights(*(float(v) * BODY_GRID_MM for v in values))
@@ -158,6 +160,15 @@ def _without_spurs(rise: Float64, at_y: Float64) -> Float64:
         return rise
     limit = np.polyval(np.polyfit(at_y[inner], rise[inner], 2), at_y) + _SPUR_MM
     return np.where(at_y > 0.0, np.minimum(rise, limit), rise)
+
+
+def _three_heights(height: Float64, centre: float, half: float) -> tuple[float, float, float]:
+    """Anterior, middle and posterior height of the profile (y,), voxels."""
+    reach = _WINDOW_HALF_DEPTH * half
+    anterior, posterior = (_height_near(height, centre + at * half, reach) for at in (ANTERIOR_AT, POSTERIOR_AT))
+    slope = (anterior - posterior) / (ANTERIOR_AT - POSTERIOR_AT)
+    middle = min(_height_near(height, centre + at * half, reach) - slope * at for at in _MIDDLE_AT)
+    return anterior, middle, posterior
 
 
 def _height_near(height: Float64, at: float, reach: float) -> float:
