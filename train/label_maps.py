@@ -2,30 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
-from runtime.errors import InputError
+from runtime.label_map import read_labels
 from runtime.volume import Grid
 
-
-def read_labels(path: Path) -> tuple[np.ndarray, Grid]:
-    """A NIfTI label map as uint8 (z, y, x) and its grid. Raises InputError when it is no 3D map of labels 0..255."""
-    import nibabel
-    from nibabel.filebasedimages import ImageFileError
-
-    try:
-        image = nibabel.load(path)
-        values = np.asanyarray(image.dataobj)
-    except (OSError, EOFError, ValueError, ImageFileError) as error:
-        raise InputError(f"{path} cannot be read as a NIfTI label map: {error}.") from error
-    if values.ndim != 3 or values.min() < 0 or values.max() > 255:
-        raise InputError(
-            f"{path} is no 3D map of labels 0..255: shape {values.shape}, {values.min()} to {values.max()}."
-        )
-    labels = np.ascontiguousarray(values.T.astype(np.uint8))
-    return labels, Grid(labels.shape, image.affine)
+__all__ = ["read_labels", "sample_nearest"]
 
 
 def sample_nearest(labels: np.ndarray, source: Grid, target: Grid) -> np.ndarray:
