@@ -26,7 +26,7 @@ $(VENV)/dev.stamp: pyproject.toml
 
 demo: $(VENV)/base.stamp ## set up the lean runtime, make a phantom scan, find its vertebrae
 	@mkdir -p demo
-	$(BIN)/python -m train.phantom scan demo/phantom.nii.gz --seed 7 --spacing 1.5 --fov whole
+	$(BIN)/python -m train.phantom scan demo/phantom.nii.gz --seed 32 --spacing 1.5 --fov whole
 	$(BIN)/python -m runtime.infer demo/phantom.nii.gz -o demo/phantom.vertebrae
 	@echo
 	@echo "Look at demo/phantom.vertebrae/overview.png; the figures are in findings.json, the masks in vertebrae.nii.gz."
