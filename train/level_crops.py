@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from runtime.anatomy import LEVEL_NAMES, NOT_A_VERTEBRA
 from train.config import LevelNetRun
-from train.networks import LEVEL_NAMES
 from train.verse import LEVELS
 
 AIR_HU = -1024.0
 BONE_HU = 150.0
 """Places that are no vertebra are drawn from voxels above this: soft tissue would be too easy."""
-NONE = LEVEL_NAMES.index("none")
+NONE = LEVEL_NAMES.index(NOT_A_VERTEBRA)
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from runtime.anatomy import LEVEL_NAMES
+
 GRADES = 4
 HEIGHTS = 6
 
@@ -281,15 +283,6 @@ class FracSegNetOutputs(nn.Module):
             heights = out["heights"]
             result.append(torch.cat([heights[:, :3] * HEIGHT_UNIT_MM, heights[:, 3:].clamp(0, 1)], dim=1))
         return tuple(result)
-
-
-LEVEL_NAMES: tuple[str, ...] = (
-    "none",
-    *(f"C{i}" for i in range(1, 8)),
-    *(f"T{i}" for i in range(1, 14)),
-    *(f"L{i}" for i in range(1, 7)),
-)
-"""LevelNet's classes: ``"none"`` is what isn't a vertebra (hip, sacrum, rib, skull ...), then cranial to caudal."""
 
 
 class LevelNet(nn.Module):

@@ -25,14 +25,10 @@ from pathlib import Path
 import numpy as np
 
 from runtime.errors import InputError
+from runtime.label_map import VERSE_LEVELS
 from runtime.volume import Float64, Grid
 
-LEVELS: Mapping[int, str] = {
-    **{n: f"C{n}" for n in range(1, 8)},
-    **{n + 7: f"T{n}" for n in range(1, 13)},
-    **{n + 19: f"L{n}" for n in range(1, 7)},
-    28: "T13",
-}
+LEVELS: Mapping[int, str] = VERSE_LEVELS
 LABELS: Mapping[str, int] = {level: label for label, level in LEVELS.items()}
 
 

@@ -5,10 +5,11 @@ import pytest
 import torch
 from torch import nn
 
+from runtime.anatomy import LEVEL_NAMES
 from train.config import LevelNetRun
 from train.level_crops import AIR_HU, NONE, level_crops, place_without_vertebra
 from train.level_task import LevelNetTask
-from train.networks import LEVEL_NAMES, LevelNet, LevelNetConfig, LevelNetOutputs
+from train.networks import LevelNet, LevelNetConfig, LevelNetOutputs
 from train.sources import PhantomSource
 
 SMALL = LevelNetRun(

@@ -8,12 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 
-LABEL_OF_LEVEL: dict[str, int] = {
-    **{f"C{i}": i for i in range(1, 8)},
-    **{f"T{i}": 7 + i for i in range(1, 13)},
-    **{f"L{i}": 19 + i for i in range(1, 7)},
-    "T13": 28,
-}
+from runtime.label_map import VERSE_LEVELS
+
+LABEL_OF_LEVEL: dict[str, int] = {level: label for label, level in VERSE_LEVELS.items()}
 """VerSe's label of every level; 26 (sacrum) and 27 (coccyx) are never painted into a mask."""
 LEVEL_OF_LABEL: dict[int, str] = {label: level for level, label in LABEL_OF_LEVEL.items()}
 
