@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict
 from typing import TypeVar
 
 import onnx
@@ -15,7 +13,7 @@ from export.checkpoint import Trained, new_network, outputs_of
 from runtime.bundle import Bundle
 from runtime.bundle_json import from_json
 from runtime.errors import BundleError
-from train.config import FracSegNetRun, LevelNetRun, LocNetRun, LoopConfig, Run
+from train.config import FracSegNetRun, LevelNetRun, LocNetRun, Run, with_later_settings
 
 R = TypeVar("R", LocNetRun, FracSegNetRun, LevelNetRun)
 
@@ -62,11 +60,7 @@ def _run(bundle: Bundle, name: str, kind: type[R]) -> R:
         raise BundleError(
             f"The bundle in {bundle.folder} does not say how its {name} was trained (no {error})."
         ) from error
-    at = f"{bundle.folder}: training: {name}: run"
-    if isinstance(values, Mapping) and isinstance(values.get("loop"), Mapping):
-        # How the loop ran does not change the network: what earlier versions did not record may be anything.
-        values = {**values, "loop": {**asdict(LoopConfig()), **values["loop"]}}
-    return from_json(kind, values, at=at)
+    return from_json(kind, with_later_settings(values), at=f"{bundle.folder}: training: {name}: run")
 
 
 def _load(network: nn.Module, bundle: Bundle, file: str) -> None:

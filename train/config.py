@@ -305,14 +305,18 @@ def load(path: Path) -> Run:
     values = parse_json(text, source=str(path))
     if not isinstance(values, dict) or values.get("network") not in _KINDS:
         raise InputError(f"{path} is no training configuration of this software.")
-    run = values.get("run")
-    if isinstance(run, dict) and isinstance(run.get("loop"), dict):
-        run["loop"] = {**_ADDED_LATER, **run["loop"]}
-    return _checked(_KINDS[values["network"]], run, at=str(path))
+    return _checked(_KINDS[values["network"]], with_later_settings(values.get("run")), at=str(path))
 
 
 _ADDED_LATER: Mapping[str, Any] = {"start_from": ""}
 """Settings of the loop that runs of earlier versions were made without, and what they did."""
+
+
+def with_later_settings(run: Any) -> Any:
+    """A run as read from JSON, with the settings that its version did not know yet; anything else as it is."""
+    if isinstance(run, Mapping) and isinstance(run.get("loop"), Mapping):
+        return {**run, "loop": {**_ADDED_LATER, **run["loop"]}}
+    return run
 
 
 @dataclass(frozen=True)
