@@ -14,6 +14,7 @@ from runtime.bundle_checks import BUNDLE_JSON, check_spec
 from runtime.bundle_json import from_json, parse_json, to_json
 from runtime.bundle_zip import discard_unpacked, unpack_zip
 from runtime.errors import BundleError
+from runtime.precision_plan import PrecisionPlan
 
 SCHEMA_VERSION = 1
 DEFAULT_BUNDLE = Path(__file__).parent / "bundles" / "default"
@@ -132,6 +133,8 @@ class BundleSpec:
         intended_use: shown to users.
         clinical: False for bundles that must not be used on patients; the table, picture and findings say so.
         levelnet: third network, or None; a ``bundle.json`` without this key is read as one without it.
+        precision: for each network file that was calibrated, how it may be computed in fewer bits; empty, as in a
+            ``bundle.json`` without this key, where none was.
     """
 
     name: str
@@ -145,6 +148,7 @@ class BundleSpec:
     training: Mapping[str, Any] = field(default_factory=dict)
     accuracy: Mapping[str, Any] = field(default_factory=dict)
     levelnet: LevelNetSpec | None = None
+    precision: Mapping[str, PrecisionPlan] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -254,19 +258,31 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def read_spec(folder: Path) -> BundleSpec:
+    """The content of a bundle's ``bundle.json``; its files are not looked at.
+
+    Raises:
+        BundleError: it can't be read or is not as the schema says.
+    """
+    return _spec_of(_read_json(folder), source=str(folder / BUNDLE_JSON))
+
+
 def _open_folder(folder: Path) -> Bundle:
-    spec_path = folder / BUNDLE_JSON
+    text = _read_json(folder)
+    spec = _spec_of(text, source=str(folder / BUNDLE_JSON))
+    for name, expected in spec.files.items():
+        _verify(folder / name, expected)
+    return Bundle(spec, folder.resolve(), hashlib.sha256(text.encode()).hexdigest())
+
+
+def _read_json(folder: Path) -> str:
+    path = folder / BUNDLE_JSON
     try:
-        raw = spec_path.read_bytes()
-        text = raw.decode("utf-8")
+        return path.read_bytes().decode("utf-8")
     except OSError as error:
         raise BundleError(f"{folder} is no bundle: its {BUNDLE_JSON} cannot be read ({error.strerror}).") from error
     except UnicodeDecodeError as error:
-        raise BundleError(f"{spec_path} is not UTF-8 text.") from error
-    spec = _spec_of(text, source=str(spec_path))
-    for name, expected in spec.files.items():
-        _verify(folder / name, expected)
-    return Bundle(spec, folder.resolve(), hashlib.sha256(raw).hexdigest())
+        raise BundleError(f"{path} is not UTF-8 text.") from error
 
 
 def _spec_of(text: str, *, source: str) -> BundleSpec:
@@ -284,10 +300,10 @@ def _spec_of(text: str, *, source: str) -> BundleSpec:
 
 
 def _read_spec(data: Any, *, source: str) -> BundleSpec:
-    """The spec of parsed JSON; of its keys only ``levelnet`` may be missing or null."""
+    """The spec of parsed JSON; of its keys only ``levelnet`` and ``precision`` may be missing or null."""
     if not isinstance(data, dict):
         return from_json(BundleSpec, data, at=source)
-    spec = from_json(BundleSpec, {**data, "levelnet": None}, at=source)
+    spec = from_json(BundleSpec, {**data, "levelnet": None, "precision": data.get("precision") or {}}, at=source)
     if data.get("levelnet") is None:
         return spec
     return replace(spec, levelnet=from_json(LevelNetSpec, data["levelnet"], at=f"{source}: levelnet"))

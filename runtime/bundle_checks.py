@@ -27,6 +27,7 @@ def check_spec(spec: BundleSpec, *, source: str = "The bundle's description") ->
     faults = [*_file_faults(spec), *_locnet_faults(spec.locnet), *_fracsegnet_faults(spec.fracsegnet)]
     if spec.levelnet is not None:
         faults += _levelnet_faults(spec.levelnet)
+    faults += _precision_faults(spec)
     if faults:
         raise BundleError(f"{source} cannot be used: {'; '.join(faults)}.")
 
@@ -89,3 +90,12 @@ def _levelnet_faults(net: LevelNetSpec) -> Iterator[str]:
         yield f"levelnet.level_names should be {', '.join(LEVEL_NAMES)}, met {', '.join(net.level_names)}"
     if not 0.5 <= net.min_confidence < 1:
         yield f"levelnet.min_confidence should be from 0.5 to below 1, met {net.min_confidence:g}"
+
+
+def _precision_faults(spec: BundleSpec) -> Iterator[str]:
+    for name, plan in spec.precision.items():
+        if name not in {network.file for network in spec.networks}:
+            yield f"precision names {name!r}, which is none of its networks"
+        for tensor, limit in plan.int8_ranges.items():
+            if limit <= 0:
+                yield f"precision.{name}.int8_ranges.{tensor} should be positive, met {limit:g}"

@@ -9,12 +9,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FORBIDDEN = {
-    "runtime": {"train", "export", "benchmarks", "tests", "torch", "lightning", "onnx"},
+    "runtime": {"train", "export", "benchmarks", "tests", "torch", "lightning"},
     "train": {"export", "benchmarks", "tests"},
     "export": {"benchmarks", "tests"},
     "benchmarks": {"tests"},
 }
-LIBRARIES_ON_DEMAND = {"openvino", "onnxruntime", "tensorrt", "tensorrt_rtx"}
+LIBRARIES_ON_DEMAND = {"openvino", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx"}
 
 
 def imports(path):
