@@ -14,8 +14,9 @@ import numpy as np
 
 from runtime.bundle import Bundle, BundleSpec, open_bundle
 from runtime.describe import describe, notice, warnings
-from runtime.engines import open_session, select_engine
+from runtime.engines import open_session, select_engine, triton
 from runtime.engines.base import EngineInfo, Session
+from runtime.engines.triton_server import TritonServer
 from runtime.errors import BundleError, InputError, OutOfMemoryError
 from runtime.findings import BundleInfo, Findings, ScanInfo
 from runtime.levels import LevelCall, decode_levels, level_evidence
@@ -134,10 +135,12 @@ class Pipeline:
         precision: str = "auto",
         device: int = 0,
         threads: int | None = None,
+        server: TritonServer | None = None,
     ) -> Pipeline:
         """Load a bundle's networks (the one that ships with the package if None) on an engine.
 
-        Engine, precision and device are chosen here once, and the choice is logged with its reason.
+        Engine, precision and device are chosen here once, and the choice is logged with its reason. The engine
+        ``"triton"`` needs a ``server``, and no other engine takes one.
 
         Raises:
             BundleError: the bundle is missing, damaged or of another kind.
@@ -150,7 +153,10 @@ class Pipeline:
                 f"Bundle {spec.name} has the grades {', '.join(spec.fracsegnet.grade_names)}; "
                 f"this software reports Genant's {GRADES}."
             )
-        choice = select_engine(engine, precision=precision, device=device)
+        if server is not None:
+            choice = triton.choose(server, opened, engine=engine, precision=precision, device=device)
+        else:
+            choice = select_engine(engine, precision=precision, device=device)
         with ExitStack() as stack:
             sessions = [
                 stack.enter_context(open_session(choice, opened.path_of(file), threads=threads))

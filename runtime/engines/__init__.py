@@ -17,8 +17,12 @@ logger = logging.getLogger(__name__)
 ENGINES: dict[str, str] = {
     "openvino": "runtime.engines.openvino_cpu",
     "onnxruntime": "runtime.engines.ort",
+    "triton": "runtime.engines.triton",
 }
 """Every engine by name, fastest first among those that share a kind of device; a module is imported when asked for."""
+
+ONLY_BY_NAME = frozenset({"triton"})
+"""Engines that ``auto`` never takes nor speaks of: with them a scan leaves the machine."""
 
 PRECISIONS = ("fp32", "fp16", "bf16")
 
@@ -96,7 +100,7 @@ def select_engine(name: str = "auto", *, precision: str = "auto", device: int = 
 
 
 def _fastest(precision: str, device: int) -> tuple[str, Preflight, str]:
-    found = preflights(device=device)
+    found = {name: one for name, one in preflights(device=device).items() if name not in ONLY_BY_NAME}
     can = {
         name: one
         for name, one in found.items()
