@@ -1,3 +1,4 @@
+# ruff: noqa: N802  the driver names its functions so
 """The probe against a driver that answers as NVIDIA's does: numbers through pointers, 0 for success."""
 
 import ctypes.util
