@@ -68,6 +68,18 @@ def make_optimiser(loop: LoopConfig, network: nn.Module) -> torch.optim.Optimize
     return torch.optim.AdamW(groups, lr=loop.learning_rate)
 
 
+def usable_precision(wanted: str, accelerator: str) -> str:
+    """``wanted``, or ``"32-true"`` where it is bf16 on a processor that torch only emulates it for.
+
+    The emulation is correct and takes over a hundred times as long: a run that seems to hang helps nobody.
+    """
+    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available())
+    if on_cpu and wanted.startswith("bf16") and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        log.warning("this processor does not compute in bf16; training in fp32 instead")
+        return "32-true"
+    return wanted
+
+
 class Trainer:
     """One training run in one folder: ``config.json``, ``last.ckpt``, ``best.ckpt`` and TensorBoard's events."""
 
@@ -81,8 +93,9 @@ class Trainer:
         self.task: Task = task_of(run)
         folder.mkdir(parents=True, exist_ok=True)
         self.logger = TensorBoardLogger(folder, name="", version="curves")
+        precision = usable_precision(run.loop.precision, accelerator)
         self.fabric = Fabric(
-            accelerator=accelerator, devices=devices, precision=run.loop.precision, loggers=self.logger  # type: ignore[arg-type]
+            accelerator=accelerator, devices=devices, precision=precision, loggers=self.logger  # type: ignore[arg-type]
         )  # fmt: skip
         self.fabric.launch()
         self.fabric.seed_everything(run.loop.seed, verbose=False)

@@ -11,7 +11,7 @@ import torch
 from runtime.errors import InputError
 from train import config as configuration
 from train.config import FracSegNetRun, LocNetRun, LoopConfig
-from train.loop import Trainer, learning_rate, save_atomically
+from train.loop import Trainer, learning_rate, save_atomically, usable_precision
 from train.networks import FracSegNetConfig, LocNetConfig, UNetConfig
 from train.sources import VertebraSample
 
@@ -177,3 +177,12 @@ def test_what_cannot_be_started_from_is_refused(tmp_path: Path) -> None:
     wider = replace(loc_run(start_from=str(tmp_path / "first")), network=LocNetConfig(UNetConfig((6, 6), 6)))
     with pytest.raises(InputError, match="another shape"):
         Trainer(wider, Balls(), tmp_path / "b", accelerator="cpu")
+
+
+@pytest.mark.parametrize(("hardware", "wanted", "used"), [
+    (False, "bf16-mixed", "32-true"), (True, "bf16-mixed", "bf16-mixed"), (False, "32-true", "32-true"),
+])  # fmt: skip
+def test_bf16_is_not_emulated(monkeypatch, caplog, hardware: bool, wanted: str, used: str) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: hardware)
+    assert usable_precision(wanted, "cpu") == used
+    assert bool(caplog.records) == (used != wanted)
