@@ -23,6 +23,8 @@ from runtime.precision_plan import PrecisionPlan
 
 CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 TYPED_PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+CONVERSION = 1
+"""Goes up when the graph that is made of a file changes, so that engines built from the old one are built again."""
 FP16_MAX = 65504.0
 _BF16_OPSET = 22
 """The first in which convolutions and pooling take BF16."""
@@ -43,6 +45,8 @@ class Rule:
 
 
 SAFE_RULE = Rule()
+BF16_RULE = Rule(low=frozenset({"Conv"}))
+"""TensorRT-RTX 1.7 builds no transposed convolution in BF16."""
 
 
 def typed_graph(onnx: Path, precision: str, *, plan: PrecisionPlan | None = None) -> bytes:
@@ -115,14 +119,14 @@ def serialise(model: Any) -> bytes:
     return bytes(model.SerializeToString(deterministic=True))
 
 
-def typed_model(model: Any, low: str, *, keep_fp32: Iterable[str] = (), rule: Rule = SAFE_RULE) -> Any:
+def typed_model(model: Any, low: str, *, keep_fp32: Iterable[str] = (), rule: Rule | None = None) -> Any:
     """A strongly typed copy of an FP32 model.
 
     Args:
         model: an ``onnx.ModelProto``.
         low: ``"fp16"`` or ``"bf16"``.
         keep_fp32: names of nodes that stay FP32 whatever the rule says.
-        rule: which nodes get the low type.
+        rule: which nodes get the low type; None for ``SAFE_RULE``, or ``BF16_RULE``.
 
     Raises:
         EngineError: a weight doesn't fit into the low type, or a node to keep isn't there.
@@ -130,6 +134,7 @@ def typed_model(model: Any, low: str, *, keep_fp32: Iterable[str] = (), rule: Ru
     import onnx
 
     low_type = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}[low]
+    rule = rule or (BF16_RULE if low == "bf16" else SAFE_RULE)
     model = _at_least(model, _BF16_OPSET) if low == "bf16" else model
     typed = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
     for i, node in enumerate(typed.graph.node):
@@ -141,7 +146,7 @@ def typed_model(model: Any, low: str, *, keep_fp32: Iterable[str] = (), rule: Ru
     return typed
 
 
-def low_names(model: Any, *, keep_fp32: Iterable[str] = (), rule: Rule = SAFE_RULE) -> frozenset[str]:
+def low_names(model: Any, *, keep_fp32: Iterable[str], rule: Rule) -> frozenset[str]:
     """Names of the nodes that get the low type.
 
     Raises:
@@ -243,10 +248,11 @@ def _cast_weight(weight: Any, name: str, wanted: int) -> Any:
 
     values = numpy_helper.to_array(weight)
     if wanted == onnx.TensorProto.FLOAT16:
-        if np.abs(values).max(initial=0.0) > FP16_MAX:
+        largest = np.abs(values).max(initial=0.0)
+        if largest > FP16_MAX:
             raise EngineError(
-                f"The weight {weight.name} reaches {np.abs(values).max():.3g}, more than FP16's {FP16_MAX:g}: calibrate "
-                "the bundle with python -m export.calibrate, or use fp32 or bf16."
+                f"The weight {weight.name} reaches {largest:.3g}, more than FP16's {FP16_MAX:g}: calibrate the bundle "
+                "with python -m export.calibrate, or use fp32 or bf16."
             )
         return numpy_helper.from_array(values.astype(np.float16), name)
     return numpy_helper.from_array(values.astype(helper.tensor_dtype_to_np_dtype(wanted)), name)
