@@ -16,6 +16,7 @@ logger = logging.getLogger(__name__)
 
 ENGINES: dict[str, str] = {
     "openvino": "runtime.engines.openvino_cpu",
+    "onnxruntime-tensorrt": "runtime.engines.ort_tensorrt",
     "onnxruntime": "runtime.engines.ort",
     "triton": "runtime.engines.triton",
 }
@@ -73,7 +74,9 @@ def preflights(*, device: int = 0) -> dict[str, Preflight]:
     return {name: engine_module(name).preflight(device=device) for name in ENGINES}
 
 
-def select_engine(name: str = "auto", *, precision: str = "auto", device: int = 0) -> EngineChoice:
+def select_engine(
+    name: str = "auto", *, precision: str = "auto", device: int = 0, verification: bool = False
+) -> EngineChoice:
     """Choose the engine for a run, and say so in one log line.
 
     Args:
@@ -81,6 +84,7 @@ def select_engine(name: str = "auto", *, precision: str = "auto", device: int = 
             in that precision one on a GPU before one on the processor, then the first in the table.
         precision: ``"fp32"``, ``"fp16"``, ``"bf16"``, or ``"auto"`` for the engine's own first choice.
         device: GPU number.
+        verification: whether an engine that is named may compute in what serves comparisons alone.
 
     Raises:
         EngineError: no such engine or precision, the named engine can't run, or none can.
@@ -94,7 +98,7 @@ def select_engine(name: str = "auto", *, precision: str = "auto", device: int = 
         if not found.available:
             raise EngineError(f"The engine {name} cannot be used: {found.reason}.")
         why = "asked for by name"
-    precision = resolve_precision(precision, found, engine=name)
+    precision = resolve_precision(precision, found, engine=name, verification=verification)
     logger.info("engine %s %s on %s in %s: %s", name, found.version, found.device, precision, why)
     return EngineChoice(engine_module(name), name, precision, device, why)
 

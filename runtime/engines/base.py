@@ -38,6 +38,7 @@ class Preflight:
         version: of the library, ``""`` when it is not installed.
         device: where it would run: ``"CPU"`` or the GPU's name.
         precisions: what it can compute in on that device; the first is what ``"auto"`` means.
+        verify_only: what it can compute in besides, for comparisons alone: right, but slower than ``precisions``.
     """
 
     available: bool
@@ -45,6 +46,7 @@ class Preflight:
     version: str = ""
     device: str = "CPU"
     precisions: tuple[str, ...] = ()
+    verify_only: tuple[str, ...] = ()
 
 
 class Session(Protocol):

@@ -33,15 +33,21 @@ def check_image(image: np.ndarray, declared: Sequence[int | None], *, model: str
         raise EngineError(f"{model} takes an image of shape ({wanted}); met {image.shape}.")
 
 
-def resolve_precision(precision: str, found: Preflight, *, engine: str) -> str:
+def resolve_precision(precision: str, found: Preflight, *, engine: str, verification: bool = False) -> str:
     """The precision that ``precision`` (which may be ``"auto"``) means for an engine, by its preflight.
+
+    Args:
+        precision: ``"auto"`` or one of the engine's.
+        found: what the engine's preflight says.
+        engine: its name, for the message.
+        verification: whether what serves comparisons alone will do.
 
     Raises:
         EngineError: the engine can't compute in it here.
     """
     if precision == "auto":
         return found.precisions[0]
-    if precision not in found.precisions:
+    if precision not in found.precisions and not (verification and precision in found.verify_only):
         raise EngineError(
             f"The engine {engine} on {found.device} computes in {' or '.join(found.precisions)}, not in {precision}."
         )

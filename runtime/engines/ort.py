@@ -2,54 +2,57 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
+import logging
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from runtime.engines.base import EngineInfo, Preflight
+from runtime.engines.base import EngineInfo, Preflight, Session
 from runtime.engines.checks import check_image, check_model_file, check_signature, resolve_precision, usable_cores
-from runtime.engines.cuda_probe import gpu_name, missing_libraries
+from runtime.engines.cuda_probe import gpu_name
+from runtime.engines.ort_gpu import OnnxRuntimeGpuSession, cuda_provider, shapes_are_fixed, sizes, why_no_cuda
+from runtime.engines.ort_library import ONLY_FATAL, first_line, library_errors, load, why_mixed, why_not_loadable
 from runtime.errors import EngineError
 
+logger = logging.getLogger(__name__)
+
 _NAME = "onnxruntime"
-_CUDA = "CUDAExecutionProvider"
 _CPU = "CPUExecutionProvider"
-_FATAL_ONLY = 4
 
 
 def preflight(*, device: int = 0) -> Preflight:
     """Whether onnxruntime is installed, and whether it would run on GPU number ``device`` or on the processor.
 
-    The CUDA libraries are looked for here, because a session for which they are missing prints long errors and then
-    runs on the processor.
+    On the processor FP16 is for verification alone: the numbers are rounded as on a GPU, but it is slower than FP32.
     """
-    if find_spec("onnxruntime") is None:
-        return Preflight(False, "onnxruntime is not installed; install it with: pip install onnxruntime")
-    try:
-        import onnxruntime
-    except ImportError as error:
-        hint = "reinstall it: pip install onnxruntime"
-        return Preflight(False, f"onnxruntime is installed but cannot be loaded ({error}); {hint}")
-    version = str(onnxruntime.__version__)
-    without_cuda = _why_no_cuda(onnxruntime, device)
+    unusable = why_not_loadable()
+    if unusable:
+        return Preflight(False, unusable)
+    library = load()
+    version, mixed = str(library.__version__), why_mixed()
+    remark = f"; {mixed}" if mixed else ""
+    without_cuda = why_no_cuda(library, device)
+    typed = ("fp16",) if find_spec("onnx") is not None else ()
     if not without_cuda:
         gpu = gpu_name(device) or "CUDA"
-        return Preflight(True, f"onnxruntime {version} runs on {gpu} in fp32", version, gpu, ("fp32",))
+        precisions = ("fp32", *typed)
+        said = f"onnxruntime {version} runs on {gpu} in {' or '.join(precisions)}{remark}"
+        return Preflight(True, said, version, gpu, precisions)
     if device != 0:
-        return Preflight(False, f"onnxruntime {version} cannot use GPU {device}: {without_cuda}", version)
-    return Preflight(True, f"onnxruntime {version} runs on the CPU in fp32 ({without_cuda})", version, "CPU", ("fp32",))
+        return Preflight(False, f"onnxruntime {version} cannot use GPU {device}: {without_cuda}{remark}", version)
+    said = f"onnxruntime {version} runs on the CPU in fp32 ({without_cuda}{remark})"
+    return Preflight(True, said, version, "CPU", ("fp32",), verify_only=typed)
 
 
-def open_session(model: Path, *, precision: str, device: int, threads: int | None, reason: str) -> OnnxRuntimeSession:
-    """Load an ONNX file; it computes in the precision of its graph, which is fp32.
+def open_session(model: Path, *, precision: str, device: int, threads: int | None, reason: str) -> Session:
+    """Load an ONNX file; it computes in the precision of its graph, which in fp16 is made here.
 
     Args:
         model: the ONNX file.
-        precision: ``"fp32"`` or ``"auto"``.
+        precision: ``"fp32"``, ``"fp16"`` where the package onnx is installed, or ``"auto"``, which means fp32.
         device: GPU number; 0 also means the processor where no GPU can be used.
         threads: on the processor; None for as many as this process may use.
         reason: why this engine was chosen; goes into the session's info.
@@ -61,26 +64,74 @@ def open_session(model: Path, *, precision: str, device: int, threads: int | Non
     found = preflight(device=device)
     if not found.available:
         raise EngineError(found.reason + ".")
-    precision = resolve_precision(precision, found, engine=_NAME)
-    import onnxruntime
+    precision = resolve_precision(precision, found, engine=_NAME, verification=True)
+    info = EngineInfo(_NAME, found.version, precision, found.device, reason)
+    graph = graph_of(model, precision)
+    if found.device == "CPU":
+        session = library_session(graph, model, [_CPU], threads=threads)
+        return OnnxRuntimeSession(session, info, model.name)
+    session, graphs = _cuda_session(graph, model, device, threads)
+    return OnnxRuntimeGpuSession(session, load(), info, model.name, device=device, graphs=graphs, most=None)
 
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = _FATAL_ONLY
+
+def graph_of(model: Path, precision: str) -> Path | bytes:
+    """What onnxruntime is to load: the file itself, or its strongly typed graph in another precision than fp32."""
+    if precision == "fp32":
+        return model
+    from runtime.typed_graph import typed_graph
+
+    return typed_graph(model, precision)
+
+
+def library_session(graph: Path | bytes, model: Path, providers: Sequence[Any], *, threads: int | None) -> Any:
+    """The library's session, on the first of the providers and no other.
+
+    Args:
+        graph: what to load.
+        model: the file it came from, for messages.
+        providers: the library's names, with options or without.
+        threads: on the processor; None for as many as this process may use.
+
+    Raises:
+        EngineError: it can't be loaded, has other inputs than one image, or the provider can't be had.
+    """
+    library = load()
+    options = library.SessionOptions()
+    options.log_severity_level = ONLY_FATAL
     # Said always: left to itself the library pins its threads to cores, which fails loudly inside containers.
     options.intra_op_num_threads = threads or usable_cores()
+    options.inter_op_num_threads = 1
     try:
-        session = onnxruntime.InferenceSession(model, options, providers=_providers(found, device))
-    except _library_errors() as error:
-        raise EngineError(f"onnxruntime cannot load the network {model}: {_first_line(error)}.") from error
+        # Left to itself the library goes on with another provider when one fails, also in mid-run, and prints that.
+        session = library.InferenceSession(graph, options, providers=list(providers), enable_fallback=0)
+    except library_errors() as error:
+        raise EngineError(f"onnxruntime cannot load the network {model}: {first_line(error)}.") from error
     check_signature(model, inputs=len(session.get_inputs()), outputs=len(session.get_outputs()))
-    wanted = _CPU if found.device == "CPU" else _CUDA
-    if session.get_providers()[0] != wanted:
-        raise EngineError(f"onnxruntime was told to use {wanted} but uses {session.get_providers()[0]}.")
-    return OnnxRuntimeSession(session, EngineInfo(_NAME, found.version, precision, found.device, reason), model.name)
+    wanted = providers[0] if isinstance(providers[0], str) else providers[0][0]
+    used = session.get_providers()[0]
+    if used != wanted:
+        raise EngineError(f"onnxruntime was told to use {wanted} but uses {used}.")
+    return session
+
+
+def _cuda_session(graph: Path | bytes, model: Path, device: int, threads: int | None) -> tuple[Any, bool]:
+    """A session on the CUDA provider, and whether it captures CUDA graphs.
+
+    The library refuses to capture a network of which it would run any part on the processor; such a one is opened
+    without, and the log says so. Networks of varying size can't be captured.
+    """
+    try:
+        session = library_session(graph, model, [cuda_provider(device, graphs=True), _CPU], threads=threads)
+    except EngineError as error:
+        logger.info("%s runs without CUDA graphs: %s", model.name, error)
+    else:
+        if shapes_are_fixed(session):
+            return session, True
+    return library_session(graph, model, [cuda_provider(device, graphs=False), _CPU], threads=threads), False
 
 
 class OnnxRuntimeSession:
-    """A loaded network; fulfils ``runtime.engines.base.Session``."""
+    """A network on the processor; fulfils ``runtime.engines.base.Session``."""
 
     def __init__(self, session: Any, info: EngineInfo, model: str) -> None:
         self.info = info
@@ -88,7 +139,7 @@ class OnnxRuntimeSession:
         self._model = model
         self._session = session
         self._input = session.get_inputs()[0].name
-        self._declared = [size if isinstance(size, int) else None for size in session.get_inputs()[0].shape]
+        self._declared = sizes(session.get_inputs()[0].shape)
 
     def __call__(self, image: np.ndarray) -> tuple[np.ndarray, ...]:
         """Run the network; see ``runtime.engines.base.Session``."""
@@ -97,8 +148,8 @@ class OnnxRuntimeSession:
         check_image(image, self._declared, model=self._model)
         try:
             outputs = self._session.run(self.output_names, {self._input: image})
-        except _library_errors() as error:
-            raise EngineError(f"onnxruntime failed on {self._model}, {image.shape}: {_first_line(error)}.") from error
+        except library_errors() as error:
+            raise EngineError(f"onnxruntime failed on {self._model}, {image.shape}: {first_line(error)}.") from error
         return tuple(np.asarray(output, dtype=np.float32) for output in outputs)
 
     def close(self) -> None:
@@ -110,38 +161,3 @@ class OnnxRuntimeSession:
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
-
-
-def _why_no_cuda(onnxruntime: Any, device: int) -> str:
-    """Why CUDA can't be used, or the empty text when it can."""
-    if _CUDA not in onnxruntime.get_available_providers():
-        return "this build has no CUDA; for an NVIDIA GPU: pip uninstall onnxruntime, pip install onnxruntime-gpu"
-    if gpu_name(device) is None:
-        return f"the NVIDIA driver offers no GPU {device}"
-    if hasattr(onnxruntime, "preload_dlls"):
-        # Loads what pip's nvidia packages brought. It reports what it doesn't find on stdout, which isn't ours to use.
-        with contextlib.redirect_stdout(io.StringIO()):
-            onnxruntime.preload_dlls()
-    major = int(str(getattr(onnxruntime, "cuda_version", "") or "12").split(".")[0])
-    missing = missing_libraries(major)
-    return f"missing libraries: {', '.join(missing)}; pip install onnxruntime-gpu[cuda,cudnn]" if missing else ""
-
-
-def _providers(found: Preflight, device: int) -> list[Any]:
-    if found.device == "CPU":
-        return [_CPU]
-    # TF32 rounds like fp16: with it on, calling the result fp32 would not be true.
-    return [(_CUDA, {"device_id": str(device), "use_tf32": "0"}), _CPU]
-
-
-def _library_errors() -> tuple[type[Exception], ...]:
-    """The library's exceptions, which share no base class of their own."""
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
-
-    names = ("EPFail", "EngineError", "Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoModel")
-    more = ("NoSuchFile", "NotImplemented", "RuntimeException")
-    return tuple(getattr(state, name) for name in (*names, *more) if hasattr(state, name))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:300]
