@@ -64,24 +64,58 @@ def resample(volume: Volume, target: Grid, *, fill_hu: float = -1024.0) -> np.nd
 
 def resample_into(out: np.ndarray, volume: Volume, target: Grid, *, fill_hu: float = -1024.0) -> None:
     """As :func:`resample`, written into ``out``: (z, y, x) float32, C-contiguous, of the target's shape."""
-    matrix = index_map_zyx(volume.grid, target)
-    sizes = np.array(volume.array.shape)
-    low_corner, high_corner = _bounds(matrix, target.shape_zyx)
-    if (high_corner < -0.5 - _EDGE).any() or (low_corner > sizes - 0.5 + _EDGE).any():
+    plan = plan_resampling(volume.grid, target)
+    if plan is None:
         out[...] = fill_hu
         return
+    source = _block(volume.array, plan.axes) if plan.is_identity else _average(volume.array, plan.axes)
+    _sample(source, plan.matrix, plan.low, plan.high, fill_hu, out)
+
+
+@dataclass(frozen=True, eq=False)
+class ResamplePlan:
+    """How a scan is brought onto a grid: averaged over the cells of its axes, then sampled.
+
+    Args:
+        axes: along z, y and x of the scan.
+        matrix: (3, 4) float64, the target's voxel index (z, y, x, 1) to the index in what the cells give.
+        low: (3,) float64, such indices from which on the scan reaches.
+        high: (3,) float64, and to where.
+    """
+
+    axes: tuple[AxisPlan, AxisPlan, AxisPlan]
+    matrix: Float64
+    low: Float64
+    high: Float64
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether every cell is one voxel, so that there is nothing to average."""
+        return all(axis.is_identity for axis in self.axes)
+
+    @property
+    def cells_zyx(self) -> tuple[int, int, int]:
+        """Number of cells along each axis."""
+        z, y, x = (len(axis.starts) for axis in self.axes)
+        return z, y, x
+
+
+def plan_resampling(source: Grid, target: Grid) -> ResamplePlan | None:
+    """How a scan on the source grid is brought onto the target; None where the two have nothing in common."""
+    matrix = index_map_zyx(source, target)
+    sizes = np.array(source.shape_zyx)
+    low_corner, high_corner = _bounds(matrix, target.shape_zyx)
+    if (high_corner < -0.5 - _EDGE).any() or (low_corner > sizes - 0.5 + _EDGE).any():
+        return None
     factors = np.linalg.norm(matrix[:, :3], axis=1)
-    plans = [
+    z, y, x = (
         _plan_axis(int(sizes[i]), low_corner[i], high_corner[i], anchor=matrix[i, 3], factor=factors[i])
         for i in range(3)
-    ]
-    source = _block(volume.array, plans) if all(plan.is_identity for plan in plans) else _average(volume.array, plans)
-    first = np.array([plan.first for plan in plans])
-    step = np.array([plan.step for plan in plans])
+    )
+    first, step = np.array([z.first, y.first, x.first]), np.array([z.step, y.step, x.step])
     inner = matrix / step[:, None]
     inner[:, 3] = (matrix[:, 3] - first) / step
-    low, high = (-0.5 - _EDGE - first) / step, (sizes - 0.5 + _EDGE - first) / step
-    _sample(source, inner, low, high, fill_hu, out)
+    return ResamplePlan((z, y, x), inner, low=(-0.5 - _EDGE - first) / step, high=(sizes - 0.5 + _EDGE - first) / step)
 
 
 def _bounds(matrix: Float64, shape_zyx: tuple[int, int, int]) -> tuple[Float64, Float64]:
@@ -91,7 +125,7 @@ def _bounds(matrix: Float64, shape_zyx: tuple[int, int, int]) -> tuple[Float64, 
 
 
 @dataclass(frozen=True, eq=False)
-class _AxisPlan:
+class AxisPlan:
     """How one source axis is reduced: cell k is centred at ``first + k * step`` (source index) and averages
     ``counts[k]`` voxels from ``starts[k]`` with ``weights[k]``, which sum to 1.
     """
@@ -104,10 +138,11 @@ class _AxisPlan:
 
     @property
     def is_identity(self) -> bool:
+        """Whether every cell is one voxel."""
         return self.step == 1.0 and self.weights.shape[1] == 1
 
 
-def _plan_axis(size: int, low: float, high: float, *, anchor: float, factor: float) -> _AxisPlan:
+def _plan_axis(size: int, low: float, high: float, *, anchor: float, factor: float) -> AxisPlan:
     """The cells that targets between source indices ``low`` and ``high`` need along an axis of ``size`` voxels.
 
     Args:
@@ -122,7 +157,7 @@ def _plan_axis(size: int, low: float, high: float, *, anchor: float, factor: flo
         begin = min(max(int(np.floor(low)), 0), size - 1)
         end = min(max(int(np.ceil(high)), begin), size - 1) + 1
         ones = np.ones(end - begin, np.int64)
-        return _AxisPlan(float(begin), 1.0, np.arange(begin, end), ones, ones[:, None].astype(np.float32))
+        return AxisPlan(float(begin), 1.0, np.arange(begin, end), ones, ones[:, None].astype(np.float32))
     cells = np.arange(np.floor((low - anchor) / factor - 1e-6), np.ceil((high - anchor) / factor + 1e-6) + 1)
     centres = anchor + factor * cells
     left = np.maximum(centres - factor / 2, -0.5)
@@ -135,7 +170,7 @@ def _plan_axis(size: int, low: float, high: float, *, anchor: float, factor: flo
     voxels = starts[:, None] + np.arange(counts.max())
     shares = np.where(voxels < stops[:, None], _shares(voxels, left[:, None], right[:, None], size), 0.0)
     weights = (shares / shares.sum(axis=1, keepdims=True)).astype(np.float32)
-    return _AxisPlan(float(centres[kept][0]), float(factor), starts, counts, weights)
+    return AxisPlan(float(centres[kept][0]), float(factor), starts, counts, weights)
 
 
 def _shares(voxels: np.ndarray, left: Float64, right: Float64, size: int) -> Float64:
@@ -153,13 +188,13 @@ def _shares(voxels: np.ndarray, left: Float64, right: Float64, size: int) -> Flo
     return integral(right) - integral(left) + before + after
 
 
-def _block(array: np.ndarray, plans: list[_AxisPlan]) -> np.ndarray:
+def _block(array: np.ndarray, plans: tuple[AxisPlan, ...]) -> np.ndarray:
     """The source voxels of plans that reduce nothing: a view."""
     z, y, x = (slice(int(plan.starts[0]), int(plan.starts[-1]) + 1) for plan in plans)
     return array[z, y, x]
 
 
-def _average(array: np.ndarray, plans: list[_AxisPlan]) -> np.ndarray:
+def _average(array: np.ndarray, plans: tuple[AxisPlan, ...]) -> np.ndarray:
     """(z, y, x) float32: one value per cell of the three plans."""
     from runtime.kernels.sampling import average_slab
 
