@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-import onnx
-import torch
-from onnx import numpy_helper
 from torch import nn
 
 from export.checkpoint import Trained, new_network, outputs_of
 from runtime.bundle import Bundle
 from runtime.bundle_json import from_json
-from runtime.errors import BundleError
+from runtime.errors import BundleError, InputError
 from train.config import FracSegNetRun, LevelNetRun, LocNetRun, Run, with_later_settings
+from train.weights import fitting, onnx_weights
 
 R = TypeVar("R", LocNetRun, FracSegNetRun, LevelNetRun)
 
@@ -65,9 +63,8 @@ def _run(bundle: Bundle, name: str, kind: type[R]) -> R:
 
 def _load(network: nn.Module, bundle: Bundle, file: str) -> None:
     """Fill the module with the graph's weights, which bear the module's own parameter names."""
-    model = onnx.load(bundle.path_of(file))
-    weights = {w.name: torch.from_numpy(numpy_helper.to_array(w).copy()) for w in model.graph.initializer}
-    missing = [name for name in network.state_dict() if name not in weights]
-    if missing:
-        raise BundleError(f"{file} lacks the weights {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}.")
-    network.load_state_dict({name: weights[name] for name in network.state_dict()})
+    try:
+        weights = fitting(onnx_weights(bundle.path_of(file)), network.state_dict(), source=file)
+    except InputError as error:
+        raise BundleError(str(error)) from error
+    network.load_state_dict(weights)

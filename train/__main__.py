@@ -29,7 +29,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--data", action="append", help="'phantoms' (default) or a folder in VerSe's layout; repeatable"
     )
-    parser.add_argument("--start-from", type=Path, metavar="RUN", help="begin with the best weights of another run")
+    parser.add_argument(
+        "--start-from",
+        type=Path,
+        metavar="RUN|BUNDLE",
+        help="begin with the best weights of a run, or a bundle's",
+    )
     parser.add_argument("--grades", type=Path, help="csv or json of Genant grades for the folders")
     parser.add_argument("--cache", type=Path, default=Path(".cache/scans"), help="where resampled scans are kept")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. --set loop.steps=2000")

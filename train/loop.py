@@ -23,6 +23,7 @@ from train import config as configuration
 from train.config import LoopConfig, Run
 from train.sources import Source, held_out
 from train.tasks import Batch, Task, task_of, to_device
+from train.weights import fitting, weights_to_start_from
 
 log = logging.getLogger(__name__)
 
@@ -138,18 +139,14 @@ class Trainer:
         if self.fabric.is_global_zero:
             configuration.save(self.run, config_path)
 
-    def _start_from(self, folder: Path) -> None:
-        """Begin with the best weights of another run."""
-        try:
-            state = torch.load(folder / "best.ckpt", map_location="cpu", weights_only=True)
-            self.network.module.load_state_dict(state["network"])
-        except OSError as error:
-            raise InputError(f"{folder} holds no best.ckpt to start from ({error.strerror}).") from error
-        except RuntimeError as error:
-            raise InputError(f"The weights in {folder} are of a network of another shape: {error}") from error
+    def _start_from(self, source: Path) -> None:
+        """Begin with the best weights of another run, or with those of a bundle."""
+        wanted = self.network.module.state_dict()
+        weights = fitting(weights_to_start_from(source, self.task.name), wanted, source=str(source))
+        self.network.module.load_state_dict(weights)
         if self.average is not None:
-            self.average.module.load_state_dict(state["network"])
-        log.info("starting from the weights of %s, step %d", folder, state["step"])
+            self.average.module.load_state_dict(weights)
+        log.info("starting from the weights of %s", source)
 
     def _save(self) -> None:
         if not self.fabric.is_global_zero:

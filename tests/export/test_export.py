@@ -32,6 +32,7 @@ from train import config, networks
 from train.config import FracSegNetRun, LevelNetRun, LocNetRun
 from train.loop import save_atomically
 from train.networks import FracSegNet, FracSegNetConfig, LevelNet, LevelNetConfig, LocNet, LocNetConfig, UNetConfig
+from train.weights import fitting, weights_to_start_from
 
 TINY = UNetConfig((4, 6, 8), 8)
 LOC = LocNetRun(LocNetConfig(TINY), crop_shapes=((16, 16, 16), (24, 16, 16)))
@@ -92,6 +93,17 @@ def test_bundles_of_versions_with_fewer_settings_of_the_loop_are_reloaded(bundle
     del training["locnet"]["run"]["spacing_mm"]
     with pytest.raises(BundleError, match="lacks spacing_mm"):
         torch_locnet(older)
+
+
+def test_training_starts_from_the_weights_of_a_bundle(bundle, runs) -> None:
+    met = weights_to_start_from(bundle.folder, "locnet")
+    trained = load_trained(runs[0]).network.state_dict()
+    torch.testing.assert_close(fitting(met, trained, source="the bundle"), trained, rtol=0, atol=0)
+    with pytest.raises(InputError, match="another shape: they lack"):
+        fitting(met, {"unheard.of": torch.zeros(1)}, source="the bundle")
+    name = next(iter(trained))
+    with pytest.raises(InputError, match=f"another shape: {name} is"):
+        fitting(met, {name: torch.zeros(1, 2, 3)}, source="the bundle")
 
 
 def test_engines_are_verified_on_levels_too(bundle) -> None:

@@ -68,6 +68,7 @@ def test_the_recipe_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         assert run(*command) == 0
     for network in ("locnet", "fracsegnet", "levelnet"):
         assert run("train", network, "-o", f"runs/{network}") == 0
+    assert run("export", "-o", "runtime/bundles/default") == 0
     for command in training + bundle:
         assert run(*command) == 0, command
     accuracy = json.loads(Path("runs/verse/bundle/bundle.json").read_text())["accuracy"]
@@ -77,7 +78,7 @@ def test_the_recipe_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert accuracy["provenance"]["command"].startswith("python -m train.evaluate --data verse --split test")
     assert {p.name for p in Path("runs/verse/test").glob("*.png")} >= {"confusion.png", "roc.png"}
     started = json.loads(Path("runs/verse/locnet/config.json").read_text())["run"]
-    assert started["loop"]["start_from"] == "runs/locnet"
+    assert started["loop"]["start_from"] == "runtime/bundles/default"
     cached = {path.name.split("-")[1] for path in Path(".cache/scans").iterdir()}
     assert cached <= {f"phantom{n:05d}" for n in (900100, 900101, 900102, 900200)}, "test scans were never opened"
     assert "phantom900200" in cached, "validation has scans of its own"
