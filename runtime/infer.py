@@ -16,6 +16,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from runtime.engines import ENGINES, ONLY_BY_NAME, PRECISIONS
+from runtime.engines.triton_server import TIMEOUT_S, TritonServer
 from runtime.errors import InputError, OutOfMemoryError, VertscanError
 from runtime.findings import to_json
 from runtime.output import check_is_kept, check_replaceable, result_folders, write_results
@@ -26,9 +28,8 @@ if TYPE_CHECKING:
     from runtime.pipeline import Pipeline
     from runtime.progress import Progress
 
-ENGINES = ("auto", "tensorrt", "tensorrt-rtx", "onnxruntime", "openvino")
-PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 INTERRUPTED = 130
+_SERVER_OPTIONS = ("url", "tls-ca", "tls-cert", "tls-key", "server-timeout")
 DEFECT = 1
 
 
@@ -59,10 +60,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--bundle", metavar="PATH", type=Path, help="model bundle, folder or zip (default: the one inside)"
     )
     parser.add_argument(
-        "--engine", choices=ENGINES, default="auto", help="what runs the networks (default: the fastest)"
+        "--engine", choices=("auto", *ENGINES), default="auto", help="what runs the networks (default: the fastest)"
     )
-    parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="what they are computed in")
+    parser.add_argument("--precision", choices=("auto", *PRECISIONS), default="auto", help="what they are computed in")
     parser.add_argument("--device", metavar="N", type=int, default=0, help="which GPU (default: 0)")
+    _add_server_options(parser.add_argument_group("a Triton server, for --engine triton"))
     parser.add_argument("--no-overview", action="store_true", help="do not draw overview.png")
     parser.add_argument(
         "--json",
@@ -73,6 +75,36 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--debug", action="store_true", help="show the trace of an internal error")
     parser.add_argument("--version", action="version", version=f"vertscan {_version()}")
     return parser
+
+
+def _add_server_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--url", help="grpc://HOST:8001, or grpcs://HOST:8001 for TLS; the scan's voxels are sent there")
+    group.add_argument(
+        "--tls-ca", metavar="FILE", type=Path, help="PEM certificates to trust instead of the usual ones"
+    )
+    group.add_argument("--tls-cert", metavar="FILE", type=Path, help="PEM certificate that shows the server who asks")
+    group.add_argument("--tls-key", metavar="FILE", type=Path, help="PEM private key of that certificate")
+    group.add_argument(
+        "--server-timeout", metavar="S", type=float, help=f"seconds that a batch may take (default: {TIMEOUT_S:g})"
+    )
+
+
+def _server(arguments: argparse.Namespace) -> TritonServer | None:
+    """The Triton server that was named, or None for an engine on this machine.
+
+    Raises:
+        InputError: an engine elsewhere without its address, or options of one without the engine.
+    """
+    options = {f"--{name}": getattr(arguments, name.replace("-", "_")) for name in _SERVER_OPTIONS}
+    given = [option for option, value in options.items() if value is not None]
+    if arguments.engine not in ONLY_BY_NAME:
+        if given:
+            raise InputError(f"{given[0]} is for --engine triton; met --engine {arguments.engine}.")
+        return None
+    if arguments.url is None:
+        raise InputError("--engine triton needs the server's address: --url grpc://HOST:8001.")
+    timeout_s = TIMEOUT_S if arguments.server_timeout is None else arguments.server_timeout
+    return TritonServer(arguments.url, arguments.tls_ca, arguments.tls_cert, arguments.tls_key, timeout_s)
 
 
 def _scan_path(text: str) -> Path:
@@ -108,11 +140,16 @@ def _run(arguments: argparse.Namespace, *, talks: bool) -> int:
     for scan, folder in zip(arguments.scans, folders, strict=True):
         check_is_kept(scan, folder)
         check_replaceable(folder)
+    server = _server(arguments)
     from runtime.pipeline import Pipeline
 
     status = 0
     with Pipeline.open(
-        arguments.bundle, engine=arguments.engine, precision=arguments.precision, device=arguments.device
+        arguments.bundle,
+        engine=arguments.engine,
+        precision=arguments.precision,
+        device=arguments.device,
+        server=server,
     ) as pipeline:
         for scan, folder in zip(arguments.scans, folders, strict=True):
             outcome = _one_scan(pipeline, scan, folder, arguments, talks=talks)

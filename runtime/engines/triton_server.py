@@ -18,6 +18,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+TIMEOUT_S = 120.0
+"""How long one batch may take unless said otherwise: enough for a server without a GPU."""
 UNAVAILABLE = "StatusCode.UNAVAILABLE"
 _TOO_LATE = "StatusCode.DEADLINE_EXCEEDED"
 _TLS_OF_SCHEME = {"grpc": False, "grpcs": True}
@@ -54,10 +56,11 @@ class TritonServer:
     ca_file: Path | None = None
     certificate_file: Path | None = None
     key_file: Path | None = None
-    timeout_s: float = 120.0
+    timeout_s: float = TIMEOUT_S
 
     def __post_init__(self) -> None:
         files = [file for file in (self.ca_file, self.certificate_file, self.key_file) if file is not None]
+        self._address()
         if files and not self.uses_tls:
             raise InputError(f"Certificates and keys are for TLS: name the server grpcs://{self.host}, not {self.url}.")
         if (self.certificate_file is None) != (self.key_file is None):
