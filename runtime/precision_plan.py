@@ -15,12 +15,13 @@ class PrecisionPlan:
     Args:
         source: on what the ranges were measured, such as ``"phantoms"``.
         samples: how many windows or crops those were.
-        fp16_keep_fp32: names of convolutions that would leave FP16's range, so they stay FP32 in FP16 graphs.
-        fp16_largest: largest absolute value of any tensor that is FP16 in the FP16 graph.
+        fp16_keep_fp32: names of nodes that read or give numbers too large or too small for FP16, with a margin, so
+            they stay FP32 in FP16 graphs.
+        fp16_largest: largest absolute value of any tensor that is FP16 in the FP16 graph; FP16 ends at 65504.
         fp16_largest_at: the name of that tensor.
-        fp16_subnormal: largest share, over those tensors, of values that FP16 rounds by more than 1/256 because they
-            are too small for it.
-        fp16_subnormal_at: the name of that tensor.
+        fp16_rounding: largest relative error, root mean square, that rounding to FP16 makes in any of those tensors;
+            2e-4 where none of its numbers are too small for it.
+        fp16_rounding_at: the name of that tensor.
         int8_ranges: for each tensor that INT8 graphs quantise, the absolute value that becomes 127. Empty where INT8
             was not calibrated, or did not pass its gate.
         gates: for each precision that was put to the gate, the figures that it reached; see ``export.calibrate``.
@@ -31,7 +32,7 @@ class PrecisionPlan:
     fp16_keep_fp32: tuple[str, ...] = ()
     fp16_largest: float = 0.0
     fp16_largest_at: str = ""
-    fp16_subnormal: float = 0.0
-    fp16_subnormal_at: str = ""
+    fp16_rounding: float = 0.0
+    fp16_rounding_at: str = ""
     int8_ranges: Mapping[str, float] = field(default_factory=dict)
     gates: Mapping[str, Mapping[str, float]] = field(default_factory=dict)

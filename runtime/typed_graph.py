@@ -41,7 +41,9 @@ class Rule:
     """
 
     low: frozenset[str] = CONVOLUTIONS
-    follows: frozenset[str] = frozenset({"LeakyRelu", "Relu", "MaxPool", "Concat", "Slice", "Identity"})
+    follows: frozenset[str] = frozenset(
+        {"LeakyRelu", "Relu", "MaxPool", "Concat", "Slice", "Identity", "QuantizeLinear", "DequantizeLinear"}
+    )
 
 
 SAFE_RULE = Rule()
@@ -163,7 +165,7 @@ def low_names(model: Any, *, keep_fp32: Iterable[str], rule: Rule) -> frozenset[
         if node.op_type in rule.follows and node.name not in keep and wanted_low & set(node.output):
             low.add(node.name)
         if node.name in low:
-            wanted_low.update(node.input[:1] if node.op_type != "Concat" else node.input)
+            wanted_low.update(node.input)
     return frozenset(low)
 
 
