@@ -63,9 +63,18 @@ def locate(
     image = normalise(hu, spec.intensity)
     heatmap, offsets = sliding_windows(image, plan, session, batch=batch, keep=keep, progress=progress)
     del image
-    if spec.variant == "F" and len(offsets) != 3:
-        raise EngineError(f"A network of variant F has three offsets at each voxel; this one has {len(offsets)}.")
+    check_offsets(spec, len(offsets))
     return centres_of(heatmap, offsets, grid, spec)
+
+
+def check_offsets(spec: LocNetSpec, channels: int) -> None:
+    """Refuse a network of variant F without three offsets at each voxel.
+
+    Raises:
+        EngineError: it has another number of them.
+    """
+    if spec.variant == "F" and channels != 3:
+        raise EngineError(f"A network of variant F has three offsets at each voxel; this one has {channels}.")
 
 
 def centres_of(heatmap: np.ndarray, offsets: np.ndarray, grid: Grid, spec: LocNetSpec) -> tuple[Centre, ...]:
@@ -87,9 +96,16 @@ def centres_of(heatmap: np.ndarray, offsets: np.ndarray, grid: Grid, spec: LocNe
     peaks = density_peaks(density, threshold=spec.peak_threshold, separation_voxels=separation)
     places_mm = grid.to_ras_mm(refine_peaks(density, peaks, radius_voxels=spec.refine_radius_voxels))
     confidences, votes = peak_support(density, heatmap, peaks, radius_voxels=separation)
+    return confident_centres(places_mm, confidences, votes, spec)
+
+
+def confident_centres(
+    places_ras_mm: np.ndarray, confidences: np.ndarray, votes: np.ndarray, spec: LocNetSpec
+) -> tuple[Centre, ...]:
+    """Those of the places (n, 3) whose confidence (n,) is at least ``spec.min_confidence``, from cranial to caudal."""
     centres = [
         Centre((float(place[0]), float(place[1]), float(place[2])), float(confidence), float(strength))
-        for place, confidence, strength in zip(places_mm, confidences, votes, strict=True)
+        for place, confidence, strength in zip(places_ras_mm, confidences, votes, strict=True)
         if confidence >= spec.min_confidence
     ]
     return tuple(sorted(centres, key=lambda centre: -centre.centre_ras_mm[2]))

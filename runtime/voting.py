@@ -75,7 +75,8 @@ def peaks_with_plateaus(vote_map: np.ndarray, *, threshold: float, separation_vo
 
     density = _ready(vote_map)
     candidates = voxels_above(density, np.float32(threshold))
-    return literal_peaks(density, candidates, float(separation_voxels), _whole_voxels(separation_voxels, density))
+    reach = whole_voxels(separation_voxels, max(density.shape))
+    return literal_peaks(density, candidates, float(separation_voxels), reach)
 
 
 def refine_peaks(vote_map: np.ndarray, peaks: np.ndarray, *, radius_voxels: float) -> np.ndarray:
@@ -125,18 +126,22 @@ def _gathered(density: np.ndarray, heatmap: np.ndarray, peaks: np.ndarray, radiu
     from runtime.kernels.voting import gather
 
     result = _Gathered(np.empty((len(peaks), 3)), np.empty(len(peaks)), np.empty(len(peaks)))
-    reach = _whole_voxels(radius, density)
+    reach = whole_voxels(radius, max(density.shape))
     places = np.ascontiguousarray(peaks, dtype=np.int64)
     args = (places, float(radius), reach, result.means_zyx, result.sums, result.maxima)
     gather(_ready(density), _ready(heatmap), *args)
     return result
 
 
-def _whole_voxels(distance: float, volume: np.ndarray) -> int:
-    """Whole voxels within a distance, and no more than the volume has."""
+def whole_voxels(distance: float, longest: int) -> int:
+    """Whole voxels within a distance, and no more than the ``longest`` axis of a volume has.
+
+    Raises:
+        ValueError: the distance is NaN.
+    """
     if math.isnan(distance):
         raise ValueError("A distance in voxels cannot be NaN.")
-    return int(min(max(distance, 0.0), max(volume.shape)))
+    return int(min(max(distance, 0.0), longest))
 
 
 def _ready(array: np.ndarray) -> np.ndarray:
