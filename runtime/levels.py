@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,9 +12,8 @@ from runtime.anatomy import LEVEL_NAMES, LEVELS
 from runtime.bundle import LevelNetSpec
 from runtime.engines.base import Session
 from runtime.errors import EngineError
-from runtime.intensity import normalise
 from runtime.level_chain import level_marginals
-from runtime.resample import resample
+from runtime.scan_access import ScanAccess, ScanOnHost
 from runtime.volume import Grid, Volume
 
 Float64 = npt.NDArray[np.float64]
@@ -49,6 +48,7 @@ def level_evidence(
     session: Session,
     *,
     batch: int = 4,
+    access: ScanAccess | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Float32:
     """What the network says of the crop around each centre.
@@ -62,6 +62,7 @@ def level_evidence(
         spec: how the network is run.
         session: the network.
         batch: crops that are run at once.
+        access: where the scan's voxels lie; None for the host's memory.
         progress: is told the crops done and their number.
 
     Returns:
@@ -74,35 +75,31 @@ def level_evidence(
     evidence = np.empty((len(centres), len(LEVEL_NAMES)), np.float32)
     if not len(centres):
         return evidence
-    image, starts = _common_image(volume, centres, spec)
+    grid, starts = _common_grid(centres, spec)
+    image = (access or ScanOnHost(volume)).image_on(grid)
     for first in range(0, len(centres), batch):
         part = starts[first : first + batch]
-        crops = np.stack([_window(image, start, spec.crop_zyx) for start in part])
-        evidence[first : first + len(part)] = _checked_output(session, crops, spec)
+        outputs = image.run_windows(session, part, spec.crop_zyx, spec.intensity)
+        named = dict(zip(session.output_names, outputs, strict=True))
+        evidence[first : first + len(part)] = _checked_output(named, len(part), spec)
         if progress is not None:
             progress(first + len(part), len(centres))
     return evidence
 
 
-def _common_image(volume: Volume, centres: Float64, spec: LevelNetSpec) -> tuple[Float32, npt.NDArray[np.intp]]:
-    """A normalised image that holds every crop, (z, y, x), and the first voxel (n, 3; z, y, x) of each crop in it."""
+def _common_grid(centres: Float64, spec: LevelNetSpec) -> tuple[Grid, npt.NDArray[np.intp]]:
+    """A grid that holds every crop, and the first voxel (n, 3; z, y, x) of each crop in it."""
     shape = np.array(spec.crop_zyx)
     low = centres.min(axis=0)
     starts = np.rint((centres - low)[:, ::-1] / spec.spacing_mm).astype(np.intp)
     z, y, x = (int(n) for n in starts.max(axis=0) + shape)
     affine = np.diag([spec.spacing_mm, spec.spacing_mm, spec.spacing_mm, 1.0])
     affine[:3, 3] = low - spec.spacing_mm * (shape[::-1] - 1) / 2
-    return normalise(resample(volume, Grid((z, y, x), affine)), spec.intensity), starts
+    return Grid((z, y, x), affine), starts
 
 
-def _window(image: Float32, start_zyx: npt.NDArray[np.intp], shape_zyx: tuple[int, int, int]) -> Float32:
-    z, y, x = (slice(int(first), int(first) + size) for first, size in zip(start_zyx, shape_zyx, strict=True))
-    return image[z, y, x]
-
-
-def _checked_output(session: Session, crops: Float32, spec: LevelNetSpec) -> Float32:
-    named = dict(zip(session.output_names, session(np.ascontiguousarray(crops[:, None])), strict=True))
-    expected = (len(crops), len(spec.level_names))
+def _checked_output(named: Mapping[str, np.ndarray], count: int, spec: LevelNetSpec) -> Float32:
+    expected = (count, len(spec.level_names))
     shapes = {name: tuple(output.shape) for name, output in named.items()}
     if shapes.get("level") != expected:
         raise EngineError(f"{spec.file} gave outputs {shapes}; its bundle promises level {expected}.")

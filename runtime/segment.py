@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.bundle import FracSegNetSpec
-from runtime.crops import crop_grid, extract_crops
+from runtime.crops import crop_grid
 from runtime.engines.base import Session
 from runtime.errors import EngineError
-from runtime.intensity import normalise
 from runtime.order import cranial_to_caudal
+from runtime.scan_access import ScanAccess, ScanOnHost
 from runtime.volume import Grid, Volume
 
 REFINE_WITHIN_MM = 10.0
@@ -84,12 +84,13 @@ def segment(
     session: Session,
     *,
     batch: int = 4,
+    access: ScanAccess | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[SegmentedVertebra, ...]:
     """Segment and grade the vertebra around each centre; centres of the same vertebra are merged.
 
-    The crops are cut from the scan's own voxels, so masks are as fine as the scan allows. ``progress`` is told the
-    crops done and their number.
+    The crops are cut from the scan's own voxels, so masks are as fine as the scan allows. ``access`` says where those
+    lie, None for the host's memory. ``progress`` is told the crops done and their number.
 
     Returns:
         The vertebrae from cranial to caudal, by their final centres' places along the spine.
@@ -98,11 +99,11 @@ def segment(
         EngineError: the network's outputs do not fit the bundle or are not finite.
     """
     found: list[SegmentedVertebra] = []
+    access = access or ScanOnHost(volume)
     for start in range(0, len(centres), batch):
         part = centres[start : start + batch]
         grids = [crop_grid(c.centre_ras_mm, spacing_mm=spec.spacing_mm, shape_zyx=spec.crop_zyx) for c in part]
-        crops = normalise(extract_crops(volume, grids), spec.intensity)
-        named = dict(zip(session.output_names, session(np.ascontiguousarray(crops[:, None])), strict=True))
+        named = dict(zip(session.output_names, access.run_crops(session, grids, spec.intensity), strict=True))
         outputs = _checked_outputs(named, spec, len(part))
         for i, (centre, grid) in enumerate(zip(part, grids, strict=True)):
             one = [output[i] for output in outputs]

@@ -1,0 +1,97 @@
+"""Networks on parts of one scan, wherever its voxels lie: in the host's memory here, on a GPU in ``runtime.device``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime.bundle import IntensityWindow, LocNetSpec
+from runtime.crops import extract_crops
+from runtime.engines.base import Session
+from runtime.intensity import normalise
+from runtime.localise import Centre, locate
+from runtime.resample import resample
+from runtime.volume import Grid, Volume
+
+Outputs = tuple[np.ndarray, ...]
+"""A network's outputs in the order of the session's ``output_names``, float32, on the host."""
+
+
+class ImageAccess(Protocol):
+    """A scan on another grid."""
+
+    def locate(
+        self, spec: LocNetSpec, session: Session, *, progress: Callable[[int, int], None] | None = None
+    ) -> tuple[Centre, ...]:
+        """Find the centres of the vertebrae; see ``runtime.localise.locate``."""
+        ...
+
+    def run_windows(
+        self,
+        session: Session,
+        starts_zyx: npt.NDArray[np.intp],
+        shape_zyx: tuple[int, int, int],
+        intensity: IntensityWindow,
+    ) -> Outputs:
+        """Run a network on the windows of ``shape_zyx`` voxels that begin at ``starts_zyx`` (n, 3) and lie inside."""
+        ...
+
+
+class ScanAccess(Protocol):
+    """A scan that networks can be run on."""
+
+    def image_on(self, grid: Grid) -> ImageAccess:
+        """The scan on another grid, as ``runtime.resample.resample`` gives it."""
+        ...
+
+    def run_crops(self, session: Session, grids: Sequence[Grid], intensity: IntensityWindow) -> Outputs:
+        """Run a network on the crops that ``runtime.crops.extract_crops`` gives, normalised."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class ImageOnHost:
+    """A scan on another grid, in the host's memory."""
+
+    hu: np.ndarray
+    grid: Grid
+
+    def locate(
+        self, spec: LocNetSpec, session: Session, *, progress: Callable[[int, int], None] | None = None
+    ) -> tuple[Centre, ...]:
+        """See ``ImageAccess``."""
+        return locate(self.hu, self.grid, spec, session, progress=progress)
+
+    def run_windows(
+        self,
+        session: Session,
+        starts_zyx: npt.NDArray[np.intp],
+        shape_zyx: tuple[int, int, int],
+        intensity: IntensityWindow,
+    ) -> Outputs:
+        """See ``ImageAccess``."""
+        ends = starts_zyx + np.array(shape_zyx)
+        blocks = [
+            self.hu[tuple(slice(a, b) for a, b in zip(start, end, strict=True))]
+            for start, end in zip(starts_zyx.tolist(), ends.tolist(), strict=True)
+        ]
+        return session(normalise(np.stack(blocks)[:, None], intensity))
+
+
+@dataclass(frozen=True, eq=False)
+class ScanOnHost:
+    """A scan in the host's memory."""
+
+    volume: Volume
+
+    def image_on(self, grid: Grid) -> ImageOnHost:
+        """See ``ScanAccess``."""
+        return ImageOnHost(resample(self.volume, grid), grid)
+
+    def run_crops(self, session: Session, grids: Sequence[Grid], intensity: IntensityWindow) -> Outputs:
+        """See ``ScanAccess``."""
+        return session(normalise(extract_crops(self.volume, grids)[:, None], intensity))
