@@ -11,6 +11,9 @@ from runtime.bundle import open_bundle
 from runtime.bundle_checks import BUNDLE_JSON
 from runtime.errors import BundleError, InputError
 
+_DEPLOYED = "network."
+"""What the parameters' names begin with where a network was exported inside the module that deploys it."""
+
 
 def weights_to_start_from(folder: Path, network: str) -> dict[str, Tensor]:
     """The state of ``network`` (``"locnet"``, ``"fracsegnet"``, ``"levelnet"``) in a run's folder or a bundle.
@@ -22,13 +25,14 @@ def weights_to_start_from(folder: Path, network: str) -> dict[str, Tensor]:
         spec = getattr(bundle.spec, network)
         if spec is None:
             raise BundleError(f"The bundle in {folder} has no {network} to start from.")
-        return onnx_weights(bundle.path_of(spec.file))
+        weights = onnx_weights(bundle.path_of(spec.file))
+        return {name.removeprefix(_DEPLOYED): weight for name, weight in weights.items()}
     try:
         state = torch.load(folder / "best.ckpt", map_location="cpu", weights_only=True)
     except OSError as error:
         raise InputError(f"{folder} holds no best.ckpt to start from, nor a bundle ({error.strerror}).") from error
-    weights: dict[str, Tensor] = state["network"]
-    return weights
+    best: dict[str, Tensor] = state["network"]
+    return best
 
 
 def onnx_weights(path: Path) -> dict[str, Tensor]:

@@ -95,13 +95,14 @@ def test_bundles_of_versions_with_fewer_settings_of_the_loop_are_reloaded(bundle
         torch_locnet(older)
 
 
-def test_training_starts_from_the_weights_of_a_bundle(bundle, runs) -> None:
-    met = weights_to_start_from(bundle.folder, "locnet")
-    trained = load_trained(runs[0]).network.state_dict()
-    torch.testing.assert_close(fitting(met, trained, source="the bundle"), trained, rtol=0, atol=0)
+def test_training_starts_from_the_weights_of_a_bundle(bundle, runs, levelnet) -> None:
+    for network, folder in zip(("locnet", "fracsegnet", "levelnet"), (*runs, levelnet), strict=True):
+        met = weights_to_start_from(bundle.folder, network)
+        best = weights_to_start_from(folder, network)
+        torch.testing.assert_close(fitting(met, best, source="the bundle"), best, rtol=0, atol=0)
     with pytest.raises(InputError, match="another shape: they lack"):
         fitting(met, {"unheard.of": torch.zeros(1)}, source="the bundle")
-    name = next(iter(trained))
+    name = next(iter(best))
     with pytest.raises(InputError, match=f"another shape: {name} is"):
         fitting(met, {name: torch.zeros(1, 2, 3)}, source="the bundle")
 
