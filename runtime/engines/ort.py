@@ -68,10 +68,21 @@ def open_session(model: Path, *, precision: str, device: int, threads: int | Non
     info = EngineInfo(_NAME, found.version, precision, found.device, reason)
     graph = graph_of(model, precision)
     if found.device == "CPU":
-        session = library_session(graph, model, [_CPU], threads=threads)
-        return OnnxRuntimeSession(session, info, model.name)
+        return OnnxRuntimeSession(library_session(graph, model, [_CPU], threads=threads), info, model.name)
     session, graphs = _cuda_session(graph, model, device, threads)
     return OnnxRuntimeGpuSession(session, load(), info, model.name, device=device, graphs=graphs, most=None)
+
+
+def processor_session(model: Path, *, reason: str, threads: int | None = None) -> Session:
+    """A file as it is, whatever its types, on the processor, also where there is a GPU: the reference to compare with.
+
+    Raises:
+        EngineError: onnxruntime can't read it.
+    """
+    check_model_file(model)
+    session = library_session(model, model, [_CPU], threads=threads)
+    info = EngineInfo(_NAME, str(load().__version__), "fp32", "CPU", reason)
+    return OnnxRuntimeSession(session, info, model.name)
 
 
 def graph_of(model: Path, precision: str) -> Path | bytes:
