@@ -11,12 +11,12 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from runtime.bundle import Bundle, open_bundle, sha256_of
+from runtime.bundle import Bundle, open_bundle
 from runtime.engines.triton_models import (
     BUNDLE_NAME,
     BUNDLE_SHA256,
@@ -28,6 +28,7 @@ from runtime.engines.triton_models import (
     ServedNetwork,
     served_networks,
 )
+from runtime.engines.trt_cache import EngineKey, check_engine, read_sidecar
 from runtime.errors import InputError, VertscanError
 from runtime.extras import stop_without
 
@@ -57,7 +58,7 @@ class Serving:
         queue_delay_us: how long a request waits for others to share its batch, microseconds.
         instances: of each network, on each GPU or on the processor.
         kind: ``"auto"`` (GPUs where there are any), ``"gpu"`` or ``"cpu"``.
-        plans: for TensorRT, each network's plan, by its file's name in the bundle without ``.onnx``.
+        plans: for TensorRT, the networks' engines as ``python -m export.engine build`` writes them, in any order.
 
     Raises:
         InputError: values that don't go together.
@@ -69,7 +70,7 @@ class Serving:
     queue_delay_us: int = _DEFAULT_DELAY_US
     instances: int = 1
     kind: str = "auto"
-    plans: Mapping[str, Path] = field(default_factory=dict)
+    plans: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
         if min(self.max_batch, self.instances) < 1 or self.queue_delay_us < 0:
@@ -138,21 +139,21 @@ def write_repository(bundle: Bundle, folder: Path, serving: Serving) -> tuple[st
         The models' names.
 
     Raises:
-        InputError: the folder holds something else or can't be written, or a plan is missing.
-        EngineError: the typed graph can't be made.
+        InputError: the folder holds something else or can't be written, or a plan is missing or of another network.
+        EngineError: the typed graph can't be made, or a plan is damaged.
     """
     folder = folder.absolute()
     _check_replaceable(folder)
     networks = served_networks(bundle)
-    _check_plans(networks, serving)
+    plans = _plans(networks, serving, bundle)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
             fresh = Path(scratch) / "new"
             fresh.mkdir()
             for network in networks:
-                _write_model(network, bundle, serving, fresh)
-            (fresh / MARKER).write_text(_marker(bundle, networks, serving), encoding="utf-8", newline="\n")
+                _write_model(network, bundle, serving, plans, fresh)
+            (fresh / MARKER).write_text(_marker(bundle, networks, serving, plans), encoding="utf-8", newline="\n")
             _exchange(fresh, folder, Path(scratch) / "old")
     except OSError as error:
         raise InputError(
@@ -174,14 +175,16 @@ def _exchange(fresh: Path, folder: Path, old: Path) -> None:
         raise
 
 
-def _write_model(network: ServedNetwork, bundle: Bundle, serving: Serving, repository: Path) -> None:
+def _write_model(
+    network: ServedNetwork, bundle: Bundle, serving: Serving, plans: Mapping[str, Path], repository: Path
+) -> None:
     home = repository / network.model_name(serving.precision)
     (home / VERSION).mkdir(parents=True)
     config = text_format.MessageToString(model_config(network, bundle, serving))
     (home / "config.pbtxt").write_text(config, encoding="utf-8", newline="\n")
     target = home / VERSION / BACKENDS[serving.backend]
     if serving.backend == "tensorrt":
-        shutil.copyfile(serving.plans[_short_name(network)], target)
+        shutil.copyfile(plans[network.file], target)
     elif serving.precision == "fp32":
         shutil.copyfile(bundle.path_of(network.file), target)
     else:
@@ -190,14 +193,13 @@ def _write_model(network: ServedNetwork, bundle: Bundle, serving: Serving, repos
         target.write_bytes(typed_graph(bundle.path_of(network.file), serving.precision))
 
 
-def _marker(bundle: Bundle, networks: Sequence[ServedNetwork], serving: Serving) -> str:
-    plans = {name: sha256_of(path) for name, path in serving.plans.items()}
+def _marker(bundle: Bundle, networks: Sequence[ServedNetwork], serving: Serving, plans: Mapping[str, Path]) -> str:
     told = {
         "bundle": {"name": bundle.spec.name, "version": bundle.spec.version, "sha256": bundle.sha256},
         "precision": serving.precision,
         "backend": serving.backend,
         "models": {network.model_name(serving.precision): network.sha256 for network in networks},
-        **({"plans_sha256": plans} if plans else {}),
+        "plans": {file: asdict(read_sidecar(path)) for file, path in plans.items()},
     }
     return json.dumps(told, indent=2) + "\n"
 
@@ -215,22 +217,36 @@ def _check_replaceable(folder: Path) -> None:
         )
 
 
-def _check_plans(networks: Sequence[ServedNetwork], serving: Serving) -> None:
+def _plans(networks: Sequence[ServedNetwork], serving: Serving, bundle: Bundle) -> dict[str, Path]:
+    """Each network's plan by its file's name, found by what the plans' own records say they were built from."""
     if serving.backend != "tensorrt":
-        return
-    names = {_short_name(network) for network in networks}
-    if set(serving.plans) != names:
+        return {}
+    files = {network.sha256: network.file for network in networks}
+    found: dict[str, Path] = {}
+    for path in serving.plans:
+        key = check_engine(path, trusted=tuple(bundle.spec.files.values())).key
+        faults = list(_plan_faults(key, files, serving))
+        if faults:
+            raise InputError(f"The plan {path} can't be served: {'; '.join(faults)}.")
+        found[files[key.onnx_sha256]] = path
+    missing = sorted(set(files.values()) - set(found))
+    if missing:
         raise InputError(
-            f"TensorRT needs a plan for each of {', '.join(sorted(names))}; "
-            f"met {', '.join(sorted(serving.plans)) or 'none'}. Give --plan NETWORK=FILE for each."
+            f"TensorRT needs a plan for {', '.join(missing)}; build it on the server's kind of GPU with the server's "
+            "TensorRT (python -m export.engine build --engine tensorrt) and name it with --plan."
         )
-    for name, path in serving.plans.items():
-        if not path.is_file():
-            raise InputError(f"There is no plan of {name} at {path}.")
+    return found
 
 
-def _short_name(network: ServedNetwork) -> str:
-    return network.file.removesuffix(".onnx")
+def _plan_faults(key: EngineKey, files: Mapping[str, str], serving: Serving) -> Iterator[str]:
+    if key.onnx_sha256 not in files:
+        yield f"it was built from another {key.network} than this bundle's"
+    if key.library != "tensorrt":
+        yield f"it is one of {key.library}, which Triton does not run"
+    if key.precision != serving.precision:
+        yield f"it computes in {key.precision}, not in {serving.precision}"
+    if key.max_batch < serving.max_batch:
+        yield f"it takes batches up to {key.max_batch}, not {serving.max_batch}; see --max-batch"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -245,9 +261,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--plan",
         action="append",
         default=[],
-        type=_plan,
-        metavar="NETWORK=FILE",
-        help="a network's TensorRT plan, built on the server's kind of GPU with the server's TensorRT; once for each",
+        type=Path,
+        metavar="FILE",
+        help="an engine by python -m export.engine, built on the server's kind of GPU with its TensorRT; once for each",
     )
     parser.add_argument("--max-batch", type=int, default=_DEFAULT_BATCH, metavar="N", help="images run at once")
     parser.add_argument(
@@ -257,13 +273,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--kind", choices=tuple(KINDS), default="auto", help="what the server runs them on")
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="new, or written by this before")
     return parser
-
-
-def _plan(text: str) -> tuple[str, Path]:
-    name, equals, path = text.partition("=")
-    if not (name and equals and path):
-        raise argparse.ArgumentTypeError(f"{text!r} should be NETWORK=FILE, such as locnet=locnet.plan")
-    return name, Path(path)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -277,7 +286,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             queue_delay_us=args.queue_delay_us,
             instances=args.instances,
             kind=args.kind,
-            plans=dict(args.plan),
+            plans=tuple(args.plan),
         )
         models = write_repository(open_bundle(args.bundle), args.out, serving)
     except VertscanError as error:

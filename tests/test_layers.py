@@ -14,7 +14,7 @@ FORBIDDEN = {
     "export": {"benchmarks", "tests"},
     "benchmarks": {"tests"},
 }
-LIBRARIES_ON_DEMAND = {"openvino", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx"}
+LIBRARIES_ON_DEMAND = {"openvino", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "tritonclient", "grpc"}
 
 
 def imports(path):

@@ -25,13 +25,14 @@ from google.protobuf import text_format
 
 from export.triton import Serving, model_config, write_repository
 from runtime import infer
-from runtime.bundle import open_bundle, sha256_of
+from runtime.bundle import open_bundle, sha256_of, write_bundle
 from runtime.engines import EngineChoice, engine_module, open_session, preflights, select_engine, triton
 from runtime.engines.triton import TritonEngine, choose
 from runtime.engines.triton_models import NETWORK_SHA256, ServedNetwork, served_networks
 from runtime.engines.triton_server import TritonServer
 from runtime.errors import EngineError, InputError
 from runtime.pipeline import Pipeline
+from runtime.typed_graph import typed_graph
 from tests.runtime.engine_conformance import (
     CHANNELS,
     SIZE,
@@ -66,13 +67,18 @@ def tiny(tiny_file):
 def repository(tiny_file, tiny, tmp_path_factory):
     """The tiny network's repository; its server takes fewer at once than the suite sends."""
     folder = tmp_path_factory.mktemp("repository")
-    bundle = SimpleNamespace(sha256="0" * 64, spec=SimpleNamespace(name="tiny", version="1"))
-    config = model_config(tiny, bundle, Serving(max_batch=MAX_BATCH))
-    model = folder / tiny.model_name("fp32")
-    (model / "1").mkdir(parents=True)
-    (model / "config.pbtxt").write_text(text_format.MessageToString(config))
-    shutil.copyfile(tiny_file, model / "1" / "model.onnx")
+    shutil.copyfile(tiny_file, write_tiny(folder, tiny, "fp32"))
     return folder
+
+
+def write_tiny(repository, tiny, precision):
+    """Write the tiny network's configuration; gives the path at which its graph is to be put."""
+    bundle = SimpleNamespace(sha256="0" * 64, spec=SimpleNamespace(name="tiny", version="1"))
+    config = model_config(tiny, bundle, Serving(precision=precision, max_batch=MAX_BATCH))
+    folder = repository / tiny.model_name(precision)
+    (folder / "1").mkdir(parents=True)
+    (folder / "config.pbtxt").write_text(text_format.MessageToString(config))
+    return folder / "1" / "model.onnx"
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +138,20 @@ def test_no_batch_is_larger_than_the_server_takes(session, stand_in):
     for output, expected in zip(session(image), reference(image), strict=True):
         np.testing.assert_allclose(output, expected, atol=1e-5)
     assert stand_in.batches == [2, 2, 1]
+
+
+def test_fp16_is_taken_where_it_is_all_that_is_served_and_told(tiny, tiny_file, tmp_path):
+    model = write_tiny(tmp_path, tiny, "fp16")
+    model.write_bytes(typed_graph(tiny_file, "fp16"))
+    with serving(StandIn(tmp_path)) as address:
+        engine = TritonEngine(TritonServer(f"grpc://{address}"), [tiny])
+        assert engine.preflight().precisions == ("fp16",)
+        with engine.open_session(tiny_file, precision="auto", device=0, threads=None, reason="x") as session:
+            assert session.info.precision == "fp16"
+            for output, expected in zip(session(images(2)), reference(images(2)), strict=True):
+                assert 1e-6 < np.abs(output - expected).max() < 5e-3
+        with pytest.raises(EngineError, match="computes in fp16, not in fp32"):
+            engine.open_session(tiny_file, precision="fp32", device=0, threads=None, reason="x")
 
 
 # When the server falters.
@@ -471,6 +491,24 @@ def test_another_bundle_on_the_server_is_status_3_and_writes_nothing(ball_bundle
     assert "has no model vertscan_locnet_" in err
     assert len(err.splitlines()) == 1
     assert not Path("new").exists()
+
+
+def test_a_bundle_of_the_same_networks_is_served_too_and_one_of_others_is_not(ball_bundle, ball_address, tmp_path):
+    balls = open_bundle(ball_bundle)
+    spec = replace(balls.spec, locnet=replace(balls.spec.locnet, min_confidence=0.3))
+    same = write_bundle(spec, {name: balls.path_of(name) for name in balls.spec.files}, tmp_path / "same")
+    shutil.copytree(ball_bundle, tmp_path / "changed")
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(tmp_path / "changed" / "locnet.onnx")
+    model.doc_string = "trained once more"
+    onnx.save(model, tmp_path / "changed" / "locnet.onnx")
+    files = {name: tmp_path / "changed" / name for name in balls.spec.files}
+    other = write_bundle(balls.spec, files, tmp_path / "other")
+    server = TritonServer(f"grpc://{ball_address}")
+    with Pipeline.open(same.folder, engine="triton", server=server) as pipeline:
+        assert pipeline.engine_info.name == "triton"
+    with pytest.raises(EngineError, match="serves another bundle"):
+        Pipeline.open(other.folder, engine="triton", server=server)
 
 
 def test_no_server_is_status_3(balls, work, capsys):
