@@ -68,6 +68,7 @@ def open_session(model: Path, *, precision: str, device: int, threads: int | Non
     info = EngineInfo(_NAME, found.version, precision, found.device, reason)
     graph = graph_of(model, precision)
     if found.device == "CPU":
+        graph = _rounded(graph)
         return OnnxRuntimeSession(library_session(graph, model, [_CPU], threads=threads), info, model.name)
     session, graphs = _cuda_session(graph, model, device, threads)
     return OnnxRuntimeGpuSession(session, load(), info, model.name, device=device, graphs=graphs, most=None)
@@ -92,6 +93,16 @@ def graph_of(model: Path, precision: str) -> Path | bytes:
     from runtime.typed_graph import typed_graph
 
     return typed_graph(model, precision)
+
+
+def _rounded(graph: Path | bytes) -> Path | bytes:
+    """A typed graph as the processor must be given it: left as it is, the library would compute it in FP32 throughout
+    and leave out most of the rounding, so that what overflows on a GPU would not here."""
+    if isinstance(graph, Path):
+        return graph
+    from runtime.rounded_graph import rounded_graph
+
+    return rounded_graph(graph)
 
 
 def library_session(graph: Path | bytes, model: Path, providers: Sequence[Any], *, threads: int | None) -> Any:
