@@ -14,6 +14,7 @@ from runtime.bundle_checks import BUNDLE_JSON, check_spec
 from runtime.bundle_json import from_json, parse_json, to_json
 from runtime.bundle_zip import discard_unpacked, unpack_zip
 from runtime.errors import BundleError
+from runtime.grading import GradingSpec
 from runtime.precision_plan import PrecisionPlan
 
 SCHEMA_VERSION = 1
@@ -135,6 +136,8 @@ class BundleSpec:
         levelnet: third network, or None; a ``bundle.json`` without this key is read as one without it.
         precision: for each network file that was calibrated, how it may be computed in fewer bits; empty, as in a
             ``bundle.json`` without this key, where none was.
+        grading: how the network's grades and heights go together with the measured ones; None, as in a ``bundle.json``
+            without this key, where that was not fitted: then the network's alone are reported.
     """
 
     name: str
@@ -149,6 +152,7 @@ class BundleSpec:
     accuracy: Mapping[str, Any] = field(default_factory=dict)
     levelnet: LevelNetSpec | None = None
     precision: Mapping[str, PrecisionPlan] = field(default_factory=dict)
+    grading: GradingSpec | None = None
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -300,13 +304,16 @@ def _spec_of(text: str, *, source: str) -> BundleSpec:
 
 
 def _read_spec(data: Any, *, source: str) -> BundleSpec:
-    """The spec of parsed JSON; of its keys only ``levelnet`` and ``precision`` may be missing or null."""
+    """The spec of parsed JSON; of its keys only ``levelnet``, ``precision`` and ``grading`` may be missing or null."""
     if not isinstance(data, dict):
         return from_json(BundleSpec, data, at=source)
-    spec = from_json(BundleSpec, {**data, "levelnet": None, "precision": data.get("precision") or {}}, at=source)
-    if data.get("levelnet") is None:
-        return spec
-    return replace(spec, levelnet=from_json(LevelNetSpec, data["levelnet"], at=f"{source}: levelnet"))
+    optional = {"levelnet": None, "grading": None, "precision": data.get("precision") or {}}
+    spec = from_json(BundleSpec, {**data, **optional}, at=source)
+    if data.get("levelnet") is not None:
+        spec = replace(spec, levelnet=from_json(LevelNetSpec, data["levelnet"], at=f"{source}: levelnet"))
+    if data.get("grading") is not None:
+        spec = replace(spec, grading=from_json(GradingSpec, data["grading"], at=f"{source}: grading"))
+    return spec
 
 
 def _verify(path: Path, expected: str) -> None:

@@ -28,6 +28,8 @@ def check_spec(spec: BundleSpec, *, source: str = "The bundle's description") ->
     if spec.levelnet is not None:
         faults += _levelnet_faults(spec.levelnet)
     faults += _precision_faults(spec)
+    if spec.grading is not None:
+        faults += spec.grading.faults()
     if faults:
         raise BundleError(f"{source} cannot be used: {'; '.join(faults)}.")
 

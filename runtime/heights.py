@@ -57,8 +57,14 @@ class BodySize:
     width_mm: float
 
 
-def measure_body(body: Body) -> BodySize | None:
-    """The heights and size of one body; None where too little of it is there to tell (fewer than 8 mm of depth)."""
+def measure_body(body: Body, *, reach: float = 1.0) -> BodySize | None:
+    """The heights and size of one body; None where too little of it is there to tell (fewer than 8 mm of depth).
+
+    Args:
+        body: along its own axes.
+        reach: how far towards the rims the anterior and posterior heights are taken, as a share of the usual places:
+            below 1 for masks whose rims are rounded off, such as a network's.
+    """
     share = body.share
     low, high = _ends(share)
     if not np.isfinite(low).any():
@@ -73,7 +79,7 @@ def measure_body(body: Body) -> BodySize | None:
     centre, half = 0.5 * (depth[0] + depth[1]), 0.5 * (depth[1] - depth[0])
     at_y: Float64 = (np.arange(len(top), dtype=np.float64) - centre) / half
     height = np.asarray(_without_spurs(top, at_y) + _without_spurs(-bottom, at_y))
-    values = _three_heights(height, centre, half)
+    values = _three_heights(height, centre, half, reach)
     if not np.isfinite(values).all():
         return None
     heights = BodyHeights(*(float(v) * BODY_GRID_MM for v in values))
@@ -162,12 +168,13 @@ def _without_spurs(rise: Float64, at_y: Float64) -> Float64:
     return np.where(at_y > 0.0, np.minimum(rise, limit), rise)
 
 
-def _three_heights(height: Float64, centre: float, half: float) -> tuple[float, float, float]:
+def _three_heights(height: Float64, centre: float, half: float, towards_rim: float) -> tuple[float, float, float]:
     """Anterior, middle and posterior height of the profile (y,), voxels."""
-    reach = _WINDOW_HALF_DEPTH * half
-    anterior, posterior = (_height_near(height, centre + at * half, reach) for at in (ANTERIOR_AT, POSTERIOR_AT))
-    slope = (anterior - posterior) / (ANTERIOR_AT - POSTERIOR_AT)
-    middle = min(_height_near(height, centre + at * half, reach) - slope * at for at in _MIDDLE_AT)
+    front, back = towards_rim * ANTERIOR_AT, towards_rim * POSTERIOR_AT
+    window = _WINDOW_HALF_DEPTH * half
+    anterior, posterior = (_height_near(height, centre + at * half, window) for at in (front, back))
+    slope = (anterior - posterior) / (front - back)
+    middle = min(_height_near(height, centre + at * half, window) - slope * at for at in _MIDDLE_AT)
     return anterior, middle, posterior
 
 

@@ -52,7 +52,7 @@ class Measurement:
 
 
 def measure_vertebrae(
-    bodies: Sequence[BodyMask], *, scan: Volume | None = None, field: Grid | None = None
+    bodies: Sequence[BodyMask], *, scan: Volume | None = None, field: Grid | None = None, reach: float = 1.0
 ) -> tuple[Measurement, ...]:
     """Measure the vertebrae of one spine.
 
@@ -61,6 +61,7 @@ def measure_vertebrae(
         scan: for the trabecular density.
         field: the grid of the scan or label map that the masks come from, where known: a body that reaches its edge is
             cut, as is one whose mask says so.
+        reach: see :func:`runtime.heights.measure_body`.
 
     Returns:
         One entry per vertebra, in the same order.
@@ -70,7 +71,7 @@ def measure_vertebrae(
     reasons: list[str] = []
     for vertebra, body in zip(bodies, found, strict=True):
         cut = not vertebra.complete or (body is not None and field is not None and _reaches_edge(body, field))
-        size = None if body is None or cut or vertebra.level in ("C1", "C2") else measure_body(body)
+        size = None if body is None or cut or vertebra.level in ("C1", "C2") else measure_body(body, reach=reach)
         sizes.append(size)
         reasons.append(_reason(vertebra, size, cut=cut))
     heights = [None if size is None else size.heights for size in sizes]

@@ -23,6 +23,7 @@ from runtime.bundle import (
 )
 from runtime.cache import user_cache_folder
 from runtime.errors import BundleError
+from runtime.grading import GradingSpec
 
 SPEC = BundleSpec(
     name="test",
@@ -447,3 +448,38 @@ def test_the_spec_given_is_not_changed(files, tmp_path):
     before = copy.deepcopy(SPEC)
     write_bundle(SPEC, files, tmp_path / "bundle")
     assert before == SPEC
+
+
+GRADING = GradingSpec(0.8, 0.4, (0.0, -1.0, -1.2, -1.2), 0.02, 0.05, 0.01, 0.9, (0.5, 0.4, 0.6), (0.1, 0.0, 0.3))
+
+
+@pytest.fixture
+def with_grading(files, tmp_path):
+    return write_bundle(replace(SPEC, grading=GRADING), files, tmp_path / "graded").folder
+
+
+def test_constants_of_the_combined_grade_survive(with_grading):
+    assert open_bundle(with_grading).spec.grading == GRADING
+
+
+@pytest.mark.parametrize("change", [lambda d: d.pop("grading"), lambda d: d.update(grading=None)])
+def test_a_bundle_from_before_grades_were_combined_opens(with_grading, change):
+    rewrite(with_grading, change)
+    assert open_bundle(with_grading).spec.grading is None
+
+
+@pytest.mark.parametrize(
+    ("values", "complaint"),
+    [
+        ({"loss_sd": 0.0}, "grading.loss_sd should be positive"),
+        ({"network_weight": -1.0}, "grading.network_weight should not be negative"),
+        ({"reach": 0.1}, "grading.reach should be from 0.3 to 1"),
+        ({"height_shares": [0.5, 1.5, 0.5]}, "grading.height_shares should be from 0 to 1"),
+        ({"prior": [0.0]}, "prior should hold 4 values"),
+        ({"colour": 1}, "grading has unknown keys: colour"),
+    ],
+)
+def test_constants_that_make_no_sense_are_refused(with_grading, values, complaint):
+    rewrite(with_grading, lambda data: data["grading"].update(values))
+    with pytest.raises(BundleError, match=complaint):
+        open_bundle(with_grading)
