@@ -37,7 +37,7 @@ class LoopConfig:
         precision: Lightning Fabric's name: ``"bf16-mixed"``, ``"16-mixed"`` or ``"32-true"``.
         workers: processes that prepare samples; 0 prepares them in the loop.
         seed: of weights and samples.
-        start_from: folder of a run of the same network whose best weights to begin with; ``""`` for new ones.
+        start_from: a run of the same network, or a bundle, whose weights to begin with; ``""`` for new ones.
     """
 
     steps: int = 3000
@@ -107,6 +107,10 @@ class LocNetRun:
     data: tuple[str, ...] = ("phantoms",)
 
 
+SAMPLINGS = ("as_found", "class_counts", "balanced", "equal")
+TASK_WEIGHTINGS = ("fixed", "uncertainty", "nash")
+
+
 @dataclass(frozen=True)
 class FracSegNetRun:
     """Training of FracSegNet, or of FracNet when its network has no mask channels.
@@ -124,8 +128,12 @@ class FracSegNetRun:
         mask_entropy_weight: of a binary cross entropy that joins the Dice loss; 0 is the thesis's plain Dice.
         height_weight: of the height regression.
         class_counts: how often each grade occurs, for the weighted losses; thesis: VerSe 2019's training crops.
-        balanced: draw crops by grade: phantoms half unfractured and a sixth of each fracture grade; of real scans every
-            grade equally often.
+        sampling: how often crops of each grade are drawn. ``"as_found"``: as often as the data have them;
+            ``"class_counts"``: as those say; ``"balanced"``: half unfractured, a sixth of each fracture grade;
+            ``"equal"``: a quarter of each. Of real scans the first two take every vertebra equally often, the others
+            every grade that occurs (unknown ones are one more).
+        task_weighting: how the tasks' losses are joined: see ``train.balance``.
+        nash_every: steps between two solutions of ``"nash"``, whose weights stay as they are between them.
         data: ``"phantoms"`` and folders in VerSe's layout.
     """
 
@@ -141,8 +149,18 @@ class FracSegNetRun:
     mask_entropy_weight: float = 1.0
     height_weight: float = 2.0
     class_counts: tuple[int, int, int, int] = (591, 63, 50, 22)
-    balanced: bool = True
+    sampling: str = "balanced"
+    task_weighting: str = "fixed"
+    nash_every: int = 1
     data: tuple[str, ...] = ("phantoms",)
+
+    def __post_init__(self) -> None:
+        if self.sampling not in SAMPLINGS:
+            raise ValueError(f"The sampling is one of {', '.join(SAMPLINGS)}; met {self.sampling!r}.")
+        if self.task_weighting not in TASK_WEIGHTINGS:
+            raise ValueError(f"The task weighting is one of {', '.join(TASK_WEIGHTINGS)}; met {self.task_weighting!r}.")
+        if self.nash_every < 1:
+            raise ValueError(f"nash_every is a number of steps from 1 on; met {self.nash_every}.")
 
 
 @dataclass(frozen=True)
@@ -255,7 +273,7 @@ def _thesis_fracsegnet() -> FracSegNetRun:
         grade_weight=1.0,
         mask_entropy_weight=0.0,
         height_weight=0.0,
-        balanced=False,
+        sampling="as_found",
     )
 
 
@@ -308,15 +326,19 @@ def load(path: Path) -> Run:
     return _checked(_KINDS[values["network"]], with_later_settings(values.get("run")), at=str(path))
 
 
-_ADDED_LATER: Mapping[str, Any] = {"start_from": ""}
-"""Settings of the loop that runs of earlier versions were made without, and what they did."""
+_LOOP_ADDED_LATER: Mapping[str, Any] = {"start_from": ""}
+_FRACSEGNET_ADDED_LATER: Mapping[str, Any] = {"task_weighting": "fixed", "nash_every": 1}
+"""Settings that runs of earlier versions were made without, and what they did."""
 
 
 def with_later_settings(run: Any) -> Any:
-    """A run as read from JSON, with the settings that its version did not know yet; anything else as it is."""
-    if isinstance(run, Mapping) and isinstance(run.get("loop"), Mapping):
-        return {**run, "loop": {**_ADDED_LATER, **run["loop"]}}
-    return run
+    """A run as read from JSON, in the settings of this version and doing the same; anything else as it is."""
+    if not isinstance(run, Mapping) or not isinstance(run.get("loop"), Mapping):
+        return run
+    values = {**run, "loop": {**_LOOP_ADDED_LATER, **run["loop"]}}
+    if "balanced" in values:  # what sampling was called when there were two
+        values["sampling"] = "balanced" if values.pop("balanced") else "as_found"
+    return {**_FRACSEGNET_ADDED_LATER, **values} if "grade_loss" in values else values
 
 
 @dataclass(frozen=True)

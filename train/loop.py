@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from runtime.errors import InputError
 from train import config as configuration
+from train.balance import balancer_of
 from train.config import LoopConfig, Run
 from train.sources import Source, held_out
 from train.tasks import Batch, Task, task_of, to_device
@@ -99,6 +100,7 @@ class Trainer:
             accelerator=accelerator, devices=devices, precision=precision, loggers=self.logger  # type: ignore[arg-type]
         )  # fmt: skip
         self.fabric.launch()
+        self.balancer = balancer_of(run, devices=self.fabric.world_size)
         self.fabric.seed_everything(run.loop.seed, verbose=False)
         plain = self.task.network()
         self.network, self.optimiser = self.fabric.setup(plain, make_optimiser(run.loop, plain))
@@ -132,6 +134,7 @@ class Trainer:
                 self.average.load_state_dict(state["average"])
             self.step, self.best, self.since_best = state["step"], state["best"], state["since_best"]
             self.best_metrics = state["best_metrics"]
+            self.balancer.load_state_dict(state.get("balancer", {}))  # runs of earlier versions have none
             torch.set_rng_state(state["rng"])
             log.info("resuming %s at step %d of %d", self.folder, self.step, self.loop.steps)
         elif self.loop.start_from:
@@ -156,7 +159,7 @@ class Trainer:
             "optimiser": self.optimiser.state_dict(),
             "average": self.average.state_dict() if self.average is not None else None,
             "step": self.step, "best": self.best, "since_best": self.since_best, "best_metrics": self.best_metrics,
-            "rng": torch.get_rng_state(),
+            "rng": torch.get_rng_state(), "balancer": self.balancer.state_dict(),
         }  # fmt: skip
         save_atomically(state, self.folder / "last.ckpt")
 
@@ -175,6 +178,7 @@ class Trainer:
             bar.update()
             if self.step % 10 == 0:
                 values = {f"train/{k}": float(v) for k, v in parts.items()}
+                values |= {f"train/weight_{task}": weight for task, weight in self.balancer.weights().items()}
                 self.fabric.log_dict(values, step=self.step)
                 bar.set_postfix({k.split("/")[1]: f"{v:.3f}" for k, v in values.items()})
             if self.step % self.loop.validate_every == 0 or self.step == self.loop.steps:
@@ -201,6 +205,7 @@ class Trainer:
             num_workers=self.loop.workers,
             worker_init_fn=_use_one_thread,
             multiprocessing_context="spawn" if self.loop.workers else None,
+            generator=torch.Generator(),  # its own: the global one is dropout's, which a resumed run goes on with
         )
         for batch in loader:
             yield to_device(batch, self.fabric.device)
@@ -210,6 +215,7 @@ class Trainer:
             group["lr"] = learning_rate(self.loop, self.step)
         self.network.train()
         parts = self.task.losses(self.network, batch)
+        parts["loss"] = self.balancer.total(self.network.module, parts)
         self.fabric.backward(parts["loss"])
         if self.loop.clip_norm:
             self.fabric.clip_gradients(self.network, self.optimiser, max_norm=self.loop.clip_norm)

@@ -90,6 +90,35 @@ def focal(logits: Tensor, grades: Tensor, *, gamma: float = 2.0, class_weights: 
     return (loss if class_weights is None else loss * class_weights[grades[known]]).mean()
 
 
+def focal_unweighted(logits: Tensor, grades: Tensor, *, class_weights: Tensor | None = None) -> Tensor:
+    """Focal loss without alpha: ``class_weights`` are not used."""
+    return focal(logits, grades)
+
+
+def unified_focal_grades(
+    logits: Tensor, grades: Tensor, *, delta: float = 0.6, gamma: float = 0.5, balance: float = 0.5,
+    class_weights: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """Asymmetric Unified Focal loss (see ``unified_focal``) of grades instead of voxels; grade 0 is the background.
+
+    The focal exponent suppresses well-known grade 0 only, the Tversky exponent enhances the other grades only. The
+    Tversky index of a grade is one over the batch; grades that are not in it have none. ``class_weights`` are not
+    used: ``delta`` is the loss's own.
+    """
+    known = grades >= 0
+    if not known.any():
+        return logits.sum() * 0
+    probability = torch.softmax(logits[known], dim=1)
+    target = F.one_hot(grades[known], logits.shape[1]).to(probability.dtype)
+    p = (probability * target).sum(dim=1).clamp_min(1e-7)
+    suppressed = torch.where(grades[known] == 0, (1 - delta) * (1 - p).clamp_min(1e-7) ** gamma, delta)
+    overlap, of_p, of_t = (probability * target).sum(dim=0), probability.sum(dim=0), target.sum(dim=0)
+    index = overlap / (overlap + delta * (of_t - overlap) + (1 - delta) * (of_p - overlap))
+    missed = (1 - index).clamp_min(1e-7)
+    tversky = torch.cat([missed[:1], missed[1:] ** (1 - gamma)])[of_t > 0].mean()
+    return balance * -(suppressed * torch.log(p)).mean() + (1 - balance) * tversky
+
+
 def inverse_frequency(counts: Tensor) -> Tensor:
     """Class weights from class counts: inverse frequencies scaled to sum to 1 (thesis: normalised alpha_c)."""
     inverse = 1.0 / counts.clamp_min(1).to(torch.float32)
@@ -147,6 +176,8 @@ GRADE_LOSSES: Mapping[str, GradeLoss] = {
     "cross_entropy": cross_entropy,
     "weighted_cross_entropy": cross_entropy,
     "focal": focal,
+    "focal_unweighted": focal_unweighted,
+    "unified_focal": unified_focal_grades,
 }
 MASK_LOSSES: Mapping[str, MaskLoss] = {
     "dice": two_term_dice,

@@ -85,8 +85,8 @@ class RealSource:
         return vary_intensity(hu, rng), points
 
     def vertebra(self, rng: np.random.Generator, run: FracSegNetRun) -> VertebraSample:
-        """See Source: a vertebra with a known grade or mask; balanced over grades where ``run.balanced``."""
-        case, label, grade = self._choose(rng, balanced=run.balanced)
+        """See Source: a vertebra with a known grade or mask; how often each grade, ``run.sampling`` says."""
+        case, label, grade = self._choose(rng, run)
         scan = self.prepared(case, run.spacing_mm)
         shape = (run.network.crop,) * 3
         middle = scan.centres_zyx[label] + rng.normal(0, run.centre_jitter_mm / run.spacing_mm, 3)
@@ -111,9 +111,9 @@ class RealSource:
         samples = level_crops(scan.hu, scan.mask, known, rng, run)
         return [LevelSample(vary_intensity(s.hu, rng), s.level) for s in samples]
 
-    def _choose(self, rng: np.random.Generator, *, balanced: bool) -> tuple[Case, int, int]:
+    def _choose(self, rng: np.random.Generator, run: FracSegNetRun) -> tuple[Case, int, int]:
         by_grade = self._by_grade()
-        if balanced:
+        if run.sampling in ("balanced", "equal"):
             group = by_grade[sorted(by_grade)[rng.integers(len(by_grade))]]
         else:
             group = [entry for entries in by_grade.values() for entry in entries]

@@ -15,8 +15,22 @@ from train.level_crops import AIR_HU, LevelSample, level_crops
 from train.phantom import Anatomy, PhantomConfig, random_scan_grid, render, sample_anatomy, sample_appearance
 from train.phantom.spine import VertebraShape, sample_spine
 
-_GRADE_SHARES = (0.5, 1 / 6, 1 / 6, 1 / 6)
-"""Of balanced phantom crops. Equal shares made the network call an uncertain healthy vertebra grade 1."""
+_BALANCED_SHARES = (0.5, 1 / 6, 1 / 6, 1 / 6)
+"""Equal shares made the network call an uncertain healthy vertebra grade 1."""
+_TRIES = 20
+"""How many patients are looked through for a vertebra of the wanted grade."""
+
+
+def grade_shares(run: FracSegNetRun) -> tuple[float, ...] | None:
+    """How often crops of grades 0 to 3 are drawn with ``run.sampling``; None where the grade is not asked for."""
+    total = sum(run.class_counts)
+    known = {
+        "as_found": None,
+        "class_counts": tuple(count / total for count in run.class_counts),
+        "balanced": _BALANCED_SHARES,
+        "equal": (0.25,) * 4,
+    }
+    return known[run.sampling]
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,21 +111,10 @@ class PhantomSource:
         return cut_by_edges(scan.volume.array, points, rng)
 
     def vertebra(self, rng: np.random.Generator, run: FracSegNetRun) -> VertebraSample:
-        """See Source. With ``run.balanced`` the grade is drawn first (half are 0), then a vertebra that has it."""
-        anatomy, target = self._choose(rng, balanced=run.balanced)
-        centre = anatomy.centre_ras_mm(target) + rng.normal(0, run.centre_jitter_mm, 3)
-        grid = crop_grid(centre, spacing_mm=run.spacing_mm, shape_zyx=(run.network.crop,) * 3)
-        scan = render(anatomy, grid, sample_appearance(rng, self.config), rng)
-        known = {"vertebra": scan.mask == target.label, "body": scan.body_mask == target.label}
-        losses = 1 - np.array(target.heights_mm) / np.array(target.original_heights_mm)
-        channels = run.network.mask_channels
-        return VertebraSample(
-            hu=cut_by_edges(scan.volume.array, np.zeros((0, 3)), rng, keep_middle=0.7)[0],
-            masks=np.stack([known[name] for name in channels]) if channels else np.zeros((0, *grid.shape_zyx), bool),
-            masks_known=np.ones(len(channels), bool),
-            grade=target.grade,
-            heights=np.concatenate([target.heights_mm, losses]).astype(np.float32),
-        )
+        """See Source. Unless ``run.sampling`` is "as_found", the grade is drawn first, then a vertebra that has it."""
+        shares = grade_shares(run)
+        wanted = None if shares is None else int(rng.choice(4, p=shares))
+        return render_vertebra(*find_vertebra(wanted, rng, self.config), rng, run, self.config)
 
     def levels(self, rng: np.random.Generator, run: LevelNetRun) -> list[LevelSample]:
         """See Source. The phantom is rendered once, in a clinical field of view, at the crops' resolution."""
@@ -121,16 +124,47 @@ class PhantomSource:
         centres = {v.label: scan.volume.grid.to_index_zyx(v.centre_ras_mm) for v in scan.vertebrae}
         return level_crops(scan.volume.array, scan.mask, centres, rng, run)
 
-    def _choose(self, rng: np.random.Generator, *, balanced: bool) -> tuple[Anatomy, VertebraShape]:
-        wanted = int(rng.choice(4, p=_GRADE_SHARES)) if balanced else None
-        for _ in range(20):
-            seed = int(rng.integers(2**31))
-            grades = [shape.grade for shape in sample_spine(np.random.default_rng([seed, 1]), self.config)[0]]
-            if wanted is None or wanted in grades:
-                break
-        anatomy = sample_anatomy(seed, self.config)
-        candidates = [v for v in anatomy.vertebrae if v.grade == wanted] or list(anatomy.vertebrae)
-        return anatomy, candidates[rng.integers(len(candidates))]
+
+def find_vertebra(
+    grade: int | None,
+    rng: np.random.Generator,
+    config: PhantomConfig,
+    *,
+    seeds: range = range(2**31),
+    regions: str = "CTL",
+) -> tuple[Anatomy, VertebraShape]:
+    """A patient with a seed in ``seeds`` and one of the vertebrae in ``regions``: one of that grade, or any for None.
+
+    Where none of some tens of patients has such a vertebra, one of another grade is returned.
+    """
+    for _ in range(_TRIES):
+        seed = int(rng.integers(seeds.start, seeds.stop))
+        shapes = sample_spine(np.random.default_rng([seed, 1]), config)[0]
+        if grade is None or any(v.grade == grade and v.level[0] in regions for v in shapes):
+            break
+    anatomy = sample_anatomy(seed, config)
+    within = [v for v in anatomy.vertebrae if v.level[0] in regions]
+    candidates = [v for v in within if v.grade == grade] or within
+    return anatomy, candidates[rng.integers(len(candidates))]
+
+
+def render_vertebra(
+    anatomy: Anatomy, target: VertebraShape, rng: np.random.Generator, run: FracSegNetRun, config: PhantomConfig
+) -> VertebraSample:
+    """A crop around one vertebra of a phantom, in a drawn appearance; some are cut by the edge of a scan."""
+    centre = anatomy.centre_ras_mm(target) + rng.normal(0, run.centre_jitter_mm, 3)
+    grid = crop_grid(centre, spacing_mm=run.spacing_mm, shape_zyx=(run.network.crop,) * 3)
+    scan = render(anatomy, grid, sample_appearance(rng, config), rng)
+    known = {"vertebra": scan.mask == target.label, "body": scan.body_mask == target.label}
+    losses = 1 - np.array(target.heights_mm) / np.array(target.original_heights_mm)
+    channels = run.network.mask_channels
+    return VertebraSample(
+        hu=cut_by_edges(scan.volume.array, np.zeros((0, 3)), rng, keep_middle=0.7)[0],
+        masks=np.stack([known[name] for name in channels]) if channels else np.zeros((0, *grid.shape_zyx), bool),
+        masks_known=np.ones(len(channels), bool),
+        grade=target.grade,
+        heights=np.concatenate([target.heights_mm, losses]).astype(np.float32),
+    )
 
 
 def cut_by_edges(

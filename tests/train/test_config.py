@@ -7,7 +7,7 @@ import pytest
 
 from runtime.errors import InputError
 from train import config
-from train.config import LocNetRun, override, presets
+from train.config import FracSegNetRun, LocNetRun, override, presets
 
 
 @pytest.mark.parametrize(("network", "preset"), [(n, p) for n, named in presets().items() for p in named])
@@ -65,3 +65,23 @@ def test_runs_of_versions_without_start_from_are_read(tmp_path: Path) -> None:
     del old["run"]["loop"]["start_from"]
     path.write_text(json.dumps(old))
     assert config.load(path) == LocNetRun()
+
+
+@pytest.mark.parametrize(("balanced", "sampling"), [(True, "balanced"), (False, "as_found")])
+def test_runs_of_versions_with_two_samplings_and_fixed_weights_are_read(
+    tmp_path: Path, balanced: bool, sampling: str
+) -> None:
+    path = tmp_path / "config.json"
+    config.save(FracSegNetRun(), path)
+    old = json.loads(path.read_text())
+    for later in ("sampling", "task_weighting", "nash_every"):
+        del old["run"][later]
+    old["run"]["balanced"] = balanced
+    path.write_text(json.dumps(old))
+    assert config.load(path) == FracSegNetRun(sampling=sampling, task_weighting="fixed")
+
+
+@pytest.mark.parametrize("setting", ["sampling=natural", "task_weighting=gradnorm", "nash_every=0"])
+def test_choices_that_do_not_exist_are_refused(setting: str) -> None:
+    with pytest.raises(InputError, match="met"):
+        override(FracSegNetRun(), [setting])

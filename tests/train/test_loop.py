@@ -43,6 +43,12 @@ def loc_run(**loop) -> LocNetRun:
     return LocNetRun(LocNetConfig(TINY), LoopConfig(**values), crop_shapes=((8, 8, 8), (12, 8, 8)))
 
 
+def frac_run(**settings) -> FracSegNetRun:
+    """A few steps on masks and grades of the balls."""
+    network = FracSegNetConfig(TINY, ("vertebra",), "pooled", dropout=0.1, heights=False, crop=16)
+    return FracSegNetRun(network, loc_run().loop, **settings)
+
+
 def train(run, folder: Path) -> Trainer:
     trainer = Trainer(run, Balls(), folder, accelerator="cpu")
     trainer.fit(progress=False)
@@ -57,11 +63,15 @@ class KilledError(Exception):
     pass
 
 
-@pytest.mark.parametrize("kill_at", [1, 3, 5])
-def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path: Path, monkeypatch, kill_at: int) -> None:
+@pytest.mark.parametrize(
+    ("run", "kill_at"),
+    [(loc_run(), 1), (loc_run(), 3), (loc_run(), 5), (frac_run(task_weighting="uncertainty"), 3),
+     (frac_run(task_weighting="nash", nash_every=2), 3)],
+)  # fmt: skip
+def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path: Path, monkeypatch, run, kill_at: int) -> None:
     monkeypatch.setattr("train.loop.CHECKPOINT_SECONDS", 0.0)
-    train(loc_run(), tmp_path / "unbroken")
-    broken = Trainer(loc_run(), Balls(), tmp_path / "broken", accelerator="cpu")
+    train(run, tmp_path / "unbroken")
+    broken = Trainer(run, Balls(), tmp_path / "broken", accelerator="cpu")
     optimise = broken._optimise
 
     def optimise_until_killed(batch):
@@ -72,13 +82,21 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path: Path, monkeypatch,
     monkeypatch.setattr(broken, "_optimise", optimise_until_killed)
     with pytest.raises(KilledError):
         broken.fit(progress=False)
-    resumed = Trainer(loc_run(), Balls(), tmp_path / "broken", accelerator="cpu")
+    resumed = Trainer(run, Balls(), tmp_path / "broken", accelerator="cpu")
     assert resumed.step == kill_at
     resumed.fit(progress=False)
     for name in ("last.ckpt", "best.ckpt"):
         a, b = weights(tmp_path / "unbroken" / name), weights(tmp_path / "broken" / name)
         for key in a:
             torch.testing.assert_close(a[key], b[key], rtol=0, atol=0, msg=f"{name} {key}")
+
+
+def test_checkpoints_of_versions_without_balancers_are_resumed(tmp_path: Path) -> None:
+    train(frac_run(), tmp_path)
+    state = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    del state["balancer"]
+    torch.save(state, tmp_path / "last.ckpt")
+    assert Trainer(frac_run(), Balls(), tmp_path, accelerator="cpu").step == 6
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:

@@ -93,7 +93,24 @@ def test_cross_entropy_and_focal_by_hand() -> None:
     assert losses.cross_entropy(logits, grades, class_weights=alpha).item() == pytest.approx(normalised)
 
 
-@pytest.mark.parametrize("loss", [losses.cross_entropy, losses.focal])
+def test_unified_focal_of_grades_by_hand() -> None:
+    logits = torch.log(torch.tensor([[0.7, 0.1, 0.1, 0.1], [0.2, 0.5, 0.2, 0.1]], dtype=torch.float64))
+    focal = -(0.4 * 0.3**0.5 * math.log(0.7) + 0.6 * math.log(0.5)) / 2
+    zero = 1 - 0.7 / (0.7 + 0.6 * 0.3 + 0.4 * 0.2)
+    one = (1 - 0.5 / (0.5 + 0.6 * 0.5 + 0.4 * 0.1)) ** 0.5
+    expected = 0.5 * focal + 0.5 * (zero + one) / 2
+    found = losses.unified_focal_grades(logits, torch.tensor([0, 1]))
+    assert found.item() == pytest.approx(expected), "grades 2 and 3 are not in the batch"
+
+
+def test_focal_without_alpha_is_cross_entropy_where_nothing_is_known() -> None:
+    logits, grades = torch.zeros(3, 4), torch.tensor([0, 1, 3])
+    expected = 0.75**2 * losses.cross_entropy(logits, grades)
+    ignored = torch.tensor([1.0, 9.0, 9.0, 9.0])
+    torch.testing.assert_close(losses.focal_unweighted(logits, grades, class_weights=ignored), expected)
+
+
+@pytest.mark.parametrize("loss", [losses.cross_entropy, losses.focal, losses.unified_focal_grades])
 def test_unknown_grades_cost_nothing(loss) -> None:
     logits = torch.randn(3, 4, dtype=torch.float64)
     assert loss(logits, torch.tensor([-1, 2, -1])).item() == pytest.approx(loss(logits[1:2], torch.tensor([2])).item())

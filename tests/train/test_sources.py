@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -11,8 +12,18 @@ import pytest
 from runtime.errors import InputError
 from train.config import FracSegNetRun, LocNetRun
 from train.level_crops import block
+from train.phantom import PhantomConfig
 from train.real_scans import RealSource
-from train.sources import AIR_HU, MixedSource, PhantomSource, cut_by_edges, held_out, make_source
+from train.sources import (
+    AIR_HU,
+    MixedSource,
+    PhantomSource,
+    cut_by_edges,
+    find_vertebra,
+    grade_shares,
+    held_out,
+    make_source,
+)
 from train.tasks import FracSegNetTask, LocNetTask
 
 LOC, FRAC = LocNetRun(), FracSegNetRun()
@@ -48,6 +59,25 @@ def test_phantom_vertebrae_are_in_the_middle_and_of_all_grades() -> None:
         loss = sample.heights[3:].max()
         assert (sample.grade > 0) == (loss >= 0.2)
         assert (sample.heights[:3] > 2).all()
+
+
+def test_samplings_ask_for_grades_as_often_as_they_say() -> None:
+    assert grade_shares(replace(FRAC, sampling="as_found")) is None
+    for sampling, expected in (
+        ("class_counts", [591 / 726, 63 / 726, 50 / 726, 22 / 726]),
+        ("balanced", [1 / 2, 1 / 6, 1 / 6, 1 / 6]),
+        ("equal", [1 / 4] * 4),
+    ):
+        assert grade_shares(replace(FRAC, sampling=sampling)) == pytest.approx(expected)
+
+
+def test_vertebrae_are_looked_for_in_regions_and_among_seeds() -> None:
+    rng = np.random.default_rng(0)
+    for grade in (0, 1, 2, 3, None):
+        anatomy, target = find_vertebra(grade, rng, PhantomConfig(), seeds=range(50, 90), regions="TL")
+        assert 50 <= anatomy.seed < 90
+        assert target.level[0] in "TL"
+        assert grade is None or target.grade == grade
 
 
 def test_edges_leave_air_and_drop_the_centres_in_it() -> None:
