@@ -16,6 +16,8 @@ logger = logging.getLogger(__name__)
 
 ENGINES: dict[str, str] = {
     "openvino": "runtime.engines.openvino_cpu",
+    "tensorrt": "runtime.engines.tensorrt_gpu",
+    "tensorrt-rtx": "runtime.engines.tensorrt_rtx_gpu",
     "onnxruntime-tensorrt": "runtime.engines.ort_tensorrt",
     "onnxruntime": "runtime.engines.ort",
     "triton": "runtime.engines.triton",

@@ -14,17 +14,15 @@ class Context:
     """An execution context: shapes, addresses, runs. Whatever the library refuses is an EngineError.
 
     Args:
-        engine: the library's ICudaEngine.
+        context: the library's IExecutionContext, or None where it made none.
         log: the library's log, for the reasons.
-        config: TensorRT-RTX's runtime configuration, or None.
         model: the network's name, for messages.
     """
 
-    def __init__(self, engine: Any, log: Any, config: Any, model: str) -> None:
-        self._log, self._model = log, model
+    def __init__(self, context: Any, log: Any, model: str) -> None:
+        self._context, self._log, self._model = context, log, model
         self._shape: tuple[int, ...] = ()
-        self._context = engine.create_execution_context(*(() if config is None else (config,)))
-        if self._context is None:
+        if context is None:
             raise EngineError(f"The engine of {model} cannot be made ready: {first_error(log)}.")
 
     def set_shape(self, name: str, shape: tuple[int, ...]) -> None:

@@ -97,7 +97,8 @@ class TensorRtSession:
                 raise EngineError(f"{name} of {self._model}'s engine lies in the host's memory; build it again.")
 
     def _new_context(self) -> Context:
-        return Context(self._engine, self._log, None if self._cache is None else self._cache.config, self._model)
+        arguments = () if self._cache is None else (self._cache.config,)
+        return Context(self._engine.create_execution_context(*arguments), self._log, self._model)
 
     def _new_array(self, name: str) -> DeviceArray:
         """Memory for a tensor at the largest batch, for which the context knows all shapes."""

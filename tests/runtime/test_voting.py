@@ -79,6 +79,19 @@ sparse = volumes(st.one_of(st.just(np.float32(0)), st.just(np.float32(0)), st.fl
 thresholds = st.sampled_from([0.0, 0.1, 0.5, 0.7, 3.0])
 
 
+def votes_to_cast(shape, seed):
+    """A heatmap with values that lie on thresholds, and offsets that end between voxels, far out or anywhere."""
+    rng = np.random.default_rng(seed)
+    heatmap = rng.choice([0, 0.5, 0.7, 1, rng.uniform(), rng.uniform()], shape).astype(np.float32)
+    halves = rng.integers(-9, 10, (3, *shape)) / 2
+    offsets = np.where(rng.uniform(size=halves.shape) < 0.5, halves, rng.normal(0, 3, halves.shape)).astype(np.float32)
+    offsets[rng.uniform(size=offsets.shape) < 0.02] = rng.choice([1e30, -1e30])
+    return heatmap, offsets
+
+
+KINDS = {"ties": tied, "integers": integers, "smooth": smooth, "flat": flat, "sparse": sparse}
+
+
 def check_peaks(votes, threshold, separation):
     literal = algorithm_2(votes, threshold, separation)
     found = peaks_with_plateaus(votes, threshold=threshold, separation_voxels=separation)
@@ -90,9 +103,7 @@ def check_peaks(votes, threshold, separation):
     assert [tuple(peak) for peak in single.tolist()] == expected
 
 
-@pytest.mark.parametrize(
-    "kind", [tied, integers, smooth, flat, sparse], ids=["ties", "integers", "smooth", "flat", "sparse"]
-)
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
 def test_peaks_are_those_of_the_pseudocode(kind):
     @given(kind, thresholds, separations)
     @settings(max_examples=400, deadline=None)
@@ -114,11 +125,7 @@ def test_peaks_of_larger_random_volumes_are_those_of_the_pseudocode(seed):
 @given(shapes, st.sampled_from([0.0, 0.5, 0.7, 1.0]), st.integers(0, 2**32 - 1))
 @settings(max_examples=500, deadline=None)
 def test_votes_are_those_of_the_pseudocode_bit_for_bit(shape, threshold, seed):
-    rng = np.random.default_rng(seed)
-    heatmap = rng.choice([0, 0.5, 0.7, 1, rng.uniform(), rng.uniform()], shape).astype(np.float32)
-    halves = rng.integers(-9, 10, (3, *shape)) / 2
-    offsets = np.where(rng.uniform(size=halves.shape) < 0.5, halves, rng.normal(0, 3, halves.shape)).astype(np.float32)
-    offsets[rng.uniform(size=offsets.shape) < 0.02] = rng.choice([1e30, -1e30])
+    heatmap, offsets = votes_to_cast(shape, seed)
     votes = vote_map(heatmap, offsets, threshold=threshold)
     assert votes.dtype == np.float32
     np.testing.assert_array_equal(votes, algorithm_1(heatmap, offsets, threshold))

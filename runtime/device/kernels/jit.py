@@ -7,6 +7,7 @@ the processor's two, but not the same number; the functions here keep them apart
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import numba
@@ -40,10 +41,12 @@ if SIMULATED:
 
 else:
     from numba.cuda import libdevice
-    from numba.cuda.core import config
 
-    # numba-cuda reads a configuration of its own.
-    config.CACHE_DIR = config.CACHE_DIR or numba.config.CACHE_DIR
+    if find_spec("numba_cuda") is not None:  # without it nothing can be launched, but everything imported
+        from numba.cuda.core import config
+
+        # numba-cuda reads a configuration of its own.
+        config.CACHE_DIR = config.CACHE_DIR or numba.config.CACHE_DIR
 
     @device_function
     def product32(a: Any, b: Any) -> Any:
