@@ -31,6 +31,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--bundle-version", default="0.1.0")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. --set overlap=0.25")
     parser.add_argument("--note", default="", help="stored in the bundle: what the runs' configurations don't say")
+    parser.add_argument(
+        "--calibration-samples", metavar="N", type=int, default=16,
+        help="phantom windows and crops on which FP16's and INT8's ranges are measured (default: 16)",
+    )  # fmt: skip
     parser.add_argument("--accuracy", type=Path, help="JSON written by python -m train.evaluate, stored in the bundle")
     parser.add_argument(
         "--intended-use", help="shown to users (default: synthetic training data, not for clinical use)"
@@ -54,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _export(args: argparse.Namespace) -> int:
     try:
         from export.bundle import Choices, make_bundle
+        from export.calibrate import Samples, summary
     except ModuleNotFoundError as error:
         stop_without("export", error)
 
@@ -69,6 +74,8 @@ def _export(args: argparse.Namespace) -> int:
         except json.JSONDecodeError as error:
             raise InputError(f"{setting!r} has no number or list after the equals sign.") from error
         settings[key] = tuple(parsed) if isinstance(parsed, list) else parsed
+    if args.calibration_samples < 1:
+        raise InputError(f"Calibration needs samples; met --calibration-samples {args.calibration_samples}.")
     accuracy = _read_accuracy(args.accuracy) if args.accuracy else None
     bundle = make_bundle(
         args.locnet,
@@ -82,8 +89,10 @@ def _export(args: argparse.Namespace) -> int:
         intended_use=args.intended_use,
         note=args.note,
         accuracy=accuracy,
+        samples=Samples(ranges=args.calibration_samples),
     )
     print(f"{bundle.folder}: {bundle.spec.name} {bundle.spec.version}, sha256 {bundle.sha256[:16]}")
+    print(summary(bundle.spec.precision))
     print(json.dumps(bundle.spec.training["largest_difference_from_torch_with_exact_norms"], indent=2))
     return 0
 

@@ -10,9 +10,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from export.calibrate import Samples, calibrate
+from export.calibration_inputs import phantom_images
 from export.checkpoint import Trained, load_trained
 from export.onnx_export import check_differences, compare, export_onnx
-from export.phantom_inputs import crop_images, level_images, window_images
 from runtime.anatomy import LEVEL_NAMES
 from runtime.bundle import Bundle, BundleSpec, FracSegNetSpec, LevelNetSpec, LocNetSpec, write_bundle
 from runtime.bundle_json import to_json
@@ -28,6 +29,11 @@ UNVALIDATED_USE = (
     "Research and engineering only. The networks have not been validated for clinical use. Not a medical device, not "
     "for clinical use."
 )
+
+_CHECKED_ON = 8
+"""Phantom inputs on which the ONNX files are compared with torch."""
+FEW_SAMPLES = Samples(ranges=_CHECKED_ON - 2, gate=2)
+"""For calibration: no more phantoms than the comparison draws."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +69,9 @@ class _Networks:
 def make_bundle(
     locnet: Path, fracsegnet: Path, folder: Path, *, name: str, version: str, choices: Choices,
     levelnet: Path | None = None, clinical: bool = False, intended_use: str | None = None,
-    note: str = "", accuracy: Mapping[str, Any] | None = None,
+    note: str = "", accuracy: Mapping[str, Any] | None = None, samples: Samples = FEW_SAMPLES,
 ) -> Bundle:  # fmt: skip
-    """Export the best weights of two runs, or of three, and write the bundle, whole or not at all.
+    """Export the best weights of two runs, or of three, calibrate them, and write the bundle, whole or not at all.
 
     Raises InputError when a run is of the wrong kind, ExportError when a graph isn't what torch says.
     """
@@ -73,8 +79,12 @@ def make_bundle(
     loc, frac, level = networks.locnet, networks.fracsegnet, networks.levelnet
     with tempfile.TemporaryDirectory() as scratch:
         files = {f"{network}.onnx": Path(scratch) / f"{network}.onnx" for network in networks.by_name()}
+        images = {
+            network: phantom_images(trained.run, trained.example_zyx, max(_CHECKED_ON, samples.ranges + samples.gate))
+            for network, trained in networks.by_name().items()
+        }
         differences = {
-            network: _export(trained, files[f"{network}.onnx"], _images(trained))
+            network: _export(trained, files[f"{network}.onnx"], images[network][:_CHECKED_ON])
             for network, trained in networks.by_name().items()
         }
         spec = BundleSpec(
@@ -90,7 +100,11 @@ def make_bundle(
             training=_provenance(networks, differences, note),
             accuracy=dict(accuracy or {}),
         )
-        return write_bundle(spec, files, folder)
+        plans = {
+            network.file: calibrate(files[network.file], network, images[Path(network.file).stem], samples)
+            for network in spec.networks
+        }
+        return write_bundle(replace(spec, precision=plans), files, folder)
 
 
 def _load(locnet: Path, fracsegnet: Path, levelnet: Path | None, choices: Choices) -> _Networks:
@@ -105,14 +119,6 @@ def _of_kind(folder: Path, kind: type[Run], what: str) -> Trained:
     if not isinstance(trained.run, kind):
         raise InputError(f"{folder} must hold a {what}; met {type(trained.run).__name__}.")
     return trained
-
-
-def _images(trained: Trained) -> list[Any]:
-    """Phantom inputs of the size that the network is deployed at."""
-    run = trained.run
-    if isinstance(run, LocNetRun):
-        return window_images(run, trained.example_zyx, 8)
-    return level_images(run, 8) if isinstance(run, LevelNetRun) else crop_images(run, 8)
 
 
 def _export(trained: Trained, path: Path, images: list[Any]) -> dict[str, float]:

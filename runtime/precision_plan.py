@@ -13,7 +13,7 @@ class PrecisionPlan:
     The plan of a network that nobody calibrated is the empty one, ``PrecisionPlan()``: the rule alone then applies.
 
     Args:
-        source: on what the ranges were measured, such as ``"phantoms"``.
+        source: on what the ranges were measured, such as ``"inputs of phantoms"``.
         samples: how many windows or crops those were.
         fp16_keep_fp32: names of nodes that read or give numbers too large or too small for FP16, with a margin, so
             they stay FP32 in FP16 graphs.

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from runtime.bundle_json import to_json
-from runtime.engines.cuda_probe import find_gpu
+from runtime.engines.cuda_probe import Gpu, find_gpu
 from runtime.engines.current_gpu import current_gpu
 from runtime.engines.trt_cache import (
     FORMAT,
@@ -138,7 +138,7 @@ def engine_key(
     except OSError as error:
         raise EngineError(f"The network {onnx} cannot be read ({error.strerror}).") from error
     targets = _targets(library, None if gpu is None else str(gpu.sm), options.targets)
-    is_for_this_gpu = gpu is not None and targets == ("current",)
+    name, driver = _gpu_and_driver(gpu) if gpu is not None and targets == ("current",) else ("", "")
     return EngineKey(
         network=onnx.name,
         onnx_sha256=digest,
@@ -149,11 +149,30 @@ def engine_key(
         library=library,
         library_version=str(module.__version__),
         targets=targets,
-        gpu=f"{gpu.name} SM {gpu.sm}" if gpu is not None and is_for_this_gpu else "",
-        driver=f"{gpu.driver} CUDA {gpu.cuda[0]}.{gpu.cuda[1]}" if gpu is not None and is_for_this_gpu else "",
+        gpu=name,
+        driver=driver,
         hardware_compatibility=options.hardware_compatibility,
         version_compatible=options.version_compatible,
     )
+
+
+def why_stale(key: EngineKey) -> str:
+    """Why this machine, as it is now, would not use an engine with that key; ``""`` when it would."""
+    try:
+        version = str(load_library(key.library).__version__)
+    except EngineError as error:
+        return str(error).rstrip(".")
+    if version != key.library_version:
+        return f"{key.library} {version} is installed, and it was built by {key.library_version}"
+    gpu = find_gpu()
+    if key.gpu and (gpu is None or (key.gpu, key.driver) != _gpu_and_driver(gpu)):
+        now = "no GPU is there" if gpu is None else "this machine has {} with driver {}".format(*_gpu_and_driver(gpu))
+        return f"it was built for {key.gpu} with driver {key.driver}, and {now}"
+    return ""
+
+
+def _gpu_and_driver(gpu: Gpu) -> tuple[str, str]:
+    return f"{gpu.name} SM {gpu.sm}", f"{gpu.driver} CUDA {gpu.cuda[0]}.{gpu.cuda[1]}"
 
 
 def _targets(library: str, sm: str | None, asked: tuple[str, ...]) -> tuple[str, ...]:
@@ -178,26 +197,29 @@ def _targets(library: str, sm: str | None, asked: tuple[str, ...]) -> tuple[str,
 def _build(job: _Job) -> Path:
     """Build, check, gate and install."""
     key, path = job.key, job.folder / job.key.file_name
-    library, started_s = load_library(key.library), time.monotonic()
+    library = load_library(key.library)
     job.progress.stage(f"build {job.onnx.stem} {key.precision} for {key.library}")
     logger.info("building %s for %s in %s", job.onnx.name, key.library, key.precision)
     graph = typed_graph(job.onnx, key.precision, plan=job.plan)
     gpu = find_gpu(job.device)
     runs_here = gpu is not None and (key.targets == ("current",) or str(gpu.sm) in key.targets)
-    if job.gate is not None and not runs_here:
+    # Sessions don't load engines with code for the host, so of those the graph is judged.
+    gates_engine = runs_here and not key.version_compatible
+    if job.gate is not None and not gates_engine:
         _gate_graph(graph, job.onnx, job.gate)
     timing = _timing_file(job) if key.library == "tensorrt" else None
+    started_s = time.monotonic()
     with current_gpu(job.device):
         built = build_serialized(library, graph, key, progress=job.progress, timing_cache=_read_timing(timing))
         if runs_here:
             check_serialized(library, built.engine, graph, key)
-    gate = "not asked" if job.gate is None else f"passed by the {'engine' if runs_here else 'typed graph'}"
+    gate = "not asked" if job.gate is None else f"passed by the {'engine' if gates_engine else 'typed graph'}"
     sidecar = Sidecar(
         format=FORMAT, key=key, sha256=hashlib.sha256(built.engine).hexdigest(), size=len(built.engine),
         host_code=key.version_compatible, gate=gate, built=datetime.now(UTC).isoformat(timespec="seconds"),
         build_s=round(time.monotonic() - started_s, 2),
     )  # fmt: skip
-    install_engine(built.engine, path, sidecar, gate=job.gate if runs_here else None)
+    install_engine(built.engine, path, sidecar, gate=job.gate if gates_engine else None)
     if timing is not None and built.timing_cache is not None:
         replace_file(timing, built.timing_cache)
     return path

@@ -87,7 +87,7 @@ class Sidecar:
         host_code: whether loading it runs code for the host that it carries.
         gate: what the parity gate said: ``"passed"``, or why it was not asked.
         built: when, UTC, ISO 8601.
-        build_s: how long it took, seconds.
+        build_s: how long the library took, seconds.
     """
 
     format: int

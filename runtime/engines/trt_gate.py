@@ -1,0 +1,54 @@
+"""The parity gate of fresh engines: on their GPU where it is there, else by the graph that they are built from."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from runtime.engines.base import EngineInfo, Session
+from runtime.engines.trt_build import Gate
+from runtime.engines.trt_cache import ENGINE
+from runtime.engines.trt_library import load_library
+
+
+def gate_for(onnx: Path, *, precision: str, library: str, device: int = 0) -> Gate:
+    """What ``engine_file`` asks before it installs an engine of a bundle's network.
+
+    Args:
+        onnx: the FP32 file in its bundle: the reference, run on the processor.
+        precision: of the engine.
+        library: ``"tensorrt"`` or ``"tensorrt-rtx"``.
+        device: GPU number.
+    """
+
+    def gate(candidate: Path) -> None:
+        from runtime.engines.parity import short_gate
+
+        if candidate.suffix == ENGINE:
+            with _on_gpu(candidate, precision=precision, library=library, device=device) as session:
+                short_gate(onnx, session, precision=precision)
+        else:
+            _gate_graph(onnx, candidate, precision=precision)
+
+    return gate
+
+
+def _gate_graph(onnx: Path, typed: Path, *, precision: str) -> None:
+    """The typed graph, rounded at every step as a GPU would."""
+    from runtime.engines.parity import processor_session, short_gate
+    from runtime.rounded_graph import rounded_graph
+
+    with tempfile.TemporaryDirectory() as scratch:
+        rounded = Path(scratch) / typed.name
+        rounded.write_bytes(rounded_graph(typed.read_bytes()))
+        with processor_session(rounded) as session:
+            short_gate(onnx, session, precision=precision)
+
+
+def _on_gpu(engine: Path, *, precision: str, library: str, device: int) -> Session:
+    from runtime.device.stream import Stream
+    from runtime.engines.trt_session import TensorRtSession
+
+    module = load_library(library)
+    info = EngineInfo(library, str(module.__version__), precision, f"GPU {device}", "under test")
+    return TensorRtSession(module, engine.read_bytes(), Stream(device), info=info, model=engine.name, device=device)
