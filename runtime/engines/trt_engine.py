@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 from pathlib import Path
 
+from runtime.bundle_checks import BUNDLE_JSON
 from runtime.engines.base import EngineInfo, Preflight, Session
 from runtime.engines.checks import check_model_file, resolve_precision
 from runtime.engines.cuda_probe import Gpu, find_gpu
@@ -93,6 +94,7 @@ def open_session(name: str, model: Path, *, precision: str, device: int, reason:
     """
     from runtime.device.stream import Stream
     from runtime.engines.trt_build import engine_file
+    from runtime.engines.trt_gate import gate_for
     from runtime.engines.trt_session import TensorRtSession
 
     check_model_file(model)
@@ -100,7 +102,10 @@ def open_session(name: str, model: Path, *, precision: str, device: int, reason:
     if not found.available:
         raise EngineError(f"The engine {name} cannot be used: {found.reason}.")
     precision = resolve_precision(precision, found, engine=name)
-    path = engine_file(model, precision=precision, library=name, device=device)
+    gate = None
+    if (model.parent / BUNDLE_JSON).is_file():  # what a network must say is known of a bundle's networks alone
+        gate = gate_for(model, precision=precision, library=name, device=device)
+    path = engine_file(model, precision=precision, library=name, device=device, gate=gate)
     check_engine(path)
     return TensorRtSession(
         load_library(name),
