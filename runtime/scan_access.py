@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -53,6 +54,10 @@ class ScanAccess(Protocol):
         ...
 
 
+ScanContext = AbstractContextManager[ScanAccess]
+"""A scan that can be reached for as long as the context lasts."""
+
+
 @dataclass(frozen=True, eq=False)
 class ImageOnHost:
     """A scan on another grid, in the host's memory."""
@@ -95,3 +100,26 @@ class ScanOnHost:
     def run_crops(self, session: Session, grids: Sequence[Grid], intensity: IntensityWindow) -> Outputs:
         """See ``ScanAccess``."""
         return session(normalise(extract_crops(self.volume, grids)[:, None], intensity))
+
+
+def scan_opener(sessions: Sequence[Session], resources: ExitStack) -> Callable[[Volume], ScanContext]:
+    """How a pipeline's scans are brought to where its engine wants them: onto the GPU if all sessions take them there.
+
+    Args:
+        sessions: of one engine and device.
+        resources: owns what stays open between scans.
+
+    Returns:
+        A function that gives a context in which the scan can be reached.
+
+    Raises:
+        EngineError: the GPU's driver refuses.
+    """
+    from runtime.device.session import offers_device_tensors
+
+    devices = [session.device for session in sessions if offers_device_tensors(session)]
+    if len(devices) < len(sessions):
+        return lambda volume: nullcontext(ScanOnHost(volume))
+    from runtime.device.scan import DevicePath
+
+    return resources.enter_context(DevicePath(devices[0])).scan

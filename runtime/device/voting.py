@@ -42,16 +42,21 @@ def density_peaks(
     density: DeviceArray, on: Stream, *, threshold: float, separation_voxels: float
 ) -> npt.NDArray[np.int64]:
     """Algorithm 2: (n, 3) z, y, x, in scan order; see ``runtime.voting.density_peaks``."""
+    from runtime.device.kernels.lists import take
     from runtime.device.kernels.voting import mark_peaks
 
     reach = whole_voxels(separation_voxels, max(density.shape))
     candidates = voxels_above(density.ravel(), threshold, on)
     if candidates is None:
         return np.empty((0, 3), np.int64)
-    marks = on.empty((candidates.size,), np.uint8)
+    marks = on.empty((candidates.size,), np.float32)
     on.launch(mark_peaks, candidates.size, density, candidates, float(separation_voxels), max(reach, 1), marks)
-    members = np.flatnonzero(on.download(marks))
-    peaks = np.stack(np.unravel_index(on.download(candidates)[members], tuple(density.shape)), axis=1)
+    members = voxels_above(marks, 0.5, on)
+    if members is None:  # there is always a highest voxel, but one of NaN
+        return np.empty((0, 3), np.int64)
+    voxels = on.empty((members.size,), np.int64)
+    on.launch(take, members.size, candidates, members, voxels)
+    peaks = np.stack(np.unravel_index(on.download(voxels), tuple(density.shape)), axis=1)
     if len(peaks) < 2:
         return peaks
     return _one_per_plateau(peaks, _plateaus(density, candidates, members, on))
@@ -100,16 +105,16 @@ def _sort(keys: DeviceArray, on: Stream) -> None:
         span *= 2
 
 
-def _plateaus(
-    density: DeviceArray, candidates: DeviceArray, members: npt.NDArray[np.intp], on: Stream
-) -> npt.NDArray[np.int64]:
+def _plateaus(density: DeviceArray, candidates: DeviceArray, members: DeviceArray, on: Stream) -> npt.NDArray[np.int64]:
     """For each of the candidates ``members`` a number of its plateau, equal where voxels of their value join them."""
+    from runtime.device.kernels.lists import number
     from runtime.device.kernels.voting import find_roots, join_plateaus
 
-    parents = on.upload(np.arange(candidates.size, dtype=np.int64))
+    parents = on.empty((candidates.size,), np.int64)
+    on.launch(number, parents.size, parents)
     on.launch(join_plateaus, candidates.size, density, candidates, parents)
-    roots = on.empty((len(members),), np.int64)
-    on.launch(find_roots, len(members), parents, on.upload(members.astype(np.int64)), roots)
+    roots = on.empty((members.size,), np.int64)
+    on.launch(find_roots, members.size, parents, members, roots)
     return on.download(roots)
 
 

@@ -143,7 +143,7 @@ class TensorRtSession:
 
     def _recording_for(self, count: int, shape: tuple[int, ...]) -> Recording | None:
         """The recording, if it is of this batch size; begun when a size comes twice in a row."""
-        if self._cache is not None:
+        if self.info.name != "tensorrt":
             return None
         comes_again, self._last_count = count == self._last_count, count
         if self._recording is None and comes_again:

@@ -1,9 +1,10 @@
 """The engines tensorrt and tensorrt-rtx on a stand-in of library and driver; on a GPU tests/gpu runs them for real."""
 
+import functools
 import gc
-import hashlib
 import logging
 import re
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,20 +31,7 @@ NAMES = ("tensorrt", "tensorrt-rtx")
 def machine(monkeypatch, tmp_path):
     """A machine with an RTX 4090 and both libraries; engines are typed graphs, which the stand-in runs."""
     driver = Driver()
-    library = fake_tensorrt.Library(driver)
-
-    def engine_file(onnx, *, precision, **_):
-        graph = typed_graph(onnx, precision)
-        path = tmp_path / f"{onnx.stem}-{hashlib.sha256(graph).hexdigest()[:8]}.engine"
-        path.write_bytes(graph)
-        return path
-
-    monkeypatch.setattr(trt_engine, "find_gpu", lambda device=0: fake_tensorrt.GPU if device == 0 else None)
-    monkeypatch.setattr(trt_engine, "find_spec", lambda name: object())
-    monkeypatch.setattr(trt_engine, "load_library", lambda name: library)
-    monkeypatch.setattr(trt_engine, "check_engine", lambda path: None)
-    monkeypatch.setattr("runtime.engines.trt_build.engine_file", engine_file)
-    monkeypatch.setattr("runtime.device.stream.Stream", lambda device: FakeStream(driver, device))
+    library = fake_tensorrt.pretend_machine(monkeypatch, driver, lambda device: FakeStream(driver, device), tmp_path)
     return SimpleNamespace(driver=driver, library=library, folder=tmp_path)
 
 
@@ -110,6 +98,15 @@ def test_tensorrt_rtx_is_told_to_record_by_itself(machine, network):
         for _ in range(4):
             close_to(session(images(4)), images(4))
     assert machine.library.strategies == [fake_tensorrt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE]
+    assert "graph" not in machine.driver.log
+
+
+def test_tensorrt_rtx_is_not_recorded_here_without_a_place_for_its_kernels_either(machine, network):
+    info, stream = replace(INFO, name="tensorrt-rtx"), FakeStream(machine.driver)
+    graph = typed_graph(network, "fp32")
+    with TensorRtSession(machine.library, graph, stream, info=info, model="tiny.onnx") as session:
+        for _ in range(3):
+            close_to(session(images(2)), images(2))
     assert "graph" not in machine.driver.log
 
 
@@ -213,8 +210,9 @@ def test_the_stand_in_notices_what_would_go_wrong_on_a_gpu(machine, network):
             address = array.address
             with pytest.raises(MisuseError, match="not allocated"):
                 driver.view(address, 17)
-            stream.record(lambda: pytest.raises(MisuseError, stream.copy_in, array, np.zeros((2, 2), np.float32)))
-            del array
+            with pytest.raises(MisuseError, match="copied while"):
+                stream.record(functools.partial(stream.copy_in, array, np.zeros((2, 2), np.float32)))
+            array = None
             gc.collect()
             with pytest.raises(MisuseError, match="not allocated"):
                 driver.view(address, 1)

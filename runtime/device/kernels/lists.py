@@ -39,3 +39,17 @@ def sort_step(keys, distance, span):  # type: ignore[no-untyped-def]
             a, b = keys[i], keys[other]
             if (a > b) == (i & span == 0):
                 keys[i], keys[other] = b, a
+
+
+@kernel
+def number(values):  # type: ignore[no-untyped-def]
+    """Fills ``values`` with 0, 1, 2, ..."""
+    for i in range(cuda.grid(1), values.size, cuda.gridsize(1)):
+        values[i] = i
+
+
+@kernel
+def take(values, indices, taken):  # type: ignore[no-untyped-def]
+    """Fills ``taken`` with ``values`` at the indices."""
+    for i in range(cuda.grid(1), indices.size, cuda.gridsize(1)):
+        taken[i] = values[indices[i]]

@@ -83,7 +83,7 @@ def mark_peaks(density, candidates, separation, reach, marks):  # type: ignore[n
     for i in range(cuda.grid(1), candidates.size, cuda.gridsize(1)):
         voxel = candidates[i]
         z, y, x = voxel // (size_y * size_x), voxel // size_x % size_y, voxel % size_x
-        marks[i] = 1 if _none_higher(density, z, y, x, separation, reach) else 0
+        marks[i] = np.float32(1) if _none_higher(density, z, y, x, separation, reach) else np.float32(0)
 
 
 @device_function

@@ -7,11 +7,15 @@ the stream comes to it. Names, signatures and answers were taken from tensorrt_r
 from __future__ import annotations
 
 import enum
+import hashlib
 import math
 import weakref
 from types import SimpleNamespace
 
 import numpy as np
+
+from runtime.engines import trt_engine
+from runtime.typed_graph import typed_graph
 
 DataType = enum.Enum("DataType", "FLOAT HALF BF16 INT32 INT8")
 TensorIOMode = enum.Enum("TensorIOMode", "NONE INPUT OUTPUT")
@@ -208,3 +212,23 @@ GPU = SimpleNamespace(
     index=0, name="NVIDIA RTX 4090", compute_capability=(8, 9), memory_mb=24564, driver="580.65", cuda=(13, 0), sm=89
 )
 """What ``find_gpu`` would tell of a card that both libraries run on."""
+
+
+def pretend_machine(monkeypatch, driver, stream, folder):
+    """Let this be a machine with that card and both libraries; "engines" are typed graphs in ``folder``."""
+    library = Library(driver)
+
+    def engine_file(onnx, *, precision, **_):
+        graph = typed_graph(onnx, precision)
+        path = folder / f"{onnx.stem}-{hashlib.sha256(graph).hexdigest()[:8]}.engine"
+        path.write_bytes(graph)
+        return path
+
+    monkeypatch.setattr(trt_engine, "find_gpu", lambda device=0: GPU if device == 0 else None)
+    monkeypatch.setattr(trt_engine, "find_spec", lambda name: object())
+    monkeypatch.setattr(trt_engine, "load_library", lambda name: library)
+    monkeypatch.setattr(trt_engine, "check_engine", lambda path: None)
+    monkeypatch.setattr("runtime.engines.trt_build.engine_file", engine_file)
+    monkeypatch.setattr("runtime.device.stream.Stream", stream)
+    monkeypatch.setattr("runtime.device.scan.Stream", stream)
+    return library

@@ -1,4 +1,4 @@
-"""The device path in Numba's CUDA simulator, in processes of their own: the simulator replaces CUDA for a whole process.
+"""The device path in Numba's CUDA simulator, in processes of their own: it replaces CUDA for a whole process.
 
 To run one alone: NUMBA_ENABLE_CUDASIM=1 python -m pytest tests/runtime/device/simulated_voting.py
 """
