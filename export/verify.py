@@ -1,44 +1,47 @@
-"""``python -m export.verify``: does an engine find what the torch networks find, on whole phantoms?"""
+"""``python -m export.verify``: do engines find what the torch networks find, on whole phantoms and given scans?
+
+The reference is torch in FP32 on the processor. Every engine and precision of this machine is compared with it, or
+those that are named. Exit status: 0 all are within their limits, 1 one is not, 2 and 3 as of the runtime.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
-from runtime.bundle import Bundle, LocNetSpec, open_bundle
-from runtime.crops import crop_grid, extract_crops
-from runtime.engines import open_session, select_engine
+from runtime.bundle import Bundle, open_bundle
+from runtime.crops import crop_grid
+from runtime.engines import ONLY_BY_NAME, EngineChoice, engine_module, preflights, select_engine
 from runtime.engines.base import EngineInfo, Session
-from runtime.errors import VertscanError
+from runtime.engines.parity import Parity, network_spec
+from runtime.engines.parity import short_gate as gate_with_reference
+from runtime.errors import EngineError, InputError, VertscanError
 from runtime.extras import stop_without
-from runtime.intensity import normalise
-from runtime.levels import level_evidence
-from runtime.localise import centres_of
-from runtime.resample import resample, working_grid
+from runtime.readers import read_scan
 from runtime.volume import Volume
-from runtime.windows import plan_windows, sliding_windows, windows_reaching
 
 try:
     import torch
 
     from export.checkpoint import Trained
-    from export.onnx_export import OFFSET_HEAT
+    from export.parity_on_scans import Networks, compare_on_scan, compare_with_itself, opened, prepare
+    from export.parity_report import Outcome, as_json, table
     from export.reload import torch_fracsegnet, torch_levelnet, torch_locnet
     from train.evaluate import positive
     from train.phantom import render, sample_anatomy, sample_appearance
 except ModuleNotFoundError as error:
     stop_without("export", error)
 
-LIMITS = {"heatmap": 5e-3, "offsets": 2e-2, "mask": 5e-3, "grade": 5e-3, "level": 1e-2}
-"""Largest differences that an FP32 engine may have from torch: some are off by 1e-3 in their normalisations (decision
-0005). That nothing comes of them is what the comparison of the peaks says."""
 FIRST_SEED = 2**31 + 2**20
 """Beyond the seeds of training and of evaluation."""
 
@@ -66,113 +69,79 @@ class TorchSession:
         self.close()
 
 
-@dataclass(frozen=True)
-class Difference:
-    """An engine against torch on one scan; the largest absolute differences.
+def reference_networks(bundle: Bundle) -> Networks:
+    """The bundle's networks in torch.
 
-    Args:
-        scan: its name.
-        centres: how many torch found.
-        same_peaks: whether the engine found the same peaks, voxel for voxel.
-        heatmap: probability.
-        offsets: voxels, where torch's heatmap exceeds 0.1.
-        mask: probability, over the crops of all centres; 0 without centres.
-        grade: probability.
-        level: probability; 0 for a bundle without a network for levels.
-        same_levels: whether both networks hold each centre for the same level, or for none.
+    Raises:
+        BundleError: the bundle doesn't say how they were trained, or its weights bear other names.
     """
-
-    scan: str
-    centres: int
-    same_peaks: bool
-    heatmap: float
-    offsets: float
-    mask: float
-    grade: float
-    level: float = 0.0
-    same_levels: bool = True
-
-    @property
-    def passes(self) -> bool:
-        """Same peaks and levels, and every difference within ``LIMITS``."""
-        return (
-            self.same_peaks and self.same_levels and all(getattr(self, name) <= limit for name, limit in LIMITS.items())
-        )
-
-
-Pair = tuple[Session, Session]
-"""The reference and the engine that is compared with it."""
+    levelnet = torch_levelnet(bundle)
+    return Networks(
+        TorchSession(torch_locnet(bundle)),
+        TorchSession(torch_fracsegnet(bundle)),
+        None if levelnet is None else TorchSession(levelnet),
+    )
 
 
 def verify(
-    bundle: Bundle,
-    locnet: Session,
-    fracsegnet: Session,
-    scans: Iterator[Volume],
-    *,
-    levelnet: Session | None = None,
-) -> Iterator[Difference]:
-    """Compare the sessions with the bundle's torch networks, scan by scan; levels only where a session is given."""
-    locnets = TorchSession(torch_locnet(bundle)), locnet
-    fracsegnets = TorchSession(torch_fracsegnet(bundle)), fracsegnet
-    reference = torch_levelnet(bundle)
-    levelnets = (TorchSession(reference), levelnet) if reference is not None and levelnet is not None else None
-    for scan in scans:
-        yield _compare(bundle, scan, locnets, fracsegnets, levelnets)
+    bundle: Bundle, engines: Sequence[tuple[EngineChoice, Networks]], scans: Iterator[Volume], *, talk: bool = False
+) -> list[Outcome]:
+    """Compare engines with torch, scan by scan; with ``talk`` each scan is told on stderr."""
+    reference, spec = reference_networks(bundle), bundle.spec
+    outcomes = [
+        Outcome(choice, networks.locnet.info.version, networks.locnet.info.device) for choice, networks in engines
+    ]
+    for number, scan in enumerate(scans):
+        start = time.perf_counter()
+        prepared = prepare(spec, scan, reference)
+        for outcome, (_, networks) in zip(outcomes, engines, strict=True):
+            if not number and prepared.keep.any():
+                outcome.with_itself = compare_with_itself(prepared, networks)
+            parity, seconds = compare_on_scan(spec, prepared, networks)
+            outcome.scans.append((scan.name, parity))
+            outcome.seconds += seconds
+            outcome.reference_seconds += prepared.seconds
+        if talk:
+            centres = len(prepared.centres_ras_mm)
+            print(f"{scan.name}: {centres} centres, {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+    return outcomes
 
 
-def _compare(bundle: Bundle, scan: Volume, locnets: Pair, fracsegnets: Pair, levelnets: Pair | None) -> Difference:
-    spec = bundle.spec.locnet
-    grid = working_grid(scan.grid, spec.spacing_mm)
-    hu = resample(scan, grid)
-    (heat, offsets), (heat_met, offsets_met) = (_maps(hu, spec, session) for session in locnets)
-    bare = replace(spec, refine_radius_voxels=0.0)
-    centres, centres_met = (
-        [c.centre_ras_mm for c in centres_of(h, o, grid, bare)] for h, o in ((heat, offsets), (heat_met, offsets_met))
-    )
-    mask, grade = _crop_differences(bundle, scan, centres, fracsegnets)
-    level, same_levels = _level_difference(bundle, scan, centres, levelnets)
-    return Difference(
-        scan=scan.name,
-        centres=len(centres),
-        same_peaks=centres == centres_met,
-        heatmap=float(np.abs(heat - heat_met).max()),
-        offsets=float((np.abs(offsets - offsets_met) * (heat > OFFSET_HEAT)).max(initial=0.0)),
-        mask=mask,
-        grade=grade,
-        level=level,
-        same_levels=same_levels,
-    )
+def short_gate(onnx: Path, candidate: Session, *, precision: str) -> Parity:
+    """``runtime.engines.parity.short_gate`` with torch as the reference, for engines that are built at export.
+
+    Raises:
+        EngineError: the engine is past the limits of its precision.
+        BundleError: the bundle can't be read, or doesn't say how it was trained.
+    """
+    bundle = open_bundle(onnx.parent)
+    names = ("locnet", "fracsegnet", "levelnet")
+    networks = reference_networks(bundle)
+    position = [network.file for network in bundle.spec.networks].index(network_spec(onnx).file)
+    return gate_with_reference(onnx, candidate, precision=precision, reference=getattr(networks, names[position]))
 
 
-def _maps(hu: np.ndarray, spec: LocNetSpec, session: Session) -> tuple[np.ndarray, np.ndarray]:
-    plan = plan_windows(hu.shape, spec.window_zyx, spec.overlap)  # type: ignore[arg-type]
-    keep = windows_reaching(hu, plan, spec.skip_below_hu)
-    return sliding_windows(normalise(hu, spec.intensity), plan, session, keep=keep)
+def candidates(engine: str | None, precision: str | None, *, device: int = 0) -> list[EngineChoice]:
+    """The engines and precisions to compare: those named, or all that can run here, verification included.
 
-
-def _crop_differences(
-    bundle: Bundle, scan: Volume, centres: Sequence[tuple[float, float, float]], sessions: Pair
-) -> tuple[float, float]:
-    spec = bundle.spec.fracsegnet
-    worst = np.zeros(2)
-    for centre in centres:
-        grid = crop_grid(centre, spacing_mm=spec.spacing_mm, shape_zyx=spec.crop_zyx)
-        image = normalise(extract_crops(scan, [grid]), spec.intensity)[:, None]
-        reference, met = (dict(zip(s.output_names, s(image), strict=True)) for s in sessions)
-        worst = np.maximum(worst, [np.abs(reference[name] - met[name]).max() for name in ("mask", "grade")])
-    return float(worst[0]), float(worst[1])
-
-
-def _level_difference(
-    bundle: Bundle, scan: Volume, centres: Sequence[tuple[float, float, float]], sessions: Pair | None
-) -> tuple[float, bool]:
-    """Largest difference of the levels' probabilities, and whether the most probable ones are the same."""
-    spec = bundle.spec.levelnet
-    if spec is None or sessions is None or not centres:
-        return 0.0, True
-    reference, met = (level_evidence(scan, centres, spec, session) for session in sessions)
-    return float(np.abs(reference - met).max()), bool((reference.argmax(axis=1) == met.argmax(axis=1)).all())
+    Raises:
+        EngineError: none can run here as named.
+    """
+    if engine is not None and engine != "auto":
+        found = {engine: engine_module(engine).preflight(device=device)}
+    else:
+        found = {name: one for name, one in preflights(device=device).items() if name not in ONLY_BY_NAME}
+    pairs = [
+        (name, one_precision)
+        for name, one in found.items()
+        if one.available
+        for one_precision in (*one.precisions, *one.verify_only)
+        if precision in (None, "auto", one_precision)
+    ]
+    if not pairs:
+        said = "; ".join(f"{name}: {one.reason}" for name, one in found.items())
+        raise EngineError(f"No engine can run here{f' in {precision}' if precision else ''}. {said}.")
+    return [select_engine(name, precision=one, device=device, verification=True) for name, one in pairs]
 
 
 def phantoms(count: int) -> Iterator[Volume]:
@@ -188,40 +157,71 @@ def phantoms(count: int) -> Iterator[Volume]:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m export.verify", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m export.verify",
+        description="Compares engines with torch FP32 on the processor, on whole phantoms and given scans.",
+        epilog="Exit status: 0 all within their limits, 1 one is not, 2 usage or input, 3 bundle or engine.",
+    )
+    parser.add_argument("scans", metavar="SCAN", nargs="*", type=Path, help="scans to compare on besides the phantoms")
     parser.add_argument("--bundle", type=Path, help="default: the one that ships")
-    parser.add_argument("--engine", default="auto")
-    parser.add_argument("--phantoms", type=positive, default=50)
-    parser.add_argument("-o", "--out", type=Path, help="write the differences of every scan as JSON")
+    parser.add_argument("--engine", help="default: every engine that can run here")
+    parser.add_argument("--precision", help="default: every precision that the engines offer")
+    parser.add_argument("--device", metavar="N", type=int, default=0, help="which GPU (default: 0)")
+    parser.add_argument("--phantoms", metavar="N", type=_not_negative, default=50, help="how many (default: 50)")
+    parser.add_argument("--threads", metavar="N", type=positive, help="on the processor (default: all)")
+    parser.add_argument("-o", "--out", metavar="FILE", type=Path, help="write all figures as JSON")
     return parser
 
 
+def _not_negative(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"should be a whole number from 0 on, met {text}")
+    return int(text)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Verify, print the worst differences, and return 0 if all pass, else 1."""
+    """Verify, print the figures, and return 0 if all engines pass, else 1."""
     args = build_parser().parse_args(argv)
     try:
-        bundle = open_bundle(args.bundle)
-        choice = select_engine(args.engine, precision="fp32")
-        with ExitStack() as stack:
-            locnet, fracsegnet, *rest = (
-                stack.enter_context(open_session(choice, bundle.path_of(net.file))) for net in bundle.spec.networks
-            )
-            scans = phantoms(args.phantoms)
-            differences = list(verify(bundle, locnet, fracsegnet, scans, levelnet=rest[0] if rest else None))
+        outcomes = _run(args)
     except VertscanError as error:
-        print(f"verify: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return error.exit_status
+    print(table(outcomes))
+    return 0 if all(not outcome.faults for outcome in outcomes) else 1
+
+
+def _run(args: argparse.Namespace) -> list[Outcome]:
+    if not args.scans and not args.phantoms:
+        raise InputError("There is nothing to compare on: give scans, or --phantoms above 0.")
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    bundle = open_bundle(args.bundle)
+    scans = chain(phantoms(args.phantoms), (read_scan(path) for path in args.scans))
+    with ExitStack() as stack:
+        engines = [
+            (choice, stack.enter_context(opened(bundle, choice, threads=args.threads)))
+            for choice in candidates(args.engine, args.precision, device=args.device)
+        ]
+        outcomes = verify(bundle, engines, scans, talk=True)
     if args.out:
-        args.out.write_text(json.dumps([asdict(d) for d in differences], indent=1) + "\n")
-    print(f"{choice.name} {choice.precision} against torch fp32 on {len(differences)} phantoms:")
-    for name, limit in LIMITS.items():
-        worst = max((getattr(d, name) for d in differences), default=0.0)
-        print(f"  {name:8s} largest difference {worst:.2e} (limit {limit:.0e})")
-    same = sum(d.same_peaks for d in differences)
-    print(f"  peaks    identical on {same} of {len(differences)} ({sum(d.centres for d in differences)} centres)")
-    if bundle.spec.levelnet is not None:
-        print(f"  levels   identical on {sum(d.same_levels for d in differences)} of {len(differences)}")
-    return 0 if all(d.passes for d in differences) else 1
+        _write(args.out, json.dumps(as_json(bundle, outcomes), indent=1) + "\n")
+    return outcomes
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        InputError: it can't be written.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text)
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise InputError(f"{path} cannot be written ({error.strerror}).") from error
 
 
 if __name__ == "__main__":

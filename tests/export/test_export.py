@@ -22,52 +22,14 @@ from export.onnx_export import (
     node_counts,
     random_images,
 )
-from export.reload import torch_fracsegnet, torch_levelnet, torch_locnet
-from export.verify import LIMITS, TorchSession, _level_difference, verify
+from export.reload import torch_levelnet, torch_locnet
 from runtime.anatomy import LEVEL_NAMES
 from runtime.bundle import open_bundle
 from runtime.errors import BundleError, InputError
-from runtime.volume import Grid, Volume
-from train import config, networks
-from train.config import FracSegNetRun, LevelNetRun, LocNetRun
-from train.loop import save_atomically
-from train.networks import FracSegNet, FracSegNetConfig, LevelNet, LevelNetConfig, LocNet, LocNetConfig, UNetConfig
+from tests.export.tiny import LOC, trained
+from train import networks
+from train.networks import LocNet
 from train.weights import fitting, weights_to_start_from
-
-TINY = UNetConfig((4, 6, 8), 8)
-LOC = LocNetRun(LocNetConfig(TINY), crop_shapes=((16, 16, 16), (24, 16, 16)))
-FRAC = FracSegNetRun(FracSegNetConfig(TINY, crop=16))
-LEVEL = LevelNetRun(LevelNetConfig(4, (4, 6), 4, 8, crop_zyx=(16, 8, 8)))
-
-
-def trained(run, network: torch.nn.Module, folder: Path) -> Path:
-    """A run folder as training leaves it, with weights far from their initial values."""
-    torch.manual_seed(3)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(0.03 * torch.randn_like(parameter))
-    folder.mkdir(parents=True)
-    config.save(run, folder / "config.json")
-    save_atomically({"network": network.state_dict(), "step": 12, "metrics": {"score": 0.5}}, folder / "best.ckpt")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory) -> tuple[Path, Path]:
-    root = tmp_path_factory.mktemp("runs")
-    return trained(LOC, LocNet(LOC.network), root / "loc"), trained(FRAC, FracSegNet(FRAC.network), root / "frac")
-
-
-@pytest.fixture(scope="module")
-def levelnet(tmp_path_factory) -> Path:
-    return trained(LEVEL, LevelNet(LEVEL.network), tmp_path_factory.mktemp("runs") / "level")
-
-
-@pytest.fixture(scope="module")
-def bundle(runs, levelnet, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("bundle") / "b"
-    choices = Choices(overlap=0.25, min_level_confidence=0.6)
-    return make_bundle(*runs, folder, levelnet=levelnet, name="tiny", version="1.2.3", choices=choices)
 
 
 def test_the_network_for_levels_says_what_torch_says(bundle, levelnet) -> None:
@@ -105,25 +67,6 @@ def test_training_starts_from_the_weights_of_a_bundle(bundle, runs, levelnet) ->
     name = next(iter(best))
     with pytest.raises(InputError, match=f"another shape: {name} is"):
         fitting(met, {name: torch.zeros(1, 2, 3)}, source="the bundle")
-
-
-def test_engines_are_verified_on_levels_too(bundle) -> None:
-    """With other weights behind the engine the levels differ, and that is noticed."""
-    loc, frac, level = (TorchSession(one(bundle)) for one in (torch_locnet, torch_fracsegnet, torch_levelnet))
-    volume = Volume(np.zeros((40, 30, 30), np.int16), Grid((40, 30, 30), np.diag([3.0, 3.0, 3.0, 1.0])), "x")
-    volume.array[:, 10:20, 10:20] = 500
-    points = [(45.0, 45.0, 60.0), (45.0, 45.0, 80.0)]
-    assert _level_difference(bundle, volume, points, (level, level)) == (0.0, True)
-    other = TorchSession(torch_levelnet(bundle))
-    with torch.no_grad():
-        other.network.network.head.bias[3] += 20.0
-    difference, same = _level_difference(bundle, volume, points, (level, other))
-    assert difference > LIMITS["level"]
-    assert not same
-    (met,) = verify(bundle, loc, frac, iter([volume]), levelnet=level)
-    assert met.passes
-    assert not replace(met, same_levels=False).passes
-    assert not replace(met, level=0.1).passes
 
 
 def test_the_run_of_levels_is_the_named_one_or_the_default_where_it_is_trained(tmp_path: Path, monkeypatch) -> None:

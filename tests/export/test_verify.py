@@ -1,0 +1,174 @@
+"""Engines against torch on whole scans: right ones pass, wrong ones are found out, and the command says so."""
+
+import json
+
+import numpy as np
+import pytest
+
+from export import parity_on_scans
+from export import verify as command
+from export.parity_on_scans import Networks, compare_on_scan, opened, prepare
+from export.verify import candidates, main, phantoms, reference_networks, short_gate
+from runtime.bundle import open_bundle
+from runtime.engines import select_engine
+from runtime.engines.parity import LIMITS, faults, probe_images, processor_session
+from runtime.errors import EngineError
+from runtime.localise import Centre
+from runtime.volume import Grid, Volume
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    """A scan with a few drawn vertebrae, that the default networks find."""
+    spec = open_bundle(None).spec.locnet
+    image = probe_images(spec)[0][0, 0]
+    hu = spec.intensity.low_hu + image * (spec.intensity.high_hu - spec.intensity.low_hu)
+    return Volume(hu.astype(np.int16), Grid(hu.shape, np.diag([*[spec.spacing_mm] * 3, 1.0])), "drawn")
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """A scan in which the tiny networks, which know nothing, are taken to have found one vertebra."""
+    found = (Centre((30.0, 30.0, 36.0), 0.9, 1.0),)
+    monkeypatch.setattr(parity_on_scans, "centres_of", lambda *maps_and_spec: found)
+    hu = np.random.default_rng(1).normal(100, 200, (24, 20, 20)).astype(np.int16)
+    return Volume(hu, Grid(hu.shape, np.diag([3.0, 3.0, 3.0, 1.0])), "small")
+
+
+@pytest.fixture
+def prepared(bundle, small):
+    return prepare(bundle.spec, small, reference_networks(bundle))
+
+
+class Broken:
+    """A session that fails, or whose outputs are made wrong."""
+
+    def __init__(self, session, change=None):
+        self.session, self.change = session, change
+        self.info, self.output_names = session.info, session.output_names
+
+    def __call__(self, image):
+        if self.change is None:
+            raise EngineError("The engine gave up.")
+        return tuple(self.change(output) for output in self.session(image))
+
+
+def test_vertebrae_are_compared_where_there_are_some(drawn):
+    bundle = open_bundle(None)
+    right = reference_networks(bundle)
+    found, _ = compare_on_scan(bundle.spec, prepare(bundle.spec, drawn, right), right)
+    assert found.centres >= 3
+    assert found.masks >= 3
+
+
+def test_the_reference_is_what_it_is(bundle, prepared):
+    found, _ = compare_on_scan(bundle.spec, prepared, reference_networks(bundle))
+    assert faults(found, LIMITS["fp32"]) == ()
+    assert (found.heatmap, found.offsets, found.mask, found.grade, found.level) == (0, 0, 0, 0, 0)
+    assert found.grades == found.levels == 1
+    assert found.dice == found.smallest_dice == 1.0
+
+
+def test_a_wrong_or_failing_engine_is_found_out(bundle, prepared):
+    right = reference_networks(bundle)
+    grown = Networks(right.locnet, Broken(right.fracsegnet, lambda output: output * 1.5), right.levelnet)
+    found, _ = compare_on_scan(bundle.spec, prepared, grown)
+    assert found.dice < LIMITS["fp16"].dice
+    dead = Networks(right.locnet, right.fracsegnet, Broken(right.levelnet))
+    found, _ = compare_on_scan(bundle.spec, prepared, dead)
+    assert faults(found, LIMITS["bf16"]) == ("small: The engine gave up",)
+
+
+def test_an_empty_scan_is_compared_too(bundle):
+    air = Volume(np.full((30, 30, 30), -1000, np.int16), Grid((30, 30, 30), np.diag([3.0, 3.0, 3.0, 1.0])), "air")
+    right = reference_networks(bundle)
+    found, _ = compare_on_scan(bundle.spec, prepare(bundle.spec, air, right), right)
+    assert (found.centres, found.masks, found.levels) == (0, 0, 0)
+    assert faults(found, LIMITS["fp32"]) == ()
+
+
+def test_the_command_compares_all_that_is_here(monkeypatch, bundle, small, tmp_path, capsys):
+    monkeypatch.setattr(command, "phantoms", lambda count: iter([small]))
+    out = tmp_path / "parity.json"
+    options = ["--bundle", str(bundle.folder), "--phantoms", "1", "--threads", "1", "-o", str(out)]
+    assert main([*options, "--precision", "fp32"]) == 0
+    said = json.loads(out.read_text())
+    assert {("openvino", "fp32"), ("onnxruntime", "fp32")} <= {(e["name"], e["precision"]) for e in said["engines"]}
+    assert all(one["passes"] and one["worst"]["grades"] == 1 for one in said["engines"])
+    assert said["bundle"]["sha256"] == bundle.sha256
+    assert [path.name for path in tmp_path.iterdir()] == ["parity.json"]
+    assert "onnxruntime fp32 on CPU: within the limits" in capsys.readouterr().out
+    main([*options, "--engine", "onnxruntime", "--precision", "fp16"])
+    (fp16,) = json.loads(out.read_text())["engines"]
+    assert 1e-5 < fp16["worst"]["mask"] < 1e-2, "rounding shows, so FP16 was really used"
+
+
+def test_the_command_ends_with_1_past_the_limits(monkeypatch, bundle, small, capsys):
+    monkeypatch.setattr(command, "phantoms", lambda count: iter([small]))
+
+    def broken(bundle, choice, *, threads=None):
+        right = reference_networks(bundle)
+        wrong = Broken(right.levelnet, lambda output: np.roll(output, 1, axis=1))
+        return _Context(Networks(right.locnet, right.fracsegnet, wrong))
+
+    monkeypatch.setattr(command, "opened", broken)
+    chosen = ["--engine", "openvino", "--precision", "fp32"]
+    assert main(["--bundle", str(bundle.folder), "--phantoms", "1", *chosen]) == 1
+    assert "levels changed" in capsys.readouterr().out
+
+
+class _Context:
+    def __init__(self, value):
+        self.value = value
+
+    def __enter__(self):
+        return self.value
+
+    def __exit__(self, *exc_info):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "said"),
+    [
+        (["--phantoms", "0"], 2, "nothing to compare on"),
+        (["--phantoms", "0", "none.nii.gz", "--engine", "openvino"], 2, "none.nii.gz"),
+        (["--engine", "tensorflow"], 3, "no engine 'tensorflow'"),
+        (["--engine", "onnxruntime", "--precision", "bf16"], 3, "No engine can run here in bf16"),
+        (["--bundle", "nowhere"], 3, "nowhere"),
+    ],
+)
+def test_what_cannot_be_compared_is_said(options, status, said, capsys):
+    assert main(options) == status
+    error = capsys.readouterr().err
+    assert said in error
+    assert "Traceback" not in error
+
+
+def test_candidates_are_those_named_or_all_that_are_here():
+    assert [(c.name, c.precision) for c in candidates("onnxruntime", "fp16")] == [("onnxruntime", "fp16")]
+    every = {(c.name, c.precision) for c in candidates(None, None)}
+    assert ("onnxruntime", "fp16") in every
+    assert every >= {(c.name, c.precision) for c in candidates("openvino", None)}
+    assert {p for _, p in ((c.name, c.precision) for c in candidates(None, "fp32"))} == {"fp32"}
+
+
+def test_the_short_gate_with_torch_as_reference(bundle):
+    onnx = bundle.path_of(bundle.spec.levelnet.file)
+    with processor_session(onnx) as session:
+        assert short_gate(onnx, session, precision="fp32").levels > 0
+        with pytest.raises(EngineError, match="levels changed"):
+            short_gate(onnx, Broken(session, lambda output: np.roll(output, 1, axis=1)), precision="bf16")
+
+
+def test_sessions_are_closed_in_the_end(bundle):
+    with opened(bundle, select_engine("openvino"), threads=1) as networks:
+        level = networks.levelnet
+    with pytest.raises(EngineError, match="closed"):
+        level(np.zeros((1, 1, *bundle.spec.levelnet.crop_zyx), np.float32))
+
+
+def test_phantoms_are_the_same_each_time_and_differ():
+    one, other = list(phantoms(2)), list(phantoms(1))
+    np.testing.assert_array_equal(one[0].array, other[0].array)
+    assert one[0].name == other[0].name != one[1].name
