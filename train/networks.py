@@ -212,11 +212,7 @@ class SpatialGradeFeatures(nn.Module):
 
     def forward(self, masks: Tensor, deep: Tensor) -> Tensor:
         """Masks (n, k, z, y, x) in 0..1 and deep features (n, c, z/4, y/4, x/4) to (n, OUTPUTS)."""
-        return self.read(F.avg_pool3d(masks, 4), deep)
-
-    def read(self, pooled: Tensor, deep: Tensor) -> Tensor:
-        """As ``forward``, of masks that are averaged over blocks of 4 already: (n, k, z/4, y/4, x/4)."""
-        x = torch.cat([pooled, F.leaky_relu(self.squeeze(deep))], dim=1)
+        x = torch.cat([F.avg_pool3d(masks, 4), F.leaky_relu(self.squeeze(deep))], dim=1)
         for layer in (self.first, self.second, self.third):
             x = F.leaky_relu(layer(x), 0.01)
         return self.out(x.flatten(1))
