@@ -6,6 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from runtime.engines.ort_library import refuse_telemetry
+
+refuse_telemetry()  # tests import onnxruntime themselves, and before all else
+
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import logging
 import subprocess
 import sys
@@ -15,7 +16,10 @@ from runtime.engines import (
     preflights,
     select_engine,
 )
+from runtime.engines.__main__ import NEEDS
+from runtime.engines.__main__ import main as command
 from runtime.engines.base import Preflight
+from runtime.engines.cuda_probe import Gpu
 from runtime.errors import EngineError
 from tests.runtime.engine_conformance import Conformance, images, redirect_caches, reference, write_network
 
@@ -163,6 +167,37 @@ def test_the_command_line_shows_the_engines_and_the_choice():
     for name in ENGINES:
         assert f"\n{name} " in "\n" + done.stdout
     assert "auto -> " in done.stdout
+    assert "never chosen by auto: triton" in done.stdout
+
+
+def test_the_command_line_says_all_of_it_as_json_too(capsys):
+    assert list(NEEDS) == list(ENGINES)
+    assert command(["--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert list(said["engines"]) == list(ENGINES)
+    assert said["chosen"]["engine"] in AVAILABLE
+    assert said["refusal"] is None
+    assert all(one["available"] or one["reason"] for one in said["engines"].values())
+    assert {name for name, one in said["engines"].items() if one["available"]} == set(AVAILABLE)
+
+
+def test_the_command_line_refuses_what_cannot_be_used(capsys):
+    assert command(["--engine", "triton", "--json"]) == 3
+    output = capsys.readouterr()
+    assert json.loads(output.out)["chosen"] is None
+    assert json.loads(output.out)["refusal"] in output.err
+    assert "--url" in output.err
+
+
+def test_the_command_line_describes_the_gpu(monkeypatch, capsys):
+    gpu = Gpu(0, "NVIDIA RTX 6000 Ada", (8, 9), 49_140, "580.65.06", (13, 0))
+    monkeypatch.setattr("runtime.engines.__main__.find_gpu", lambda device: gpu)
+    command(["--json"])
+    assert json.loads(capsys.readouterr().out)["gpu"]["driver"] == "580.65.06"
+    command([])
+    first = capsys.readouterr().out.splitlines()[0]
+    for said in ("RTX 6000 Ada", "8.9", "580.65.06", "CUDA 13.0"):
+        assert said in first
 
 
 def test_the_choice_is_a_value():
