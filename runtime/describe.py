@@ -3,18 +3,82 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from runtime.anatomy import is_cervical
 from runtime.bundle import BundleSpec
-from runtime.findings import Heights, Vertebra
+from runtime.findings import COMBINED, NETWORK, Heights, Measured, NetworkOpinion, Vertebra
+from runtime.grading import GradingSpec, grade_probabilities, reported_heights
+from runtime.height_loss import MeasuredFracture, measure_loss, shape_of
+from runtime.heights import BodyHeights
 from runtime.levels import LevelCall
+from runtime.morphometry import CERVICAL, CUT, Measurement
 from runtime.paste import paste_masks
 from runtime.segment import SegmentedVertebra
+from runtime.vertebral_body import INSIDE, BodyMask
 from runtime.volume import Grid, Volume
 
 THICK_SLICES_MM = 5.0
+WITHOUT_BODY = ("C1", "C2")
+
+
+@dataclass(frozen=True)
+class Reported:
+    """The heights to report of one vertebra and the height loss that they make; each None where it can't be told."""
+
+    heights: BodyHeights | None
+    fracture: MeasuredFracture | None
+
+
+@dataclass(frozen=True)
+class _Grades:
+    """What is reported of a vertebra's grade; nothing where none can be given."""
+
+    grade: int | None = None
+    probabilities: tuple[float, ...] | None = None
+    basis: str | None = None
+    network: NetworkOpinion | None = None
+
+
+def body_masks(
+    found: Sequence[SegmentedVertebra], calls: Sequence[LevelCall | None], *, mask_threshold: float
+) -> tuple[BodyMask, ...]:
+    """What :func:`runtime.morphometry.measure_vertebrae` measures: the network's masks, with the levels that were told.
+
+    Args:
+        found: what the network said, cranial to caudal.
+        calls: what is said of each one's level.
+        mask_threshold: probability from which a voxel belongs to a mask.
+    """
+    shift = np.float32(INSIDE - mask_threshold)
+    return tuple(
+        BodyMask(
+            one.grid,
+            one.mask + shift,
+            None if one.body is None else one.body + shift,
+            complete=one.body_complete,
+            level=None if call is None else call.level,
+        )
+        for one, call in zip(found, calls, strict=True)
+    )
+
+
+def reported(
+    found: Sequence[SegmentedVertebra],
+    measurements: Sequence[Measurement],
+    calls: Sequence[LevelCall | None],
+    grading: GradingSpec | None,
+) -> tuple[Reported, ...]:
+    """The heights to report of a spine's vertebrae, and what these say of fractures; see :mod:`runtime.grading`."""
+    heights: list[BodyHeights | None] = []
+    levels = [None if call is None else call.level for call in calls]
+    for one, measured, level in zip(found, measurements, levels, strict=True):
+        stated = None if one.heights_mm is None else BodyHeights(*one.heights_mm)
+        known = one.body_complete and level not in WITHOUT_BODY
+        heights.append(reported_heights(measured.heights, stated, grading) if known else None)
+    return tuple(Reported(h, loss) for h, loss in zip(heights, measure_loss(heights, levels), strict=True))
 
 
 def describe(
@@ -24,7 +88,9 @@ def describe(
     labels: np.ndarray,
     *,
     call: LevelCall | None,
-    mask_threshold: float,
+    measurement: Measurement,
+    heights: Reported,
+    spec: BundleSpec,
 ) -> Vertebra:
     """One vertebra as the findings report it.
 
@@ -39,19 +105,21 @@ def describe(
         volume: the scan.
         labels: (z, y, x) uint8 on the scan's grid.
         call: what is said of its level, or None where the bundle can't tell.
-        mask_threshold: probability from which a voxel belongs to a mask.
+        measurement: what was measured on its mask.
+        heights: what is to be reported of its heights.
+        spec: the bundle's.
     """
     block = _block(found.grid, volume.grid)
     mask = labels[block] == number
-    hu = volume.array[block]
-    measured = mask
+    inside = mask
     if found.body is not None and mask.size:
         grid = volume.grid.sub_grid([s.start for s in block], mask.shape)
-        measured = paste_masks([(found.grid, found.body)], grid, threshold=mask_threshold) > 0
+        inside = paste_masks([(found.grid, found.body)], grid, threshold=spec.fracsegnet.mask_threshold) > 0
     level = None if call is None else call.level
-    whole, graded = found.body_complete, found.body_complete and not is_cervical(level)
+    reason = CUT if not found.body_complete else CERVICAL if is_cervical(level) else None
+    grades = _grades(found, measurement, volume, spec) if reason is None else _Grades()
+    fracture = heights.fracture
     x, y, z = found.centre_ras_mm
-    heights = found.heights_mm
     return Vertebra(
         index=number,
         level=level,
@@ -59,14 +127,56 @@ def describe(
         centre_ras_mm=(round(x, 2), round(y, 2), round(z, 2)),
         confidence=round(min(1.0, max(0.0, found.confidence)), 4),
         complete=found.complete,
-        grade=int(np.argmax(found.grade_probabilities)) if graded else None,
-        grade_probabilities=tuple(round(p, 4) for p in found.grade_probabilities) if graded else None,
-        heights_mm=Heights(*(round(h, 2) for h in heights)) if whole and heights is not None else None,
-        height_loss=round(found.height_loss, 4) if graded and found.height_loss is not None else None,
+        grade=grades.grade,
+        grade_probabilities=grades.probabilities,
+        grade_from=grades.basis,
+        grades_differ=_differ(grades.network, measurement.fracture),
+        no_grade_reason=reason,
+        shape=shape_of(fracture.losses) if grades.grade and fracture is not None else None,
+        heights_mm=_rounded(heights.heights),
+        expected_heights_mm=None if fracture is None else _rounded(fracture.expected),
+        height_loss=None if fracture is None else round(fracture.height_loss, 4),
+        network=grades.network,
+        measured=_measured(measurement),
         volume_ml=round(float(mask.sum()) * volume.grid.voxel_volume_mm3 / 1000.0, 3),
-        mean_hu=round(float(hu[measured].mean(dtype=np.float64)), 1) if measured.any() else None,
+        mean_hu=round(float(volume.array[block][inside].mean(dtype=np.float64)), 1) if inside.any() else None,
+        trabecular_hu=None if measurement.mean_hu is None or not found.body_complete else round(measurement.mean_hu, 1),
         mask_label=number,
     )
+
+
+def _grades(found: SegmentedVertebra, measurement: Measurement, volume: Volume, spec: BundleSpec) -> _Grades:
+    """The grade to report, from both witnesses where the bundle says how, and the network's own."""
+    network = NetworkOpinion(
+        int(np.argmax(found.grade_probabilities)),
+        tuple(round(p, 4) for p in found.grade_probabilities),
+        None if found.heights_mm is None else Heights(*(round(h, 2) for h in found.heights_mm)),
+        None if found.height_loss is None else round(found.height_loss, 4),
+    )
+    if spec.grading is None:
+        return _Grades(network.grade, network.grade_probabilities, NETWORK, network)
+    loss = None if measurement.fracture is None else measurement.fracture.height_loss
+    voxel_mm = max(volume.grid.spacing_xyz_mm)
+    both = grade_probabilities(found.grade_probabilities, loss, voxel_mm=voxel_mm, spec=spec.grading)
+    basis = NETWORK if loss is None else COMBINED
+    return _Grades(int(np.argmax(both)), tuple(round(p, 4) for p in both), basis, network)
+
+
+def _differ(network: NetworkOpinion | None, measured: MeasuredFracture | None) -> bool:
+    return network is not None and measured is not None and abs(network.grade - measured.grade) > 1
+
+
+def _measured(measurement: Measurement) -> Measured | None:
+    heights, fracture = _rounded(measurement.heights), measurement.fracture
+    if heights is None:
+        return None
+    if fracture is None:
+        return Measured(None, None, heights)
+    return Measured(fracture.grade, round(fracture.height_loss, 4), heights)
+
+
+def _rounded(heights: BodyHeights | None) -> Heights | None:
+    return None if heights is None else Heights(*(round(float(mm), 2) for mm in heights.as_array()))
 
 
 def _block(part: Grid, scan: Grid) -> tuple[slice, slice, slice]:
@@ -89,7 +199,7 @@ def notice(spec: BundleSpec) -> str:
 
 
 def warnings(
-    spec: BundleSpec, volume: Volume, vertebrae: Sequence[Vertebra], *, dropped: int, rejected: int
+    spec: BundleSpec, volume: Volume, vertebrae: Sequence[Vertebra], *, dropped: int, rejected: int, padded: int = 0
 ) -> tuple[str, ...]:
     """Everything that a reader of the findings should know before trusting them.
 
@@ -99,6 +209,7 @@ def warnings(
         vertebrae: what was found.
         dropped: centres that were too many.
         rejected: centres that were held for none when levels were told.
+        padded: vertebrae that were outlined where the scan holds no picture.
     """
     said = [text for text in (notice(spec),) if text]
     said += volume.notes
@@ -113,12 +224,20 @@ def warnings(
         said.append(
             f"{rejected} candidate {_plural(rejected, 'centre was', 'centres were')} rejected as not a vertebra."
         )
+    if padded:
+        lie = _plural(padded, "centre was rejected: it lies", "centres were rejected: they lie")
+        said.append(f"{padded} candidate {lie} where the scan is filled with one value.")
     if not vertebrae:
         said.append("No vertebra was found.")
     elif spec.levelnet is None:
         said.append("Levels are not given: this bundle has no network that tells them.")
-    if any(v.heights_mm is not None for v in vertebrae):
-        said.append("Heights and height loss are estimated by the network, not measured on the mask.")
+    if spec.grading is None and any(v.heights_mm is not None and v.network is not None for v in vertebrae):
+        said.append(
+            "Grades are the network's alone, and so are heights where it gives any: this bundle does not say how they "
+            "go with the measured ones."
+        )
+    if any(v.trabecular_hu is not None for v in vertebrae):
+        said.append("HU of bone change with the tube voltage and with contrast medium: they are no bone density.")
     return (*said, *_remarks(vertebrae, tells_levels=spec.levelnet is not None))
 
 
@@ -129,9 +248,14 @@ def _remarks(vertebrae: Sequence[Vertebra], *, tells_levels: bool) -> Iterator[s
         ("cut by the edge of the scan", [v for v in vertebrae if not v.complete]),
         (
             "without a grade, because the edge of the scan cuts the body",
-            [v for v in vertebrae if v.grade is None and not is_cervical(v.level)],
+            [v for v in vertebrae if v.no_grade_reason == CUT and not is_cervical(v.level)],
         ),
         ("no grade: cervical vertebrae are not graded", [v for v in vertebrae if is_cervical(v.level)]),
+        ("the network's and the measured grade differ by more than one", [v for v in vertebrae if v.grades_differ]),
+        (
+            "not measured, since no vertebral body can be told in the mask: the grade is the network's alone",
+            [v for v in vertebrae if v.grade is not None and v.measured is None],
+        ),
         ("without a mask", [v for v in vertebrae if v.volume_ml == 0.0]),
     ):
         if members:

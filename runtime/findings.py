@@ -13,7 +13,11 @@ from typing import Any, get_args, get_origin, get_type_hints
 from runtime.engines.base import EngineInfo
 from runtime.errors import InputError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+GRADES = 4
+SHAPES = ("wedge", "biconcave", "crush")
+COMBINED, NETWORK = "network and measurement", "network"
+"""What a grade rests on."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,38 @@ class Heights:
     anterior: float
     middle: float
     posterior: float
+
+
+@dataclass(frozen=True)
+class NetworkOpinion:
+    """What the network alone says of one vertebra.
+
+    Args:
+        grade: Genant 0..3, its likeliest.
+        grade_probabilities: of grades 0..3.
+        heights_mm: its estimate, or None where the bundle has none.
+        height_loss: its estimate of the greatest relative loss, 0..1, or None.
+    """
+
+    grade: int
+    grade_probabilities: tuple[float, ...]
+    heights_mm: Heights | None
+    height_loss: float | None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is measured on the mask of one vertebra alone.
+
+    Args:
+        grade: Genant 0..3 by Genant's limits of the height loss; None where that does not apply (cervical ones).
+        height_loss: greatest relative loss of the three heights, 0..1; None with the grade.
+        heights_mm: of the body.
+    """
+
+    grade: int | None
+    height_loss: float | None
+    heights_mm: Heights
 
 
 @dataclass(frozen=True)
@@ -37,11 +73,19 @@ class Vertebra:
         confidence: 0..1, of being a vertebra.
         complete: False when the scan's edge cuts it.
         grade: Genant 0..3, or None where no grade can be given.
-        grade_probabilities: of grades 0..3, or None.
+        grade_probabilities: of grades 0..3, or None with the grade.
+        grade_from: ``"network and measurement"`` or ``"network"``: what the grade rests on; None with the grade.
+        grades_differ: True when the network's and the measured grade are more than one apart: look at it.
+        no_grade_reason: why there is no grade; None where there is one.
+        shape: ``"wedge"``, ``"biconcave"`` or ``"crush"`` for grades from 1 on; None for grade 0 and without a grade.
         heights_mm: or None.
-        height_loss: relative loss of the most reduced height, 0..1, or None.
+        expected_heights_mm: what these would be without a fracture, or None.
+        height_loss: greatest relative loss of ``heights_mm`` against the expected ones, 0..1, or None.
+        network: what the network alone says, None where no grade can be given.
+        measured: what is measured on the mask alone, None where it can't be.
         volume_ml: of the mask.
         mean_hu: mean inside the mask; of the vertebral body where the bundle separates it, or None for an empty mask.
+        trabecular_hu: mean of the body's inside, 4 mm from its surface; None where too little is left or it is cut.
         mask_label: its value in ``vertebrae.nii.gz``.
     """
 
@@ -53,10 +97,18 @@ class Vertebra:
     complete: bool
     grade: int | None
     grade_probabilities: tuple[float, ...] | None
+    grade_from: str | None
+    grades_differ: bool
+    no_grade_reason: str | None
+    shape: str | None
     heights_mm: Heights | None
+    expected_heights_mm: Heights | None
     height_loss: float | None
+    network: NetworkOpinion | None
+    measured: Measured | None
     volume_ml: float
     mean_hu: float | None
+    trabecular_hu: float | None
     mask_label: int
 
 
@@ -172,17 +224,40 @@ def _check(findings: Findings) -> None:
         where = f"findings.vertebrae[{number - 1}]"
         if vertebra.index != number:
             raise InputError(f"{where}.index should be {number}; met {vertebra.index}.")
-        if vertebra.grade is not None and vertebra.grade not in range(4):
-            raise InputError(f"{where}.grade should be 0 to 3 or null; met {vertebra.grade}.")
-        if vertebra.grade_probabilities is not None and len(vertebra.grade_probabilities) != 4:
-            raise InputError(f"{where}.grade_probabilities should have 4 entries; met {vertebra.grade_probabilities}.")
         if (vertebra.level is None) != (vertebra.level_confidence is None):
             raise InputError(f"{where} should have both level and level_confidence, or neither.")
-        fractions = (
-            vertebra.confidence,
-            vertebra.level_confidence or 0.0,
-            vertebra.height_loss or 0.0,
-            *(vertebra.grade_probabilities or ()),
-        )
-        if not all(0.0 <= fraction <= 1.0 for fraction in fractions):
-            raise InputError(f"{where} has a fraction outside 0 to 1; met {fractions}.")
+        _check_grades(vertebra, where)
+        _check_fractions(vertebra, where)
+
+
+def _check_grades(vertebra: Vertebra, where: str) -> None:
+    grades = [vertebra.grade, *(one.grade for one in (vertebra.network, vertebra.measured) if one is not None)]
+    for grade in grades:
+        if grade is not None and grade not in range(GRADES):
+            raise InputError(f"{where}.grade should be 0 to 3 or null; met {grade}.")
+    for probabilities in _probabilities(vertebra):
+        if len(probabilities) != GRADES:
+            raise InputError(f"{where}.grade_probabilities should have 4 entries; met {probabilities}.")
+    if (vertebra.grade is None) == (vertebra.no_grade_reason is None):
+        raise InputError(f"{where} should have either a grade or a no_grade_reason.")
+    if vertebra.grade_from not in (None, COMBINED, NETWORK):
+        raise InputError(f"{where}.grade_from should be {COMBINED!r}, {NETWORK!r} or null; met {vertebra.grade_from}.")
+    if vertebra.shape not in (None, *SHAPES):
+        raise InputError(f"{where}.shape should be one of {', '.join(SHAPES)}, or null; met {vertebra.shape}.")
+
+
+def _probabilities(vertebra: Vertebra) -> list[tuple[float, ...]]:
+    known = [vertebra.grade_probabilities, vertebra.network.grade_probabilities if vertebra.network else None]
+    return [probabilities for probabilities in known if probabilities is not None]
+
+
+def _check_fractions(vertebra: Vertebra, where: str) -> None:
+    losses = [one.height_loss for one in (vertebra, vertebra.network, vertebra.measured) if one is not None]
+    fractions = [
+        vertebra.confidence,
+        vertebra.level_confidence or 0.0,
+        *(loss or 0.0 for loss in losses),
+        *(p for probabilities in _probabilities(vertebra) for p in probabilities),
+    ]
+    if not all(0.0 <= fraction <= 1.0 for fraction in fractions):
+        raise InputError(f"{where} has a fraction outside 0 to 1; met {fractions}.")

@@ -27,7 +27,7 @@ from runtime.height_loss import GRADE_FROM
 from runtime.heights import BodyHeights
 
 GRADES = len(GRADE_FROM) + 1
-_LEAST_PROBABILITY, _LEAST_MASS = 1e-4, 1e-300
+_LEAST_PROBABILITY, _LEAST_MASS = 1e-6, 1e-300
 
 
 @dataclass(frozen=True)

@@ -198,13 +198,15 @@ def spread(wanted: Sequence[float], *, gap: float, low: float, high: float) -> l
 def _label(draw: ImageDraw.ImageDraw, vertebra: Vertebra, left: float, row: float, *, two_lines: bool) -> None:
     headline = f"{_name(vertebra)}   grade {'-' if vertebra.grade is None else vertebra.grade}"
     if vertebra.height_loss is not None:
-        headline += f"   loss {100 * vertebra.height_loss:.0f} %"
+        headline += f"   {vertebra.shape or 'loss'} {100 * vertebra.height_loss:.0f} %"
     if not vertebra.complete:
         headline += "   cut"
     details = []
     if vertebra.grade is not None and vertebra.grade_probabilities is not None:
         details.append(f"p {vertebra.grade_probabilities[vertebra.grade]:.2f}")
-    if vertebra.heights_mm is not None:
+    if vertebra.grades_differ and vertebra.network is not None and vertebra.measured is not None:
+        details.append(f"network {vertebra.network.grade}, mask {vertebra.measured.grade}")
+    elif vertebra.heights_mm is not None:
         h = vertebra.heights_mm
         details.append(f"{h.anterior:.0f}/{h.middle:.0f}/{h.posterior:.0f} mm")
     if not two_lines or not details:

@@ -13,7 +13,7 @@ from types import TracebackType
 import numpy as np
 
 from runtime.bundle import Bundle, BundleSpec, open_bundle
-from runtime.describe import describe, notice, warnings
+from runtime.describe import body_masks, describe, notice, reported, warnings
 from runtime.engines import open_session, select_engine, triton
 from runtime.engines.base import EngineInfo, Session
 from runtime.engines.triton_server import TritonServer
@@ -22,7 +22,9 @@ from runtime.findings import BundleInfo, Findings, ScanInfo
 from runtime.levels import LevelCall, decode_levels, level_evidence
 from runtime.localise import Centre, locate
 from runtime.memory import MIB, peak_memory_mb
+from runtime.morphometry import measure_vertebrae
 from runtime.order import cranial_to_caudal
+from runtime.padding import find_padding, without_padded
 from runtime.paste import paste_masks
 from runtime.progress import NoProgress, Progress
 from runtime.readers import read_scan
@@ -212,13 +214,22 @@ class Pipeline:
             segmented = segment(
                 volume, found.centres, frac, self._fracsegnet, batch=batch, progress=clock.progress.step
             )
-            calls = self._calls(segmented, found)
+            inside = without_padded(segmented, find_padding(volume), threshold=frac.mask_threshold)
+            calls = self._calls(inside, found)
+        with clock.stage("measure"):
+            masks = body_masks(inside, calls, mask_threshold=frac.mask_threshold)
+            grading = self.spec.grading
+            measurements = measure_vertebrae(masks, scan=volume, reach=1.0 if grading is None else grading.reach)
+            heights = reported(inside, measurements, calls, grading)
         with clock.stage("paste"):
-            labels = paste_masks(((v.grid, v.mask) for v in segmented), volume.grid, threshold=frac.mask_threshold)
+            labels = paste_masks(((v.grid, v.mask) for v in inside), volume.grid, threshold=frac.mask_threshold)
             vertebrae = tuple(
-                describe(number, v, volume, labels, call=call, mask_threshold=frac.mask_threshold)
-                for number, (v, call) in enumerate(zip(segmented, calls, strict=True), start=1)
+                describe(number, v, volume, labels, call=call, measurement=measured, heights=heights_of, spec=self.spec)
+                for number, (v, call, measured, heights_of) in enumerate(
+                    zip(inside, calls, measurements, heights, strict=True), start=1
+                )
             )
+        dropped, padded = found.dropped, len(segmented) - len(inside)
         findings = Findings(
             scan=ScanInfo(
                 volume.name,
@@ -231,7 +242,7 @@ class Pipeline:
             engine=self.engine_info,
             timings_s=clock.timings_s(),
             peak_memory_mb=round(peak_memory_mb(), 1),
-            warnings=warnings(self.spec, volume, vertebrae, dropped=found.dropped, rejected=found.rejected),
+            warnings=warnings(self.spec, volume, vertebrae, dropped=dropped, rejected=found.rejected, padded=padded),
             vertebrae=vertebrae,
         )
         return Analysis(findings, labels, volume, notice(self.spec))

@@ -1,4 +1,4 @@
-"""The table that the command line prints: plain ASCII, at most 110 columns."""
+"""The table that the command line prints: plain ASCII, at most 120 columns."""
 
 from __future__ import annotations
 
@@ -10,14 +10,18 @@ _COLUMNS = (
     ("#", 3),
     ("level", 10),
     ("centre RAS, mm", 22),
-    ("grade", 10),
+    ("grade", 8),
+    ("net/mask", 8),
     ("ant/mid/post mm", 16),
-    ("loss", 5),
+    ("loss", 10),
     ("ml", 6),
     ("HU", 5),
     ("conf", 5),
     ("scan", 5),
 )
+
+
+_SHAPES = {"wedge": "wedge", "biconcave": "bicon", "crush": "crush", None: ""}
 
 
 def table(findings: Findings, *, notice: str = "") -> str:
@@ -72,13 +76,28 @@ def _cells(vertebra: Vertebra) -> list[str]:
         _level(vertebra),
         " ".join(f"{mm:6.1f}" for mm in vertebra.centre_ras_mm),
         grade,
+        _witnesses(vertebra),
         "-" if heights is None else f"{heights.anterior:.1f}/{heights.middle:.1f}/{heights.posterior:.1f}",
-        "-" if vertebra.height_loss is None else f"{100 * vertebra.height_loss:.0f} %",
+        _loss(vertebra),
         f"{vertebra.volume_ml:.1f}",
         "-" if vertebra.mean_hu is None else f"{vertebra.mean_hu:.0f}",
         f"{vertebra.confidence:.2f}",
         "whole" if vertebra.complete else "cut",
     ]
+
+
+def _witnesses(vertebra: Vertebra) -> str:
+    """The network's grade and the measured one, marked where they are more than one apart."""
+    grades = [None if one is None else one.grade for one in (vertebra.network, vertebra.measured)]
+    if vertebra.grade is None or grades[0] is None:
+        return "-"
+    return "/".join("-" if grade is None else str(grade) for grade in grades) + (" *" if vertebra.grades_differ else "")
+
+
+def _loss(vertebra: Vertebra) -> str:
+    if vertebra.height_loss is None:
+        return "-"
+    return f"{100 * vertebra.height_loss:.0f} % {_SHAPES[vertebra.shape]}".rstrip()
 
 
 def _level(vertebra: Vertebra) -> str:

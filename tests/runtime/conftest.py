@@ -50,7 +50,10 @@ def make_scan(
     name: str = "balls",
     top_cut_mm: float = 0.0,
 ) -> BallScan:
-    """``balls`` bright balls in soft tissue, on a curved line; ``top_cut_mm`` of the scan's top are cut off."""
+    """``balls`` bright balls on a curved line in soft tissue; ``top_cut_mm`` of the scan's top are cut off.
+
+    The tissue has noise: without any it would be padding.
+    """
     low = np.array([-30.0, 20.0, -400.0])
     height_mm = PITCH_MM * max(balls, 2) + 10.0 - top_cut_mm
     grid = oriented_grid(low, np.array([60.0, 60.0, height_mm]), spacing_mm, orientation)
@@ -58,7 +61,7 @@ def make_scan(
     centres = np.stack([4.0 * np.sin(z_mm / 50.0), 50.0 + 3.0 * np.cos(z_mm / 40.0), z_mm], axis=1)
     index = np.stack(np.meshgrid(*(np.arange(n) for n in grid.shape_zyx), indexing="ij"), axis=-1)
     points = grid.to_ras_mm(index)
-    hu = np.full(grid.shape_zyx, 0, np.int16)
+    hu = np.random.default_rng(0).integers(-3, 4, grid.shape_zyx).astype(np.int16)
     labels = np.zeros(grid.shape_zyx, np.uint8)
     for number, centre in enumerate(centres, start=1):
         inside = np.linalg.norm(points - centre, axis=-1) < RADIUS_MM

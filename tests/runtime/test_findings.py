@@ -9,9 +9,12 @@ import pytest
 from runtime.engines.base import EngineInfo
 from runtime.errors import InputError
 from runtime.findings import (
+    COMBINED,
     BundleInfo,
     Findings,
     Heights,
+    Measured,
+    NetworkOpinion,
     ScanInfo,
     Vertebra,
     from_json,
@@ -28,10 +31,18 @@ FULL = Vertebra(
     complete=True,
     grade=2,
     grade_probabilities=(0.1, 0.2, 0.6, 0.1),
+    grade_from=COMBINED,
+    grades_differ=False,
+    no_grade_reason=None,
+    shape="biconcave",
     heights_mm=Heights(18.0, 15.5, 21.0),
+    expected_heights_mm=Heights(20.0, 21.0, 22.0),
     height_loss=0.3,
+    network=NetworkOpinion(1, (0.1, 0.5, 0.3, 0.1), Heights(18.5, 16.0, 20.0), 0.24),
+    measured=Measured(2, 0.33, Heights(17.5, 15.0, 22.0)),
     volume_ml=31.5,
     mean_hu=142.0,
+    trabecular_hu=110.0,
     mask_label=1,
 )
 BARE = replace(
@@ -42,10 +53,17 @@ BARE = replace(
     complete=False,
     grade=None,
     grade_probabilities=None,
+    grade_from=None,
+    no_grade_reason="the edge of the scan cuts the body",
+    shape=None,
     heights_mm=None,
+    expected_heights_mm=None,
     height_loss=None,
+    network=None,
+    measured=None,
     volume_ml=0.0,
     mean_hu=None,
+    trabecular_hu=None,
     mask_label=2,
 )
 FINDINGS = Findings(
@@ -89,7 +107,8 @@ def test_findings_survive_the_way_through_json(indent):
 def test_the_schema_is_sound_and_names_every_field():
     jsonschema.Draft202012Validator.check_schema(schema())
     assert set(schema()["properties"]) == {f.name for f in fields(Findings)}
-    assert set(schema()["$defs"]["vertebra"]["required"]) == {f.name for f in fields(Vertebra)}
+    for name, kind in (("vertebra", Vertebra), ("network", NetworkOpinion), ("measured", Measured)):
+        assert set(schema()["$defs"][name]["required"]) == {f.name for f in fields(kind)}
 
 
 def test_a_number_that_json_does_not_know_is_refused():
@@ -100,7 +119,7 @@ def test_a_number_that_json_does_not_know_is_refused():
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        (["schema_version"], 2),
+        (["schema_version"], 1),
         (["schema_version"], ...),
         (["scan"], ...),
         (["scan", "name"], 7),
@@ -125,6 +144,20 @@ def test_a_number_that_json_does_not_know_is_refused():
         (["vertebrae", 0, "heights_mm", "middle"], ...),
         (["vertebrae", 0, "volume_ml"], None),
         (["engine", "reason"], None),
+        (["vertebrae", 0, "no_grade_reason"], "none"),
+        (["vertebrae", 1, "no_grade_reason"], None),
+        (["vertebrae", 0, "grade_from"], "a coin"),
+        (["vertebrae", 0, "grades_differ"], None),
+        (["vertebrae", 0, "shape"], "square"),
+        (["vertebrae", 0, "expected_heights_mm", "middle"], ...),
+        (["vertebrae", 0, "network", "grade"], None),
+        (["vertebrae", 0, "network", "grade"], 4),
+        (["vertebrae", 0, "network", "grade_probabilities"], [1.0]),
+        (["vertebrae", 0, "network", "height_loss"], 1.2),
+        (["vertebrae", 0, "measured", "grade"], -1),
+        (["vertebrae", 0, "measured", "height_loss"], -0.2),
+        (["vertebrae", 0, "measured", "heights_mm"], None),
+        (["vertebrae", 0, "trabecular_hu"], "soft"),
     ],
 )
 def test_reader_and_schema_refuse_the_same(path, value):
@@ -134,7 +167,7 @@ def test_reader_and_schema_refuse_the_same(path, value):
     assert not is_valid(text)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"schema_version": 1}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"schema_version": 2}'])
 def test_what_are_no_findings_is_refused(text):
     with pytest.raises(InputError):
         from_json(text)

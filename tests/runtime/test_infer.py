@@ -56,7 +56,9 @@ def test_one_scan_leaves_all_results_where_they_are_expected(there, run, capsys)
     jsonschema.validate(json.loads(text), schema())
     findings = from_json(text)
     assert len(findings.vertebrae) == 3
-    assert {"read", "resample", "locate", "segment", "paste", "overview", "write", "total"} == set(findings.timings_s)
+    assert {"read", "resample", "locate", "segment", "measure", "paste", "overview", "write", "total"} == set(
+        findings.timings_s
+    )
     mask, scan = nib.load("three.vertebrae/vertebrae.nii.gz"), nib.load(there / "three.nii")
     assert mask.shape == scan.shape
     assert np.allclose(mask.affine, scan.affine, atol=1e-4)

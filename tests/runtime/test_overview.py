@@ -7,7 +7,7 @@ import pytest
 
 from runtime.curve import spine_curve
 from runtime.engines.base import EngineInfo
-from runtime.findings import BundleInfo, Findings, Heights, ScanInfo, Vertebra
+from runtime.findings import NETWORK, BundleInfo, Findings, Heights, ScanInfo, Vertebra
 from runtime.overview import GRADE_COLOURS, RED, _name, draw_overview, spread
 from runtime.views import curved_views
 from runtime.volume import Grid, Volume
@@ -27,10 +27,18 @@ def findings_of(scan, grades=(0, 1, 2, 3, None)):
             complete=k > 1,
             grade=grades[(k - 1) % len(grades)],
             grade_probabilities=None if grades[(k - 1) % len(grades)] is None else (0.25,) * 4,
+            grade_from=None if grades[(k - 1) % len(grades)] is None else NETWORK,
+            grades_differ=False,
+            no_grade_reason=None if grades[(k - 1) % len(grades)] is not None else "cut",
+            shape=None,
             heights_mm=Heights(20, 15, 21),
+            expected_heights_mm=None,
             height_loss=0.25,
+            network=None,
+            measured=None,
             volume_ml=4.2,
             mean_hu=400.0,
+            trabecular_hu=None,
             mask_label=k,
         )
         for k, centre in enumerate(scan.centres_ras_mm, start=1)
@@ -91,8 +99,8 @@ def test_views_have_true_scale_and_the_usual_sides_in_any_orientation(ball_scan,
     grid = scan.volume.grid
     marked = scan.volume.array.copy()
     x, y, _ = np.moveaxis(grid.to_ras_mm(np.indices(grid.shape_zyx).transpose(1, 2, 3, 0)), -1, 0)
-    marked[(y > 70) & (marked == 0)] = 1000
-    marked[(x > 20) & (marked == 0)] = 2000
+    marked[(y > 70) & (np.abs(marked) < 4)] = 1000
+    marked[(x > 20) & (np.abs(marked) < 4)] = 2000
     views = curved_views(
         replace(scan.volume, array=marked),
         scan.labels,

@@ -12,8 +12,10 @@ import pytest
 
 import runtime
 from runtime import pipeline as pipeline_module
+from runtime.bundle import open_bundle, write_bundle
 from runtime.errors import BundleError, EngineError, InputError, OutOfMemoryError
 from runtime.findings import schema, to_json
+from runtime.grading import GradingSpec, grade_probabilities
 from runtime.pipeline import MOST_VERTEBRAE, Pipeline
 from runtime.volume import Grid, Volume
 
@@ -83,7 +85,14 @@ def test_measures_are_those_of_the_scans_own_voxels(pipeline, ball_scan):
         assert vertebra.grade == 1
         assert vertebra.grade_probabilities == pytest.approx((0.1, 0.7, 0.15, 0.05), abs=1e-3)
         assert (vertebra.heights_mm.anterior, vertebra.heights_mm.middle, vertebra.heights_mm.posterior) == (20, 15, 21)
-        assert vertebra.height_loss == pytest.approx(0.25)
+        assert 0.2 < vertebra.height_loss < 0.3, "15 mm against neighbours of 20 and 21"
+        assert vertebra.shape == "biconcave"
+        assert vertebra.network.heights_mm == vertebra.heights_mm
+        assert vertebra.network.height_loss == pytest.approx(0.25)
+        assert vertebra.no_grade_reason is None
+        assert vertebra.grade_from == "network"
+        assert 16.0 < vertebra.measured.heights_mm.middle < 20.5, "a ball of 20 mm, not the network's fixed 15"
+        assert vertebra.trabecular_hu == pytest.approx(400.0, abs=1.0)
         assert vertebra.complete
         assert vertebra.level is vertebra.level_confidence is None
 
@@ -93,9 +102,38 @@ def test_a_vertebra_that_the_edge_cuts_has_no_grade_and_says_so(pipeline, ball_s
     top, *others = findings.vertebrae
     assert not top.complete
     assert top.grade is top.grade_probabilities is top.heights_mm is top.height_loss is None
+    assert top.no_grade_reason == "the edge of the scan cuts the body"
+    assert top.network is top.measured is top.trabecular_hu is top.shape is None
     assert len(others) == 2
     assert all(v.complete and v.grade == 1 for v in others)
     assert "Vertebra 1: cut by the edge of the scan." in findings.warnings
+
+
+COMBINING = GradingSpec(
+    network_weight=0.5, measured_weight=1.0, prior=(0.0, 0.0, 0.0, 0.0), loss_bias=0.0, loss_sd=0.03,
+    loss_sd_per_mm=0.005, reach=0.9, height_shares=(1.0, 0.5, 0.0), height_offsets_mm=(0.0, 1.0, 0.0),
+)  # fmt: skip
+
+
+def test_a_bundle_that_says_how_combines_both_witnesses(ball_bundle, ball_scan, tmp_path):
+    bundle = open_bundle(ball_bundle)
+    files = {name: bundle.path_of(name) for name in bundle.spec.files}
+    write_bundle(replace(bundle.spec, grading=COMBINING), files, tmp_path / "combining")
+    with Pipeline.open(tmp_path / "combining", precision="fp32") as combining:
+        findings = combining.run(ball_scan(3).volume)
+    for v in findings.vertebrae:
+        expected = grade_probabilities((0.1, 0.7, 0.15, 0.05), v.measured.height_loss, voxel_mm=2.0, spec=COMBINING)
+        assert v.grade_probabilities == pytest.approx(expected, abs=1e-3)
+        assert v.grade_from == "network and measurement"
+        assert v.grades_differ == (abs(v.measured.grade - v.network.grade) > 1)
+        mixed, own = v.heights_mm, v.measured.heights_mm
+        assert (mixed.anterior, mixed.posterior) == (own.anterior, 21.0)
+        assert mixed.middle == pytest.approx(0.5 * own.middle + 0.5 * 15.0 + 1.0, abs=0.02)
+    assert any("differ by more than one" in text for text in findings.warnings) == any(
+        v.grades_differ for v in findings.vertebrae
+    )
+    assert not any(text.startswith("Grades are the network's alone") for text in findings.warnings)
+    jsonschema.validate(json.loads(to_json(findings)), schema())
 
 
 def test_findings_fit_the_schema_and_tell_their_origin(pipeline, ball_scan):
@@ -103,11 +141,11 @@ def test_findings_fit_the_schema_and_tell_their_origin(pipeline, ball_scan):
     jsonschema.validate(json.loads(to_json(findings)), schema())
     assert findings.bundle.name == "balls"
     assert findings.engine == pipeline.engine_info
-    assert {"resample", "locate", "segment", "paste", "total"} <= set(findings.timings_s)
+    assert {"resample", "locate", "segment", "measure", "paste", "total"} <= set(findings.timings_s)
     assert findings.timings_s["total"] >= findings.timings_s["locate"]
     assert findings.peak_memory_mb > 10
     assert findings.warnings[0] == "Trained on synthetic data. Not for clinical use."
-    assert any(text.startswith("Heights and height loss are estimated") for text in findings.warnings)
+    assert any(text.startswith("Grades are the network's alone") for text in findings.warnings)
 
 
 def test_levels_are_told_with_their_confidence(naming, level_scan):
@@ -129,7 +167,7 @@ def test_what_is_no_vertebra_is_rejected_before_the_second_network_and_counted(n
     assert [v.level for v in analysis.findings.vertebrae] == ["L1", "L2"]
     assert set(np.unique(analysis.labels)) == {0, 1, 2}
     assert "2 candidate centres were rejected as not a vertebra." in analysis.findings.warnings
-    assert recorder.stages == ["resample", "locate", "label", "segment", "paste"]
+    assert recorder.stages == ["resample", "locate", "label", "segment", "measure", "paste"]
     assert recorder.steps["label"] == [(done, 4) for done in range(1, 5)]
     assert recorder.steps["segment"] == [(1, 2), (2, 2)]
 
@@ -145,8 +183,11 @@ def test_cervical_vertebrae_have_no_grade_and_that_is_said(naming, level_scan):
     findings = naming.run(level_scan(["C4"]).volume)
     (vertebra,) = findings.vertebrae
     assert vertebra.level == "C4"
-    assert vertebra.grade is vertebra.grade_probabilities is vertebra.height_loss is None
+    assert vertebra.grade is vertebra.grade_probabilities is vertebra.height_loss is vertebra.network is None
     assert vertebra.heights_mm is not None
+    assert "cervical vertebrae are not graded" in vertebra.no_grade_reason
+    assert vertebra.measured.heights_mm is not None
+    assert vertebra.measured.grade is None
     assert vertebra.complete
     assert "Vertebra 1: no grade: cervical vertebrae are not graded." in findings.warnings
     assert not any("edge" in text for text in findings.warnings)
@@ -250,7 +291,7 @@ class Recorder:
 def test_progress_names_the_stages_in_order_and_counts_to_the_end(pipeline, ball_scan):
     recorder = Recorder()
     pipeline.run(ball_scan(5).volume, progress=recorder)
-    assert recorder.stages == ["resample", "locate", "segment", "paste"]
+    assert recorder.stages == ["resample", "locate", "segment", "measure", "paste"]
     assert recorder.steps["segment"] == [(done, 5) for done in range(1, 6)]
     assert recorder.steps["locate"][-1][0] == recorder.steps["locate"][-1][1]
 

@@ -6,25 +6,33 @@ from dataclasses import replace
 import pytest
 
 from runtime.engines.base import EngineInfo
-from runtime.findings import BundleInfo, Findings, Heights, ScanInfo, Vertebra
+from runtime.findings import COMBINED, BundleInfo, Findings, Heights, Measured, NetworkOpinion, ScanInfo, Vertebra
 from runtime.progress import NoProgress, TerminalProgress, format_duration
 from runtime.report import table
 
 NOTICE = "Trained on synthetic data. Not for clinical use."
 WHOLE = Vertebra(
-    1,
-    "T10",
-    0.97,
-    (-123.4, -210.0, -1045.5),
-    1.0,
-    True,
-    3,
-    (0.0, 0.0, 0.0, 1.0),
-    Heights(20, 15, 21.2),
-    0.41,
-    123.4,
-    -100.0,
-    1,
+    index=1,
+    level="T10",
+    level_confidence=0.97,
+    centre_ras_mm=(-123.4, -210.0, -1045.5),
+    confidence=1.0,
+    complete=True,
+    grade=3,
+    grade_probabilities=(0.0, 0.0, 0.0, 1.0),
+    grade_from=COMBINED,
+    grades_differ=True,
+    no_grade_reason=None,
+    shape="biconcave",
+    heights_mm=Heights(20, 15, 21.2),
+    expected_heights_mm=Heights(25, 25, 25),
+    height_loss=0.41,
+    network=NetworkOpinion(3, (0.0, 0.0, 0.0, 1.0), Heights(20, 14, 21), 0.44),
+    measured=Measured(0, 0.12, Heights(20, 16, 21)),
+    volume_ml=123.4,
+    mean_hu=-100.0,
+    trabecular_hu=-120.0,
+    mask_label=1,
 )
 CUT = replace(
     WHOLE,
@@ -34,9 +42,17 @@ CUT = replace(
     complete=False,
     grade=None,
     grade_probabilities=None,
+    grade_from=None,
+    grades_differ=False,
+    no_grade_reason="the edge of the scan cuts the body",
+    shape=None,
     heights_mm=None,
+    expected_heights_mm=None,
     height_loss=None,
+    network=None,
+    measured=None,
     mean_hu=None,
+    trabecular_hu=None,
     mask_label=2,
 )
 FINDINGS = Findings(
@@ -54,7 +70,7 @@ def test_the_table_is_ascii_narrow_and_aligned():
     text = table(FINDINGS, notice=NOTICE)
     lines = text.splitlines()
     assert text.isascii()
-    assert max(map(len, lines)) <= 110
+    assert max(map(len, lines)) <= 120
     head = next(i for i, line in enumerate(lines) if "centre RAS" in line)
     assert len(lines[head]) == len(lines[head + 1]) == len(lines[head + 2]) == len(lines[head + 3])
 
@@ -63,7 +79,18 @@ def test_the_table_tells_each_vertebra():
     lines = table(FINDINGS, notice=NOTICE).splitlines()
     assert "2 vertebrae" in lines[0]
     row = next(line for line in lines if "T10" in line)
-    for part in ("T10 (0.97)", "-1045.5", "3 (1.00)", "20.0/15.0/21.2", "41 %", "123.4", "-100", "1.00", "whole"):
+    for part in (
+        "T10 (0.97)",
+        "-1045.5",
+        "3 (1.00)",
+        "20.0/15.0/21.2",
+        "41 % bicon",
+        "3/0 *",
+        "123.4",
+        "-100",
+        "1.00",
+        "whole",
+    ):
         assert part in row
     assert sum(line.rstrip().endswith("cut") for line in lines) == 1
 

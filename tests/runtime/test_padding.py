@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from runtime import pipeline as pipeline_module
+from runtime.padding import find_padding, without_padded
+from runtime.pipeline import Pipeline
+from runtime.readers import read_scan
+from runtime.segment import SegmentedVertebra
+from runtime.volume import Grid, Volume
+
+SHARED = Path(__file__).parents[3] / "shared" / "data" / "spinefe-verse004-v21" / "ct.nii.gz"
+GRID = Grid((40, 40, 40), np.eye(4))
+
+
+def noisy(dtype=np.int16):
+    return np.random.default_rng(0).normal(40, 20, GRID.shape_zyx).astype(dtype)
+
+
+def vertebra(z):
+    """Found in a scan on ``GRID``: a block of 8 x 12 x 12 mm with its middle at this height."""
+    grid = GRID.sub_grid((z - 6, 12, 12), (12, 16, 16))
+    mask = np.zeros(grid.shape_zyx, np.float32)
+    mask[2:10, 2:14, 2:14] = 1.0
+    return SegmentedVertebra(
+        0, (20.0, 20.0, float(z)), 1.0, grid, mask, mask, (1.0, 0.0, 0.0, 0.0), None, None, True, True
+    )
+
+
+@pytest.mark.parametrize("value", [0, -1024, -3024])
+@pytest.mark.parametrize("dtype", [np.int16, np.float32])
+def test_a_vertebra_in_padding_is_none_and_one_that_reaches_into_it_is_cut(value, dtype):
+    hu = noisy(dtype)
+    hu[24:] = value
+    padding = find_padding(Volume(hu, GRID))
+    assert padding.values == (value,)
+    inside, reaching, outside = vertebra(12), vertebra(22), vertebra(32)
+    kept = without_padded([inside, reaching, outside], padding, threshold=0.5)
+    assert [v.centre_ras_mm[2] for v in kept] == [12, 22]
+    assert kept[0].complete
+    assert kept[0].body_complete
+    assert not kept[1].complete
+    assert not kept[1].body_complete
+
+
+def test_a_round_field_of_view_is_padding():
+    _, y, x = np.indices(GRID.shape_zyx)
+    hu = np.where((y - 20) ** 2 + (x - 20) ** 2 < 15**2, noisy(), np.int16(-2000))
+    assert find_padding(Volume(hu, GRID)).values == (-2000,)
+
+
+def test_noise_and_what_is_flat_far_inside_are_no_padding():
+    """Metal is cut off at the scanner's highest value, cement may be flat too: neither fills the scan's faces."""
+    hu = noisy()
+    hu[16:24, 10:30, 10:30] = 3071
+    padding = find_padding(Volume(hu, GRID))
+    assert padding.values == ()
+    found = [vertebra(20)]
+    assert without_padded(found, padding, threshold=0.5) == found
+
+
+def test_a_value_of_the_padding_in_the_picture_is_no_padding_where_it_has_noise_around():
+    hu = noisy()
+    hu[30:] = 40
+    assert (hu[:24] == 40).any()
+    padding = find_padding(Volume(hu, GRID))
+    mask = np.ones((20, 40, 40), bool)
+    assert padding.share_of(mask, GRID.sub_grid((2, 0, 0), mask.shape)) == 0.0
+    assert padding.share_of(np.zeros_like(mask), GRID.sub_grid((2, 0, 0), mask.shape)) == 0.0
+
+
+def test_the_pipeline_rejects_what_lies_in_padding_and_says_so(ball_bundle, ball_scan, monkeypatch):
+    """The network is made to outline one more ball above the others, where the scan is filled with one value."""
+    scan = ball_scan(3)
+    hu = scan.volume.array.copy()
+    hu[np.argwhere(scan.labels == 1)[:, 0].min() - 3 :] = 0
+    segmented = pipeline_module.segment
+
+    def one_more(*args, **options):
+        found = segmented(*args, **options)
+        up = np.eye(4)
+        up[2, 3] = 30.0
+        x, y, z = found[0].centre_ras_mm
+        grid = Grid(found[0].grid.shape_zyx, up @ found[0].grid.affine_ras)
+        return (replace(found[0], grid=grid, centre_ras_mm=(x, y, z + 30.0)), *found)
+
+    monkeypatch.setattr(pipeline_module, "segment", one_more)
+    with Pipeline.open(ball_bundle, precision="fp32") as pipeline:
+        findings = pipeline.run(replace(scan.volume, array=hu))
+    assert len(findings.vertebrae) == 2
+    said = "1 candidate centre was rejected: it lies where the scan is filled with one value."
+    assert said in findings.warnings
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared/data")
+def test_nothing_is_outlined_in_the_padding_of_a_real_crop():
+    scan = read_scan(SHARED)
+    with Pipeline.open(precision="fp32") as pipeline:
+        analysis = pipeline.analyse(scan)
+    flat = np.asarray(scan.array == 0)
+    assert flat.mean() > 0.8
+    for v in analysis.findings.vertebrae:
+        assert flat[analysis.labels == v.mask_label].mean() < 0.5
