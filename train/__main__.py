@@ -13,7 +13,8 @@ from runtime.errors import InputError, VertscanError
 from runtime.extras import stop_without
 
 try:
-    from train.config import Run, load, override, presets
+    from train.config import Run, load, override
+    from train.presets import presets
 except ModuleNotFoundError as error:
     stop_without("train", error)
 

@@ -7,7 +7,8 @@ import pytest
 
 from runtime.errors import InputError
 from train import config
-from train.config import FracSegNetRun, LocNetRun, override, presets
+from train.config import FracSegNetRun, LocNetRun, override
+from train.presets import presets
 
 
 @pytest.mark.parametrize(("network", "preset"), [(n, p) for n, named in presets().items() for p in named])
