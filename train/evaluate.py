@@ -48,11 +48,6 @@ try:
 except ModuleNotFoundError as error:
     stop_without("train", error)
 
-try:
-    from tqdm import tqdm
-except ModuleNotFoundError as error:
-    stop_without("train", error)
-
 __all__ = [
     "HELD_OUT_SEED",
     "TrueScan",

@@ -12,12 +12,13 @@ import pytest
 from export.__main__ import _read_accuracy
 from runtime.bundle import open_bundle
 from runtime.errors import InputError
-from runtime.findings import Heights
+from runtime.findings import Heights, Measured, NetworkOpinion
 from runtime.volume import Grid, Volume
 from train import evaluate
 from train.evaluate import TrueScan, TrueVertebra, evaluate_scan, made_ahead, main, shard, summarise
 from train.evaluation.plain import from_plain, to_plain
 from train.evaluation.records import ScanRecord
+from train.evaluation.report import as_markdown
 from train.evaluation.run import Extras
 from train.evaluation.store import ScanStore
 from train.evaluation.truth import ScanItem, phantom_items, verse_items
@@ -44,7 +45,8 @@ class Fake:
                 SimpleNamespace(
                     centre_ras_mm=(5.0, 5.0, z), confidence=0.9, level=None, grade=grade, mask_label=label,
                     grade_probabilities=tuple(float(g == grade) for g in range(4)), height_loss=0.1,
-                    heights_mm=Heights(20, 21, 22),
+                    heights_mm=Heights(20, 21, 22), measured=Measured(1, 0.2, Heights(23, 20, 20)),
+                    network=NetworkOpinion(2, (0.0, 0.0, 1.0, 0.0), Heights(20, 20, 20), 0.3),
                 )
             )  # fmt: skip
         return SimpleNamespace(findings=SimpleNamespace(vertebrae=vertebrae), labels=labels)
@@ -90,6 +92,21 @@ def test_everything_found() -> None:
     assert summary.grades.confusion_rows_true == ((1, 0, 0, 0), (0, 0, 0, 0), (0, 0, 0, 1), (0, 0, 0, 0))
     assert summary.alone is None
     assert summary.locnet_h is None
+
+
+def test_each_witness_is_told_beside_what_was_reported() -> None:
+    result = evaluate_scan(Fake((5.0, 0), (30.0, 3)), scan())  # type: ignore[arg-type]
+    assert result.voxel_mm == 1.0
+    summary = summarise([result])
+    called = [[f.called for f in witness.grades.by_grade]
+              for witness in (summary, summary.network_alone, summary.measured_alone)]  # fmt: skip
+    assert called == [[1, 0, 0, 1], [0, 0, 2, 0], [0, 2, 0, 0]]
+    heights = [w.heights.mean_absolute_error_mm for w in (summary, summary.network_alone, summary.measured_alone)]
+    assert heights == pytest.approx([1.0, 0.0, 1.0])
+    assert summary.measured_alone.grades.missed == summary.grades.missed == 0
+    text = as_markdown(summary)
+    assert "| mask | 2 |" in text
+    assert "| network | 2 |" in text
 
 
 def test_nothing_found_is_a_result() -> None:

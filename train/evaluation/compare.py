@@ -9,7 +9,7 @@ import numpy as np
 
 from runtime.volume import Grid
 from train.evaluation.plain import number
-from train.evaluation.records import CentreRecord, Comparison, MaskAgreement, VertebraRecord
+from train.evaluation.records import CentreRecord, Comparison, MaskAgreement, Opinion, VertebraRecord
 from train.evaluation.truth import TrueScan, TrueVertebra
 from train.metrics import average_hausdorff_mm, dice, distances_mm, match_centres
 from train.verse import LEVELS
@@ -40,6 +40,8 @@ class Called:
         heights_mm: anterior, middle, posterior, or None.
         height_loss: 0..1 or None.
         mask_in: its mask (bool) in a block of the scan: given the block's slices and grid; None where there is none.
+        network: what the network alone said, where more than it had a say.
+        measured: what was measured alone.
     """
 
     centre_ras_mm: Point
@@ -50,6 +52,8 @@ class Called:
     heights_mm: Point | None = None
     height_loss: float | None = None
     mask_in: Callable[[Slices, Grid], np.ndarray] | None = None
+    network: Opinion | None = None
+    measured: Opinion | None = None
 
 
 def compare(scan: TrueScan, called: Sequence[Called]) -> Comparison:
@@ -75,6 +79,8 @@ def compare(scan: TrueScan, called: Sequence[Called]) -> Comparison:
             c.grade,
             c.probabilities,
             None if i in matched else _cut_level(scan, c.centre_ras_mm),
+            c.network,
+            c.measured,
         )
         for i, c in enumerate(called)
     )
@@ -115,7 +121,7 @@ def _level_at(scan: TrueScan, index: int) -> str | None:
 def _vertebra(scan: TrueScan, true: TrueVertebra, called: Called | None, distance_mm: float) -> VertebraRecord:
     """What was made of one vertebra; ``called`` is None when it was missed."""
     if called is None:
-        return VertebraRecord(true.level, true.grade)
+        return VertebraRecord(true.level, true.grade, heights_mm=true.heights_mm)
     loss = None
     if called.height_loss is not None and true.height_loss is not None:
         loss = called.height_loss - true.height_loss
@@ -132,6 +138,9 @@ def _vertebra(scan: TrueScan, true: TrueVertebra, called: Called | None, distanc
         height_errors_mm=errors,
         height_loss_error=loss,
         mask=_mask(scan, true, called),
+        heights_mm=true.heights_mm,
+        network=called.network,
+        measured=called.measured,
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,24 @@ class MaskAgreement:
 
 
 @dataclass(frozen=True)
+class Opinion:
+    """What one witness alone says of a vertebra: the network, or the measurement on its mask.
+
+    Args:
+        grade: Genant 0..3, or None.
+        probabilities: of grades 0..3, or None. A measurement has none: it ranks by its height loss, which stands in
+            them as (1 - loss, 0, 0, loss).
+        heights_mm: anterior, middle, posterior, or None.
+        height_loss: 0..1 or None.
+    """
+
+    grade: int | None
+    probabilities: tuple[float, ...] | None
+    heights_mm: tuple[float, ...] | None
+    height_loss: float | None
+
+
+@dataclass(frozen=True)
 class VertebraRecord:
     """A true vertebra and what was made of it; everything from ``error_mm`` on is None when it was missed.
 
@@ -40,6 +59,9 @@ class VertebraRecord:
         height_errors_mm: anterior, middle, posterior: found minus true.
         height_loss_error: found minus true, as a fraction.
         mask: None where the truth has no mask.
+        heights_mm: its true heights, None where they aren't known.
+        network: what the network alone said, None where it was missed or nothing can be said.
+        measured: what was measured on its mask alone, likewise.
     """
 
     level: str
@@ -53,6 +75,9 @@ class VertebraRecord:
     height_errors_mm: tuple[float, ...] | None = None
     height_loss_error: float | None = None
     mask: MaskAgreement | None = None
+    heights_mm: tuple[float, ...] | None = None
+    network: Opinion | None = None
+    measured: Opinion | None = None
 
     @property
     def found(self) -> bool:
@@ -83,6 +108,8 @@ class CentreRecord:
         probabilities: of grades 0..3, None where no grade was given.
         cut_level: level of the vertebra it lies in, where the scan shows that one in part and its centre not at all:
             such a centre is neither found nor false.
+        network: what the network alone said.
+        measured: what was measured alone.
     """
 
     confidence: float
@@ -92,6 +119,8 @@ class CentreRecord:
     grade: int | None
     probabilities: tuple[float, ...] | None
     cut_level: str | None = None
+    network: Opinion | None = None
+    measured: Opinion | None = None
 
     @property
     def is_false(self) -> bool:
@@ -112,6 +141,30 @@ class Comparison:
         return sum(centre.is_false for centre in self.centres)
 
 
+def as_by(comparison: Comparison, witness: Callable[[VertebraRecord | CentreRecord], Opinion | None]) -> Comparison:
+    """The comparison with the grades and heights of one witness alone in place of what was reported."""
+    return Comparison(
+        tuple(_vertebra_by(v, witness(v)) for v in comparison.vertebrae),
+        tuple(_centre_by(c, witness(c)) for c in comparison.centres),
+    )
+
+
+def _vertebra_by(vertebra: VertebraRecord, said: Opinion | None) -> VertebraRecord:
+    bare = replace(vertebra, found_grade=None, probabilities=None, height_errors_mm=None, height_loss_error=None)
+    if said is None:
+        return bare
+    errors = None
+    if said.heights_mm is not None and vertebra.heights_mm is not None:
+        errors = tuple(found - true for found, true in zip(said.heights_mm, vertebra.heights_mm, strict=True))
+    return replace(bare, found_grade=said.grade, probabilities=said.probabilities, height_errors_mm=errors)
+
+
+def _centre_by(centre: CentreRecord, said: Opinion | None) -> CentreRecord:
+    if said is None:
+        return replace(centre, grade=None, probabilities=None)
+    return replace(centre, grade=said.grade, probabilities=said.probabilities)
+
+
 @dataclass(frozen=True)
 class ScanRecord:
     """One evaluated scan.
@@ -127,6 +180,7 @@ class ScanRecord:
         alone: the second network on the true centres, where it was asked for.
         voted: LocNet-F, centres of the vote map, before any mask refines them, where it was asked for.
         heatmap: LocNet-H, peaks of the same network's heatmap, where it was asked for.
+        voxel_mm: the scan's largest voxel side.
     """
 
     name: str
@@ -138,6 +192,7 @@ class ScanRecord:
     alone: Comparison | None = None
     voted: Comparison | None = None
     heatmap: Comparison | None = None
+    voxel_mm: float = 0.0
 
     @property
     def vertebrae(self) -> tuple[VertebraRecord, ...]:

@@ -31,6 +31,8 @@ def as_markdown(summary: Summary, *, pictures: Sequence[str] = ()) -> str:
         "## Levels",
         _levels(summary.levels.all_scans, summary.levels.junction_scans),
         *_graded("whole pipeline", summary.grades, summary.masks, summary.heights, summary.calibration),
+        "## What each witness says alone",
+        _witnesses(summary),
     ]
     if summary.alone is not None:
         alone = summary.alone
@@ -120,6 +122,22 @@ def _grades(figures: GradeSummary) -> str:
         f"{figures.ungraded} found without a grade, {figures.missed} missed (thoracic and lumbar)."
     )
     return f"{_table(header, rows)}\n\n{said}"
+
+
+def _witnesses(summary: Summary) -> str:
+    """The reported grades and heights beside those of the network alone and of the measurement alone."""
+    rows: list[list[object]] = []
+    for name, witness in (("reported", summary), ("network", summary.network_alone), ("mask", summary.measured_alone)):
+        grades, heights = witness.grades, witness.heights
+        f1 = [_n(f.f1) for f in grades.by_grade]
+        area = grades.fracture_per_vertebra[0]
+        detection = [_n(area.sensitivity), _n(area.precision), _n(area.auroc)]
+        rows.append([name, grades.graded, *f1, _n(grades.macro_f1), *detection, _n(heights.mean_absolute_error_mm, 2)])
+    header = ["", "graded", "F1: 0", "1", "2", "3", "macro", "grade >= 2: recall", "precision", "AUROC", "heights, mm"]
+    return (
+        f"{_table(header, rows)}\n\nNetwork: its likeliest grade and its own estimate of the heights. Mask: measured "
+        "on the network's masks, graded by Genant's limits. Heights: mean absolute error."
+    )
 
 
 def _confusion(figures: GradeSummary) -> str:

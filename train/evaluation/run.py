@@ -15,7 +15,7 @@ from runtime.bundle import Bundle, LocNetSpec, open_bundle
 from runtime.engines import open_session, select_engine
 from runtime.engines.base import Session
 from runtime.errors import InputError
-from runtime.findings import Vertebra
+from runtime.findings import Heights, Measured, NetworkOpinion, Vertebra
 from runtime.intensity import normalise
 from runtime.localise import Centre, centres_of
 from runtime.paste import paste_masks
@@ -25,7 +25,7 @@ from runtime.segment import SegmentedVertebra, segment
 from runtime.volume import Grid, Volume
 from runtime.windows import plan_windows, sliding_windows, windows_reaching
 from train.evaluation.compare import Called, Slices, compare, compare_one_by_one
-from train.evaluation.records import Comparison, ScanRecord
+from train.evaluation.records import Comparison, Opinion, ScanRecord
 from train.evaluation.truth import TrueScan
 
 HEATMAP_ETA = 0.7
@@ -98,12 +98,11 @@ def evaluate_scan(pipeline: Pipeline, scan: TrueScan, *, code_version: str = "")
         round(seconds, 3),
         code_version,
         compare(scan, called),
+        voxel_mm=max(scan.volume.grid.spacing_xyz_mm),
     )
 
 
 def _called_by_pipeline(vertebra: Vertebra, analysis: Analysis) -> Called:
-    heights = vertebra.heights_mm
-
     def mask_in(block: Slices, _: Grid) -> np.ndarray:
         return np.asarray(analysis.labels[block] == vertebra.mask_label)
 
@@ -113,10 +112,30 @@ def _called_by_pipeline(vertebra: Vertebra, analysis: Analysis) -> Called:
         vertebra.level,
         vertebra.grade,
         vertebra.grade_probabilities,
-        None if heights is None else (heights.anterior, heights.middle, heights.posterior),
+        _three(vertebra.heights_mm),
         vertebra.height_loss,
         mask_in,
+        _by_network(vertebra.network),
+        _by_measurement(vertebra.measured),
     )
+
+
+def _by_network(said: NetworkOpinion | None) -> Opinion | None:
+    if said is None:
+        return None
+    return Opinion(said.grade, said.grade_probabilities, _three(said.heights_mm), said.height_loss)
+
+
+def _by_measurement(said: Measured | None) -> Opinion | None:
+    if said is None:
+        return None
+    loss = said.height_loss
+    ranks = None if loss is None else (1.0 - loss, 0.0, 0.0, loss)
+    return Opinion(said.grade, ranks, _three(said.heights_mm), loss)
+
+
+def _three(heights: Heights | None) -> tuple[float, float, float] | None:
+    return None if heights is None else (heights.anterior, heights.middle, heights.posterior)
 
 
 def graded_on_true_centres(scan: TrueScan, bundle: Bundle, session: Session) -> Comparison:

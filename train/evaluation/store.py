@@ -15,6 +15,9 @@ from train.evaluation.records import ScanRecord
 from train.evaluation.run import Extras
 from train.evaluation.truth import ScanItem, fingerprint_digest
 
+RECORD_FORMAT = 2
+"""Changes with the fields of a record, so that a folder of older ones is evaluated anew."""
+
 
 class ScanStore:
     """The records of one evaluation under ``folder/scans``, or in memory where ``folder`` is None.
@@ -27,7 +30,7 @@ class ScanStore:
         self.folder = folder
         self._memory: dict[str, ScanRecord] = {}
         bare = replace(spec, accuracy={}, training={}, intended_use="")
-        self._settings = fingerprint_digest(to_json(bare), engine, to_json(extras))
+        self._settings = fingerprint_digest(to_json(bare), engine, to_json(extras), f"records {RECORD_FORMAT}")
 
     def path_of(self, item: ScanItem) -> Path | None:
         """Where a scan's record belongs."""

@@ -21,7 +21,7 @@ from train.evaluation.measures import (
     summarise_heights,
     summarise_masks,
 )
-from train.evaluation.records import Comparison, ScanRecord
+from train.evaluation.records import Comparison, ScanRecord, as_by
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,20 @@ class NetworkAlone:
 
 
 @dataclass(frozen=True)
+class Witness:
+    """Grades and heights of one witness alone, on the same vertebrae as the whole pipeline's."""
+
+    grades: GradeSummary
+    heights: HeightSummary
+
+
+@dataclass(frozen=True)
 class Summary:
     """The figures. ``alone``, ``locnet_f`` and ``locnet_h`` are None where they weren't asked for.
 
     ``localisation`` and what follows are the whole pipeline's; ``locnet_f`` and ``locnet_h`` are bare centres of the
-    first network, before any mask refines them.
+    first network, before any mask refines them. ``network_alone`` and ``measured_alone`` are what the network and what
+    the measurement would have reported by themselves.
     """
 
     scans: int
@@ -79,6 +88,8 @@ class Summary:
     masks: MaskSummary
     heights: HeightSummary
     calibration: CalibrationSummary
+    network_alone: Witness
+    measured_alone: Witness
     alone: NetworkAlone | None
     locnet_f: LocalisationSummary | None
     locnet_h: LocalisationSummary | None
@@ -101,6 +112,8 @@ def summarise(records: Sequence[ScanRecord], *, provenance: Provenance | None = 
         summarise_masks(whole),
         summarise_heights(whole),
         summarise_calibration(records, whole),
+        _witness(records, [as_by(c, lambda one: one.network) for c in whole]),
+        _witness(records, [as_by(c, lambda one: one.measured) for c in whole]),
         None if alone is None else _alone(records, alone),
         None if voted is None else summarise_localisation(voted),
         None if heatmap is None else summarise_localisation(heatmap),
@@ -114,6 +127,10 @@ def _all_of(records: Sequence[ScanRecord], of: Callable[[ScanRecord], Comparison
     """One comparison of each record, or None unless all have it."""
     found = [comparison for record in records if (comparison := of(record)) is not None]
     return found if found and len(found) == len(records) else None
+
+
+def _witness(records: Sequence[ScanRecord], comparisons: Sequence[Comparison]) -> Witness:
+    return Witness(summarise_grades(records, comparisons), summarise_heights(comparisons))
 
 
 def _alone(records: Sequence[ScanRecord], alone: Sequence[Comparison]) -> NetworkAlone:
