@@ -87,7 +87,7 @@ def check_network(network: Any, graph: bytes, *, precision: str, layer_type: Any
             f"{wanted[wrong[0]]} ({len(wrong)} of {len(wanted)} layers)."
         )
     low = _LOW[precision]
-    if low is None and set(wanted.values()) != {"FLOAT"}:
+    if low is None and set(met.values()) != {"FLOAT"}:
         raise EngineError("The engine would not be what was asked for: not all of its layers are fp32.")
     if low is not None and low not in wanted.values():
         raise EngineError(f"The engine would not be what was asked for: no layer of it is {precision}.")
@@ -103,14 +103,14 @@ def check_network(network: Any, graph: bytes, *, precision: str, layer_type: Any
 
 
 def expected_types(graph: bytes) -> dict[str, str]:
-    """The type, by the library's name, that each convolution and normalisation has in a typed ONNX graph."""
+    """The type, by the library's name, of each convolution and normalisation in a typed ONNX graph that has a name."""
     import onnx
 
-    model = onnx.load_from_string(graph)
+    model = onnx.shape_inference.infer_shapes(onnx.load_from_string(graph))
     values = (*model.graph.value_info, *model.graph.output)
     types = {value.name: _ELEMENT_TYPES.get(value.type.tensor_type.elem_type, "other") for value in values}
     kinds = ("Conv", "ConvTranspose", "InstanceNormalization")
-    return {node.name: types[node.output[0]] for node in model.graph.node if node.op_type in kinds}
+    return {node.name: types[node.output[0]] for node in model.graph.node if node.op_type in kinds and node.name}
 
 
 def expected_signature(graph: bytes) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -219,14 +219,18 @@ def _monitor(library: ModuleType, progress: Progress) -> Any:
                 self.steps[phase_name] = num_steps
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            try:
-                if phase_name in self.steps:
-                    progress.step(step + 1, self.steps[phase_name])
-            except KeyboardInterrupt:
-                self.interrupted = True
+            self.tell(phase_name, step + 1)
             return not self.interrupted
 
         def phase_finish(self, phase_name: str) -> None:
-            pass
+            self.tell(phase_name, self.steps.get(phase_name, 0))
+
+        def tell(self, phase_name: str, done: int) -> None:
+            # The library calls from C++, through which no exception may pass.
+            try:
+                if phase_name in self.steps and not self.interrupted:
+                    progress.step(done, self.steps[phase_name])
+            except KeyboardInterrupt:
+                self.interrupted = True
 
     return Monitor()

@@ -1,0 +1,403 @@
+"""Engines are built for real by TensorRT-RTX, which needs no GPU; TensorRT's side of the path runs on a stand-in."""
+
+import json
+import multiprocessing
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import onnx
+import pytest
+
+from runtime.bundle import DEFAULT_BUNDLE
+from runtime.engines import trt_build, trt_network
+from runtime.engines.cuda_probe import Gpu, find_gpu
+from runtime.engines.trt_build import BuildOptions, engine_file, engine_key, why_stale
+from runtime.engines.trt_cache import check_engine, list_engines, read_sidecar
+from runtime.engines.trt_library import RTX_DEFAULT_TARGETS, load_library
+from runtime.engines.trt_network import check_engine_types, expected_types
+from runtime.errors import EngineError
+from runtime.precision_plan import PrecisionPlan
+from runtime.typed_graph import typed_graph
+from tests.runtime.fake_builder import FakeTensorRt
+from tests.runtime.test_typed_graph import small_network
+
+needs_rtx = pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx is not installed")
+RTX = {"precision": "fp16", "library": "tensorrt-rtx", "options": BuildOptions(targets=("86", "120"))}
+GPU = Gpu(0, "NVIDIA X", (8, 9), 1000, "580.1", (13, 0))
+
+
+@pytest.fixture
+def small(tmp_path):
+    path = tmp_path / "small.onnx"
+    onnx.save(small_network(), path)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "engines"
+
+
+# TensorRT-RTX, for real.
+
+
+@needs_rtx
+@pytest.mark.parametrize("file", ["locnet.onnx", "fracsegnet.onnx"])
+def test_both_networks_of_the_default_bundle_become_fp16_engines_in_seconds(file, folder, monkeypatch):
+    onnx_file = DEFAULT_BUNDLE / file
+    checked = []
+    real = trt_network.check_network
+    monkeypatch.setattr(trt_network, "check_network", lambda *a, **k: (real(*a, **k), checked.append(a[0])))
+    start = time.process_time()
+    path = engine_file(onnx_file, precision="fp16", library="tensorrt-rtx", folder=folder)
+    assert time.process_time() - start < 30
+    assert len(checked) == 1
+    sidecar = check_engine(path)
+    assert sidecar.key.targets == (RTX_DEFAULT_TARGETS if find_gpu() is None else ("current",))
+    assert sidecar.key.max_batch > 1
+    # The weights are in it once, as FP16: about half of the file of FP32.
+    assert 0.5 * onnx_file.stat().st_size < sidecar.size < 0.95 * onnx_file.stat().st_size
+    monkeypatch.setattr(trt_build, "build_serialized", None)
+    start = time.perf_counter()
+    assert engine_file(onnx_file, precision="fp16", library="tensorrt-rtx", folder=folder) == path
+    assert time.perf_counter() - start < 5
+
+
+@needs_rtx
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_other_precisions_are_built_too_and_are_what_they_are_called(small, folder, precision):
+    plan = PrecisionPlan(int8_ranges={"p1": 4.0})
+    path = engine_file(small, **{**RTX, "precision": precision}, plan=plan, folder=folder)
+    types = expected_types(typed_graph(small, precision, plan=plan))
+    assert types["conv2"] == {"fp32": "FLOAT", "bf16": "BF16", "int8": "HALF"}[precision]
+    assert types["norm1"] == "FLOAT"
+    assert check_engine(path).key.precision == precision
+
+
+@needs_rtx
+def test_the_dynamic_batch_is_in_the_network_that_is_built(small, folder, monkeypatch):
+    shapes = []
+    real = trt_network._add_profile
+
+    def spy(builder, config, image, max_batch):
+        shapes.append((tuple(image.shape), max_batch))
+        real(builder, config, image, max_batch)
+
+    monkeypatch.setattr(trt_network, "_add_profile", spy)
+    engine_file(small, **{**RTX, "options": BuildOptions(max_batch=5, targets=("86",))}, folder=folder)
+    assert shapes == [((-1, 1, 8, 8, 8), 5)]
+
+
+@needs_rtx
+def test_an_engine_of_another_precision_than_asked_for_is_an_error(small, folder, monkeypatch):
+    monkeypatch.setattr(trt_build, "typed_graph", lambda path, precision, plan: path.read_bytes())
+    with pytest.raises(EngineError, match="not be what was asked for: no layer of it is fp16"):
+        engine_file(small, **RTX, folder=folder)
+    monkeypatch.setattr(trt_build, "typed_graph", lambda path, precision, plan: typed_graph(path, "fp16", plan=plan))
+    with pytest.raises(EngineError, match="not be what was asked for: not all of its layers are fp32"):
+        engine_file(small, **{**RTX, "precision": "fp32"}, folder=folder)
+    with pytest.raises(EngineError, match="not be what was asked for: nothing in it is quantised"):
+        engine_file(small, **{**RTX, "precision": "int8"}, folder=folder)
+    assert list(list_engines(folder)) == []
+
+
+@needs_rtx
+def test_layers_that_the_library_made_something_else_of_are_an_error(small, folder, monkeypatch):
+    """The library is shown one graph and what it made of it is held against another."""
+    real = trt_network.expected_types
+    monkeypatch.setattr(trt_network, "expected_types", lambda graph: {**real(graph), "norm1": "HALF"})
+    with pytest.raises(EngineError, match=r"norm1 is FLOAT, not HALF \(1 of \d+ layers\)"):
+        engine_file(small, **RTX, folder=folder)
+    monkeypatch.setattr(trt_network, "expected_types", lambda graph: {**real(graph), "gone": "HALF"})
+    with pytest.raises(EngineError, match="gone is missing, not HALF"):
+        engine_file(small, **RTX, folder=folder)
+    monkeypatch.setattr(trt_network, "expected_types", real)
+    monkeypatch.setattr(trt_network, "expected_signature", lambda graph: {"image": ("FLOAT", (-1, 1, 9, 9, 9))})
+    with pytest.raises(EngineError, match=r"would take and give .*8, 8, 8.* the network takes and gives .*9, 9, 9"):
+        engine_file(small, **RTX, folder=folder)
+
+
+@needs_rtx
+@pytest.mark.parametrize("harm", ["cut off", "changed", "foreign"])
+def test_a_harmed_engine_is_built_again(small, folder, harm, caplog):
+    path = engine_file(small, **RTX, folder=folder)
+    good = read_sidecar(path)
+    if harm == "cut off":
+        path.write_bytes(path.read_bytes()[:-100])
+    elif harm == "changed":
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    else:
+        sidecar = json.loads(path.with_suffix(".json").read_text())
+        sidecar["key"]["library_version"] = "1.6.0"
+        path.with_suffix(".json").write_text(json.dumps(sidecar))
+        harm = "library version 1.6.0, not"
+    assert engine_file(small, **RTX, folder=folder) == path
+    assert check_engine(path).key == good.key
+    assert harm in caplog.text
+
+
+@needs_rtx
+def test_another_network_plan_option_or_version_is_another_engine(small, folder, monkeypatch):
+    paths = [engine_file(small, **RTX, folder=folder)]
+    paths.append(engine_file(small, **RTX, plan=PrecisionPlan(fp16_keep_fp32=("conv2",)), folder=folder))
+    paths.append(engine_file(small, **{**RTX, "options": BuildOptions(max_batch=2, targets=("86",))}, folder=folder))
+    monkeypatch.setattr(trt_build, "CONVERSION", 99)
+    paths.append(engine_file(small, **RTX, folder=folder))
+    onnx.save(small_network(seed=5), small)
+    paths.append(engine_file(small, **RTX, folder=folder))
+    assert len({*paths}) == len(paths) == len(list(list_engines(folder)))
+
+
+def _build_once(args):
+    onnx_file, folder, started = args
+    real = trt_build.build_serialized
+    built = []
+    trt_build.build_serialized = lambda *a, **k: (built.append(1), real(*a, **k))[1]
+    time.sleep(max(0.0, started - time.time()))
+    path = engine_file(Path(onnx_file), **RTX, folder=Path(folder))
+    return str(path), len(built)
+
+
+@needs_rtx
+def test_two_builders_at_once_leave_one_good_engine_and_one_builds(small, folder):
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        jobs = [(str(small), str(folder), time.time() + 5.0)] * 2
+        results = pool.map(_build_once, jobs, chunksize=1)
+    assert {path for path, _ in results} == {str(next(p for p, _ in list_engines(folder)))}
+    assert sorted(count for _, count in results) == [0, 1]
+    assert sorted(p.suffix for p in folder.iterdir()) == ["", ".engine", ".json"]
+    check_engine(Path(results[0][0]))
+
+
+@needs_rtx
+def test_a_killed_builder_leaves_nothing_that_is_taken_for_an_engine(small, folder):
+    code = f"""
+import os, sys
+from pathlib import Path
+from runtime.engines import trt_cache
+from runtime.engines.trt_build import BuildOptions, engine_file
+write = trt_cache._write
+def die(path, data):
+    write(path, data[:100])
+    if path.suffix == ".engine":
+        os._exit(9)
+trt_cache._write = die
+engine_file(Path({str(small)!r}), precision="fp16", library="tensorrt-rtx", folder=Path({str(folder)!r}),
+            options=BuildOptions(targets=("86", "120")))
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 9
+    assert list(list_engines(folder)) == []
+    check_engine(engine_file(small, **RTX, folder=folder))
+
+
+@needs_rtx
+def test_a_gate_that_refuses_keeps_the_engine_out(small, folder):
+    seen = []
+
+    def refuse(candidate):
+        seen.append(expected_types(candidate.read_bytes())["conv1"])
+        raise EngineError("centre shift 3 mm, limit 0.5")
+
+    with pytest.raises(EngineError, match="centre shift 3 mm"):
+        engine_file(small, **RTX, folder=folder, gate=refuse)
+    assert seen == ["HALF"], "without a GPU the typed graph is judged"
+    assert list(list_engines(folder)) == []
+    path = engine_file(small, **RTX, folder=folder, gate=lambda candidate: None)
+    assert read_sidecar(path).gate == "passed by the typed graph"
+
+
+@needs_rtx
+def test_progress_is_told_and_an_interrupt_ends_the_build(small, folder):
+    class Steps:
+        def __init__(self, stop_at):
+            self.told, self.stop_at = [], stop_at
+
+        def stage(self, name):
+            self.told.append(name)
+
+        def step(self, done, total):
+            self.told.append((done, total))
+            if done == self.stop_at:
+                raise KeyboardInterrupt
+
+    steps = Steps(stop_at=2)
+    with pytest.raises(KeyboardInterrupt):
+        engine_file(small, **RTX, folder=folder, progress=steps)
+    assert list(list_engines(folder)) == []
+    steps = Steps(stop_at=None)
+    engine_file(small, **RTX, folder=folder, progress=steps)
+    assert steps.told[0] == "build small fp16 for tensorrt-rtx"
+    done, total = steps.told[-1]
+    assert done == total > 2
+
+
+@needs_rtx
+def test_building_prints_nothing_and_failures_are_one_line(small, folder, capfd):
+    engine_file(small, **RTX, folder=folder)
+    options = BuildOptions(targets=("86",), version_compatible=True)
+    with pytest.raises(EngineError, match=r"cannot build the engine: .*lean") as caught:
+        engine_file(small, precision="fp16", library="tensorrt-rtx", options=options, folder=folder)
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
+
+
+@needs_rtx
+def test_fp32_for_turing_is_refused_by_the_library_in_one_line(small, folder):
+    options = BuildOptions(targets=("75",))
+    with pytest.raises(EngineError, match=r"Turing \(SM75\): FP32 3D convolution is not supported"):
+        engine_file(small, precision="fp32", library="tensorrt-rtx", options=options, folder=folder)
+
+
+# What can be asked for.
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"library": "tensorrt-lite"}, "no engine library 'tensorrt-lite'; there are tensorrt, tensorrt-rtx"),
+        ({"precision": "fp8"}, "no precision 'fp8'"),
+        ({"options": BuildOptions(hardware_compatibility="all")}, "no hardware compatibility 'all'"),
+        ({"options": BuildOptions(targets=("90",))}, "builds for SM 75, 80, 86, 89, 120, 121, not for SM 90"),
+    ],
+)
+@needs_rtx
+def test_what_there_is_not_is_refused(small, asked, said):
+    values = {"precision": "fp16", "library": "tensorrt-rtx", "options": BuildOptions(), **asked}
+    with pytest.raises(EngineError, match=said):
+        engine_key(small, device=0, plan=PrecisionPlan(), **values)
+
+
+def key_on(monkeypatch, gpu, small, *, library="tensorrt", targets=()):
+    monkeypatch.setattr(trt_build, "find_gpu", lambda device=0: gpu)
+    monkeypatch.setattr(trt_build, "load_library", lambda name: FakeTensorRt())
+    options = BuildOptions(targets=targets)
+    return engine_key(small, precision="fp16", library=library, device=0, options=options, plan=PrecisionPlan())
+
+
+def test_the_key_holds_the_gpu_and_driver_of_engines_that_are_built_on_it(monkeypatch, small):
+    key = key_on(monkeypatch, GPU, small)
+    assert (key.targets, key.gpu, key.driver) == (("current",), "NVIDIA X SM 89", "580.1 CUDA 13.0")
+    assert key_on(monkeypatch, GPU, small, library="tensorrt-rtx").targets == ("current",)
+    elsewhere = key_on(monkeypatch, GPU, small, library="tensorrt-rtx", targets=("120",))
+    assert (elsewhere.targets, elsewhere.gpu, elsewhere.driver) == (("120",), "", "")
+
+
+def test_gpus_that_a_library_cannot_build_for_are_refused(monkeypatch, small):
+    hopper = Gpu(0, "NVIDIA H200", (9, 0), 1000, "580.1", (13, 0))
+    with pytest.raises(EngineError, match=r"this GPU is SM 90: use the engine tensorrt"):
+        key_on(monkeypatch, hopper, small, library="tensorrt-rtx")
+    assert key_on(monkeypatch, hopper, small).gpu == "NVIDIA H200 SM 90"
+    with pytest.raises(EngineError, match="the NVIDIA driver offers none"):
+        key_on(monkeypatch, None, small)
+    with pytest.raises(EngineError, match="--targets is for tensorrt-rtx"):
+        key_on(monkeypatch, GPU, small, targets=("89",))
+
+
+def test_engines_of_other_versions_gpus_and_drivers_are_stale(monkeypatch, small):
+    key = key_on(monkeypatch, GPU, small)
+    assert why_stale(key) == ""
+    newer = Gpu(0, "NVIDIA X", (8, 9), 1000, "590.2", (13, 1))
+    monkeypatch.setattr(trt_build, "find_gpu", lambda device=0: newer)
+    assert "this machine has NVIDIA X SM 89 with driver 590.2" in why_stale(key)
+    monkeypatch.setattr(trt_build, "find_gpu", lambda device=0: None)
+    assert "no GPU is there" in why_stale(key)
+    monkeypatch.setattr(trt_build, "load_library", lambda name: FakeTensorRt(version="12.0"))
+    assert "12.0 is installed, and it was built by 11.1" in why_stale(key)
+
+
+def test_a_library_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setattr("runtime.engines.trt_library.find_spec", lambda name: None)
+    with pytest.raises(EngineError, match="tensorrt is not installed; install it with: pip install tensorrt"):
+        load_library("tensorrt")
+
+
+# TensorRT 10 and 11, on a stand-in.
+
+
+@pytest.fixture(params=["10.16", "11.1"])
+def fake(request, monkeypatch):
+    library = FakeTensorRt(version=request.param)
+    monkeypatch.setattr(trt_build, "load_library", lambda name: library)
+    monkeypatch.setattr(trt_build, "find_gpu", lambda device=0: GPU)
+    return library
+
+
+def build(small, folder, **options):
+    values = {"precision": "fp16", "library": "tensorrt", "folder": folder}
+    return engine_file(small, **values, options=BuildOptions(**options))
+
+
+def test_tensorrt_10_and_11_build_through_the_same_path(fake, small, folder):
+    path = build(small, folder, max_batch=4, workspace_mb=512)
+    config = fake.configs[0]
+    # TensorRT 10 must be told to keep to the graph's types; 11 has no flag for it.
+    assert fake.network_flags == ([1] if fake.__version__ == "10.16" else [0])
+    assert config.cleared == ["TF32"]
+    assert config.set == []
+    assert config.limits == {"WORKSPACE": 512 * 2**20}
+    assert config.profiles == [{"image": ((1, 1, 8, 8, 8), (4, 1, 8, 8, 8), (4, 1, 8, 8, 8))}]
+    assert config.hardware_compatibility_level == "NONE"
+    assert read_sidecar(path).key.gpu == "NVIDIA X SM 89"
+    assert fake.loaded == [path.read_bytes()], "it is loaded once to read its types back"
+
+
+def test_tensorrts_timing_cache_goes_from_build_to_build(fake, small, folder):
+    build(small, folder)
+    (cache,) = folder.glob("timing-*.cache")
+    build(small, folder, max_batch=2)
+    assert [config.timing for config in fake.configs] == [b"", cache.read_bytes()[:-1]]
+
+
+def test_compatibility_is_asked_for_and_written_down(fake, small, folder):
+    path = build(small, folder, hardware_compatibility="ampere_plus", version_compatible=True)
+    assert fake.configs[0].hardware_compatibility_level == "AMPERE_PLUS"
+    assert fake.configs[0].set == ["VERSION_COMPATIBLE"]
+    assert fake.host_code_allowed == [True]
+    with pytest.raises(EngineError, match="carries code"):
+        check_engine(path)
+    assert build(small, folder, hardware_compatibility="ampere_plus", version_compatible=True) == path
+
+
+@pytest.mark.parametrize(
+    ("lie", "said"),
+    [
+        ({"dtype": "HALF"}, r"takes and gives .*HALF"),
+        ({"shape": (-1, 1, 4, 4, 4)}, r"takes and gives .*4, 4, 4"),
+        ({"batch": (1, 1, 4)}, r"batches from 1 to 4, not from 1 to 8"),
+        ({"unloadable": True}, r"cannot load the engine that it built: no such thing"),
+    ],
+)
+def test_an_engine_that_reads_back_otherwise_is_refused(fake, small, folder, lie, said):
+    fake.lie = lie
+    with pytest.raises(EngineError, match=said):
+        build(small, folder)
+    assert list(list_engines(folder)) == []
+
+
+def test_a_gate_judges_the_engine_itself_where_its_gpu_is(fake, small, folder):
+    seen = []
+    path = engine_file(
+        small, precision="fp16", library="tensorrt", folder=folder, gate=lambda candidate: seen.append(candidate.name)
+    )
+    assert seen == [path.name]
+    assert read_sidecar(path).gate == "passed by the engine"
+
+
+def test_a_graph_that_the_library_cannot_read_is_told(fake, small, folder):
+    fake.lie = {"unreadable": True}
+    with pytest.raises(EngineError, match=r"cannot read the network: no importer for Conv"):
+        build(small, folder)
+
+
+def test_check_engine_types_wants_what_the_graph_says(fake, small):
+    engine = fake.Runtime(None).deserialize_cuda_engine(typed_graph(small, "fp16"))
+    check_engine_types(engine, typed_graph(small, "fp16"), max_batch=8)
+    other = small.with_name("other.onnx")
+    onnx.save(onnx.compose.add_prefix(small_network(), "x_"), other)
+    with pytest.raises(EngineError, match="the network takes and gives"):
+        check_engine_types(engine, typed_graph(other, "fp16"), max_batch=8)
