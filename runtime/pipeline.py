@@ -14,13 +14,14 @@ import numpy as np
 
 from runtime.bundle import Bundle, BundleSpec, open_bundle
 from runtime.describe import body_masks, describe, notice, reported, warnings
+from runtime.device.session import offers_device_tensors
 from runtime.engines import open_session, select_engine, triton
 from runtime.engines.base import EngineInfo, Session
 from runtime.engines.triton_server import TritonServer
 from runtime.errors import BundleError, InputError, OutOfMemoryError
 from runtime.findings import BundleInfo, Findings, ScanInfo
 from runtime.levels import LevelCall, decode_levels, level_evidence
-from runtime.localise import Centre, locate
+from runtime.localise import Centre
 from runtime.memory import MIB, peak_memory_mb
 from runtime.morphometry import measure_vertebrae
 from runtime.order import cranial_to_caudal
@@ -28,7 +29,8 @@ from runtime.padding import find_padding, without_padded
 from runtime.paste import paste_masks
 from runtime.progress import NoProgress, Progress
 from runtime.readers import read_scan
-from runtime.resample import resample, working_grid
+from runtime.resample import working_grid
+from runtime.scan_access import ScanAccess, scan_opener
 from runtime.segment import SegmentedVertebra, segment
 from runtime.volume import Volume
 
@@ -117,16 +119,24 @@ class _OneAtATime:
         self.close()
 
 
+def _in_turns(sessions: Sequence[Session]) -> list[Session]:
+    """The sessions, such that several threads may use them; on the GPU the path that a scan takes sees to that."""
+    on_gpu = all(offers_device_tensors(session) for session in sessions)
+    return [session if on_gpu else _OneAtATime(session) for session in sessions]
+
+
 class Pipeline:
     """An open bundle on an engine; serves many scans, from several threads. Close it, or use it in ``with``."""
 
     def __init__(
         self, bundle: Bundle, locnet: Session, fracsegnet: Session, levelnet: Session | None, resources: ExitStack
     ) -> None:
-        """Use ``Pipeline.open``; ``resources`` owns the sessions."""
-        self._bundle, self._resources = bundle, resources
-        self._locnet, self._fracsegnet = _OneAtATime(locnet), _OneAtATime(fracsegnet)
-        self._levelnet = None if levelnet is None else _OneAtATime(levelnet)
+        """Use ``Pipeline.open``; ``resources`` owns the sessions, and is emptied into the pipeline."""
+        sessions = _in_turns([locnet, fracsegnet, *([] if levelnet is None else [levelnet])])
+        self._bundle, self._open_scan = bundle, scan_opener(sessions, resources)
+        self._locnet, self._fracsegnet = sessions[:2]
+        self._levelnet = sessions[2] if len(sessions) > 2 else None
+        self._resources = resources.pop_all()
 
     @classmethod
     def open(
@@ -165,8 +175,7 @@ class Pipeline:
                 for file in (network.file for network in spec.networks)
             ]
             levelnet = sessions[2] if spec.levelnet is not None else None
-            pipeline = cls(opened, sessions[0], sessions[1], levelnet, stack.pop_all())
-        return pipeline
+            return cls(opened, sessions[0], sessions[1], levelnet, stack)
 
     @property
     def spec(self) -> BundleSpec:
@@ -209,13 +218,15 @@ class Pipeline:
 
     def _analyse(self, volume: Volume, clock: Stopwatch) -> Analysis:
         frac, batch = self.spec.fracsegnet, 1 if self.engine_info.device == "CPU" else GPU_BATCH
-        found = self._label(volume, self._locate(volume, clock), clock, batch=batch)
-        with clock.stage("segment"):
-            segmented = segment(
-                volume, found.centres, frac, self._fracsegnet, batch=batch, progress=clock.progress.step
-            )
-            inside = without_padded(segmented, find_padding(volume), threshold=frac.mask_threshold)
-            calls = self._calls(inside, found)
+        with self._open_scan(volume) as scan:
+            found = self._label(volume, scan, self._locate(volume, scan, clock), clock, batch=batch)
+            with clock.stage("segment"):
+                step = clock.progress.step
+                segmented = segment(
+                    volume, found.centres, frac, self._fracsegnet, batch=batch, access=scan, progress=step
+                )
+                inside = without_padded(segmented, find_padding(volume), threshold=frac.mask_threshold)
+                calls = self._calls(inside, found)
         with clock.stage("measure"):
             masks = body_masks(inside, calls, mask_threshold=frac.mask_threshold)
             grading = self.spec.grading
@@ -247,19 +258,20 @@ class Pipeline:
         )
         return Analysis(findings, labels, volume, notice(self.spec))
 
-    def _locate(self, volume: Volume, clock: Stopwatch) -> _Candidates:
+    def _locate(self, volume: Volume, scan: ScanAccess, clock: Stopwatch) -> _Candidates:
         """The centres that the first network finds, from cranial to caudal; not more than a patient can have."""
         spec = self.spec.locnet
         with clock.stage("resample"):
-            grid = working_grid(volume.grid, spec.spacing_mm)
-            hu = resample(volume, grid)
+            image = scan.image_on(working_grid(volume.grid, spec.spacing_mm))
         with clock.stage("locate"):
-            centres = locate(hu, grid, spec, self._locnet, progress=clock.progress.step)
+            centres = image.locate(spec, self._locnet, progress=clock.progress.step)
         kept = sorted(centres, key=lambda centre: -centre.confidence)[:MOST_VERTEBRAE]
         order = cranial_to_caudal([centre.centre_ras_mm for centre in kept])
         return _Candidates(tuple(kept[i] for i in order), None, len(centres) - len(kept), 0)
 
-    def _label(self, volume: Volume, found: _Candidates, clock: Stopwatch, *, batch: int) -> _Candidates:
+    def _label(
+        self, volume: Volume, scan: ScanAccess, found: _Candidates, clock: Stopwatch, *, batch: int
+    ) -> _Candidates:
         """The candidates with what the third network says of them, without those that are no vertebra."""
         spec, centres = self.spec.levelnet, found.centres
         if spec is None or self._levelnet is None:
@@ -267,7 +279,7 @@ class Pipeline:
         with clock.stage("label"):
             points = [centre.centre_ras_mm for centre in centres]
             step = clock.progress.step
-            evidence = level_evidence(volume, points, spec, self._levelnet, batch=batch, progress=step)
+            evidence = level_evidence(volume, points, spec, self._levelnet, batch=batch, access=scan, progress=step)
             calls = decode_levels(points, [centre.confidence for centre in centres], evidence)
         kept = [i for i, call in enumerate(calls) if call.is_vertebra]
         return replace(

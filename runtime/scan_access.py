@@ -54,8 +54,8 @@ class ScanAccess(Protocol):
         ...
 
 
-ScanContext = AbstractContextManager[ScanAccess]
-"""A scan that can be reached for as long as the context lasts."""
+ScanOpener = Callable[[Volume], AbstractContextManager[ScanAccess]]
+"""Gives a context in which a scan can be reached."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,15 +102,12 @@ class ScanOnHost:
         return session(normalise(extract_crops(self.volume, grids)[:, None], intensity))
 
 
-def scan_opener(sessions: Sequence[Session], resources: ExitStack) -> Callable[[Volume], ScanContext]:
+def scan_opener(sessions: Sequence[Session], resources: ExitStack) -> ScanOpener:
     """How a pipeline's scans are brought to where its engine wants them: onto the GPU if all sessions take them there.
 
     Args:
         sessions: of one engine and device.
         resources: owns what stays open between scans.
-
-    Returns:
-        A function that gives a context in which the scan can be reached.
 
     Raises:
         EngineError: the GPU's driver refuses.

@@ -45,13 +45,8 @@ class DevicePath:
 
     @contextmanager
     def scan(self, volume: Volume) -> Iterator[ScanOnDevice]:
-        """Bring a scan onto the GPU, for as long as the context lasts.
-
-        Raises:
-            OutOfMemoryError: it does not fit.
-        """
-        with self.turn() as on:
-            scan = ScanOnDevice(self, on.upload(volume.array), volume.grid)
+        """A scan that is brought onto the GPU when it is first used, and leaves it with the context."""
+        scan = ScanOnDevice(self, volume)
         try:
             yield scan
         finally:
@@ -71,15 +66,24 @@ class DevicePath:
 
 
 class ScanOnDevice:
-    """A scan's voxels on a GPU; see ``ScanAccess``. ``DevicePath.scan`` makes and frees it."""
+    """A scan's voxels on a GPU; see ``ScanAccess``. ``DevicePath.scan`` makes and frees it.
 
-    def __init__(self, path: DevicePath, voxels: DeviceArray, grid: Grid) -> None:
-        self._path, self._voxels, self._grid = path, voxels, grid
+    Its first use uploads it, and raises OutOfMemoryError where it does not fit.
+    """
+
+    def __init__(self, path: DevicePath, volume: Volume) -> None:
+        self._path, self._volume = path, volume
+        self._voxels: DeviceArray | None = None
 
     def image_on(self, grid: Grid) -> ImageOnDevice:
         """See ``ScanAccess``."""
         with self._path.turn() as on:
-            return ImageOnDevice(self._path, resample(self._voxels, self._grid, grid, on), grid)
+            return ImageOnDevice(self._path, resample(self._there(on), self._volume.grid, grid, on), grid)
+
+    def _there(self, on: Stream) -> DeviceArray:
+        if self._voxels is None:
+            self._voxels = on.upload(self._volume.array)
+        return self._voxels
 
     def run_crops(self, session: Session, grids: Sequence[Grid], intensity: IntensityWindow) -> Outputs:
         """See ``ScanAccess``."""
@@ -87,7 +91,7 @@ class ScanOnDevice:
         def fill(block: DeviceArray, first: int, on: Stream) -> None:
             here = on.zeros((1, 3), np.int64)
             for i in range(block.shape[0]):
-                crop = resample(self._voxels, self._grid, grids[first + i], on)
+                crop = resample(self._there(on), self._volume.grid, grids[first + i], on)
                 gather_windows(crop, here, 0, intensity, block[i : i + 1], on)
 
         return _run(self._path, session, len(grids), _one_shape(grids), fill)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from runtime import output, pipeline
+from runtime import output, scan_access
 from runtime.errors import InputError, OutOfMemoryError
 from runtime.findings import from_json, schema
 from runtime.infer import build_parser, main
@@ -143,18 +143,18 @@ def test_memory_that_runs_out_is_status_4(there, run, monkeypatch, capsys):
     def no_memory(*_, **__):
         raise MemoryError
 
-    monkeypatch.setattr(pipeline, "resample", no_memory)
+    monkeypatch.setattr(scan_access, "resample", no_memory)
     assert run(there / "two.nii.gz") == OutOfMemoryError.exit_status == 4
     assert "did not fit in memory" in capsys.readouterr().err
     assert content(".") == set()
 
 
-@pytest.mark.parametrize("stage", ["locate", "paste_masks"])
+@pytest.mark.parametrize("stage", ["scan_access.locate", "pipeline.paste_masks"])
 def test_interrupted_while_working_is_status_130_and_leaves_nothing(there, run, monkeypatch, capsys, stage):
     def interrupt(*_, **__):  # by its own handler: background jobs of a shell start with the signal ignored
         signal.default_int_handler(signal.SIGINT, None)
 
-    monkeypatch.setattr(pipeline, stage, interrupt)
+    monkeypatch.setattr(f"runtime.{stage}", interrupt)
     assert run(there / "two.nii.gz") == 130
     assert "interrupted" in capsys.readouterr().err
     assert content(".") == set()
@@ -180,7 +180,7 @@ def test_a_defect_is_told_without_a_trace_unless_asked_for(there, run, monkeypat
     def defect(*_, **__):
         raise ZeroDivisionError("oops")
 
-    monkeypatch.setattr(pipeline, "resample", defect)
+    monkeypatch.setattr(scan_access, "resample", defect)
     assert run(there / "two.nii.gz") == 1
     err = capsys.readouterr().err
     assert "internal error: ZeroDivisionError: oops" in err
@@ -343,9 +343,9 @@ def test_the_real_process_refuses_with_one_line(there, tmp_path):
 @pytest.mark.skipif(os.name != "posix", reason="sends a POSIX signal")
 def test_the_real_process_stops_at_an_interrupt_and_leaves_nothing(there, ball_bundle):
     code = (
-        "import signal, sys, time, runtime.pipeline as p; from runtime.infer import main;"
+        "import signal, sys, time, runtime.scan_access as s; from runtime.infer import main;"
         "signal.signal(signal.SIGINT, signal.default_int_handler);"  # background jobs of a shell start with it ignored
-        "p.locate = lambda *_, **__: (print('here', flush=True), time.sleep(100));"
+        "s.locate = lambda *_, **__: (print('here', flush=True), time.sleep(100));"
         "sys.exit(main(sys.argv[1:]))"
     )
     command = [sys.executable, "-c", code, str(there / "two.nii.gz"), "--bundle", str(ball_bundle)]

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 import runtime
-from runtime import pipeline as pipeline_module
+from runtime import scan_access
 from runtime.bundle import open_bundle, write_bundle
 from runtime.errors import BundleError, EngineError, InputError, OutOfMemoryError
 from runtime.findings import schema, to_json
 from runtime.grading import GradingSpec, grade_probabilities
 from runtime.pipeline import MOST_VERTEBRAE, Pipeline
+from runtime.resample import working_grid
 from runtime.volume import Grid, Volume
 
 
@@ -206,14 +207,14 @@ def test_a_level_that_is_not_sure_is_null_and_that_is_said(naming, level_scan):
 def test_merged_duplicates_leave_no_gap_in_the_levels(naming, level_scan, monkeypatch):
     """Two centres 12 mm apart can both pass for vertebrae; once their masks have shown them to be one, it is one."""
     scan = level_scan(["L1", "L2", "L3"])
-    located = pipeline_module.locate
+    located = scan_access.locate
 
     def twice(*args, **options):
         centres = located(*args, **options)
         x, y, z = centres[1].centre_ras_mm
         return (*centres, replace(centres[1], centre_ras_mm=(x, y, z - 9.0), confidence=0.5))
 
-    monkeypatch.setattr(pipeline_module, "locate", twice)
+    monkeypatch.setattr(scan_access, "locate", twice)
     assert [v.level for v in naming.run(scan.volume).vertebrae] == ["L1", "L2", "L3"]
 
 
@@ -300,17 +301,17 @@ def test_memory_that_runs_out_is_told_with_sizes(pipeline, ball_scan, monkeypatc
     def no_memory(*_, **__):
         raise MemoryError
 
-    monkeypatch.setattr(pipeline_module, "resample", no_memory)
+    monkeypatch.setattr(scan_access, "resample", no_memory)
     with pytest.raises(OutOfMemoryError, match=r"balls \(40 x 40 x 35 voxels, .* MiB\) did not fit"):
         pipeline.run(ball_scan(2).volume)
 
 
 def test_a_network_that_sees_vertebrae_everywhere_is_cut_short(pipeline, ball_scan, monkeypatch):
     scan = ball_scan(1)
-    (centre,) = pipeline_module.locate(*_working(scan.volume), pipeline.spec.locnet, pipeline._locnet)
+    (centre,) = scan_access.locate(*_working(scan.volume), pipeline.spec.locnet, pipeline._locnet)
     x, y, z = centre.centre_ras_mm
     many = [replace(centre, centre_ras_mm=(x, y, z - 50.0 * i), confidence=1 - i / 100) for i in range(70)]
-    monkeypatch.setattr(pipeline_module, "locate", lambda *_, **__: tuple(many))
+    monkeypatch.setattr(scan_access, "locate", lambda *_, **__: tuple(many))
     findings = pipeline.run(scan.volume)
     assert len(findings.vertebrae) == MOST_VERTEBRAE
     assert any("10 more vertebrae" in text for text in findings.warnings)
@@ -318,8 +319,8 @@ def test_a_network_that_sees_vertebrae_everywhere_is_cut_short(pipeline, ball_sc
 
 
 def _working(volume):
-    grid = pipeline_module.working_grid(volume.grid, 2.0)
-    return pipeline_module.resample(volume, grid), grid
+    grid = working_grid(volume.grid, 2.0)
+    return scan_access.resample(volume, grid), grid
 
 
 def test_what_cannot_be_opened_is_refused(ball_bundle, tmp_path):
