@@ -160,21 +160,31 @@ def bundle(tmp_path_factory):
 @pytest.fixture
 def tensorrt(monkeypatch, tmp_path):
     """Let the pipeline choose the stand-in of TensorRT, in FP32."""
-    fake_tensorrt.pretend_machine(monkeypatch, HostDriver(), CountingStream, tmp_path)
+    streams = []
+
+    def stream(device):
+        streams.append(CountingStream(device))
+        return streams[-1]
+
+    fake_tensorrt.pretend_machine(monkeypatch, HostDriver(), stream, tmp_path)
     choice = EngineChoice(engine_module("tensorrt"), "tensorrt", "fp32", 0, "a test")
-    return lambda: monkeypatch.setattr("runtime.pipeline.select_engine", lambda *_, **__: choice)
+    monkeypatch.setattr("runtime.pipeline.select_engine", lambda *_, **__: choice)
+    return streams
 
 
-def test_findings_and_labels_are_those_of_the_processor(bundle, tensorrt):
+def test_findings_and_labels_are_those_of_the_processor(bundle, request):
     from runtime.pipeline import Pipeline
 
-    scan = conftest.coloured(conftest.make_scan(3, spacing_mm=(3.0, 3.0, 4.0)), ["T12", "L1", "L2"]).volume
+    scan = conftest.coloured(conftest.make_scan(3, spacing_mm=(4.0, 4.0, 4.0)), ["T12", "L1", "L2"]).volume
     with Pipeline.open(bundle, engine="onnxruntime", threads=1) as pipeline:
         expected = pipeline.analyse(scan)
-    tensorrt()
+    streams = request.getfixturevalue("tensorrt")
     with Pipeline.open(bundle) as pipeline:
         assert pipeline.engine_info.device == "NVIDIA RTX 4090"
         found = pipeline.analyse(scan)
     assert len(expected.findings.vertebrae) >= 2
     assert found.findings.vertebrae == expected.findings.vertebrae
     np.testing.assert_array_equal(found.labels, expected.labels)
+    *sessions, path = streams
+    assert [stream.uploaded for stream in sessions] == [[], [], []], "tensors went by way of the host"
+    assert path.uploaded.count(scan.array.nbytes) == 1
