@@ -28,7 +28,7 @@ _CUDA_PACKAGES = {"cu12": 12, "cu13": 13}
 def preflight(name: str, *, device: int) -> Preflight:
     """Whether an engine can run here: library, packages, driver and GPU are looked at, in that order.
 
-    Nothing is opened on the GPU. FP16 comes first: it is what these libraries are for, and its graphs are gated.
+    Nothing is opened on the GPU.
 
     Args:
         name: ``"tensorrt"`` or ``"tensorrt-rtx"``.
@@ -51,9 +51,17 @@ def preflight(name: str, *, device: int) -> Preflight:
         version = str(load_library(name).__version__)
     except EngineError as error:
         return Preflight(False, str(error).rstrip("."), device=gpu.name)
-    precisions = ("fp16", "fp32", "bf16") if gpu.sm >= _OLDEST_SM_OF_BF16 else ("fp16", "fp32")
+    precisions = _precisions(gpu, name)
     said = f"{title} {version} runs on {gpu.name} (SM {gpu.sm}, driver {gpu.driver}) in {' or '.join(precisions)}"
     return Preflight(True, said, version, gpu.name, precisions)
+
+
+def _precisions(gpu: Gpu, name: str) -> tuple[str, ...]:
+    """What the library computes in on a GPU, FP16 first: it is what these libraries are for."""
+    if gpu.sm >= _OLDEST_SM_OF_BF16:
+        return "fp16", "fp32", "bf16"
+    # On Turing TensorRT-RTX has no 3D convolution in FP32.
+    return ("fp16",) if name == "tensorrt-rtx" else ("fp16", "fp32")
 
 
 def _why_not_on(gpu: Gpu, name: str) -> str:
@@ -66,12 +74,12 @@ def _why_not_on(gpu: Gpu, name: str) -> str:
         )
     if gpu.sm < _OLDEST_SM:
         return f"{title} runs on GPUs from SM {_OLDEST_SM} on; {gpu.name} is SM {gpu.sm}"
-    needs = _cuda_of_package(name)
-    if needs and gpu.cuda[0] < needs:
-        return (
-            f"{title} was built for CUDA {needs}, and the driver {gpu.driver} runs CUDA {gpu.cuda[0]}.{gpu.cuda[1]}: "
-            f"update the driver, or pip install {name}-cu{gpu.cuda[0]} numba-cuda[cu{gpu.cuda[0]}]"
-        )
+    for what, needs in ((title, _cuda_of_package(name)), ("numba-cuda's compiler", _cuda_of_toolkit())):
+        if needs and gpu.cuda[0] < needs:
+            return (
+                f"{what} is for CUDA {needs}, and the driver {gpu.driver} runs CUDA {gpu.cuda[0]}.{gpu.cuda[1]}: "
+                f"update the driver, or pip install {name}-cu{gpu.cuda[0]} numba-cuda[cu{gpu.cuda[0]}]"
+            )
     return ""
 
 
@@ -84,6 +92,14 @@ def _cuda_of_package(name: str) -> int | None:
             continue
         return cuda
     return None
+
+
+def _cuda_of_toolkit() -> int | None:
+    """The CUDA version whose compiler numba-cuda was installed with; None where pip did not bring it."""
+    try:
+        return int(distribution("cuda-toolkit").version.split(".")[0])
+    except PackageNotFoundError:
+        return None
 
 
 def open_session(name: str, model: Path, *, precision: str, device: int, reason: str) -> Session:

@@ -6,12 +6,14 @@ import logging
 import re
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from runtime.device import graph
 from runtime.device.session import offers_device_tensors
 from runtime.engines import EngineChoice, engine_module, trt_engine
 from runtime.engines.base import EngineInfo
@@ -314,24 +316,28 @@ def test_tensorrt_rtx_runs_on_its_targets_with_fp16_first(machine, monkeypatch, 
     with_gpu(monkeypatch, sm=sm)
     found = engine_module("tensorrt-rtx").preflight()
     assert found.available
-    assert found.precisions == (("fp16", "fp32") if sm < 80 else ("fp16", "fp32", "bf16"))
+    assert found.precisions == (("fp16",) if sm < 80 else ("fp16", "fp32", "bf16"))
+    assert engine_module("tensorrt").preflight().precisions[:2] == ("fp16", "fp32")
     assert found.version == "1.7.1.116"
     assert found.device == "NVIDIA RTX 4090"
 
 
-@pytest.mark.parametrize("package", [12, 13])
+@pytest.mark.parametrize(("package", "compiler"), [(12, 12), (13, 13), (12, 13), (13, None), (None, None)])
 @pytest.mark.parametrize("driver", [(12, 4), (13, 0)])
-def test_a_driver_older_than_the_packages_cuda_is_told(machine, monkeypatch, package, driver):
+def test_a_driver_older_than_the_packages_cuda_is_told(machine, monkeypatch, package, compiler, driver):
+    versions = {f"tensorrt-rtx-cu{package}": "1.7", "cuda-toolkit": compiler and f"{compiler}.2.0"}
+
     def distribution(name):
-        if not name.endswith(f"cu{package}"):
+        if versions.get(name) is None:
             raise PackageNotFoundError(name)
+        return SimpleNamespace(version=versions[name])
 
     monkeypatch.setattr(trt_engine, "distribution", distribution)
     with_gpu(monkeypatch, cuda=driver)
     found = engine_module("tensorrt-rtx").preflight()
-    assert found.available == (driver[0] >= package)
+    assert found.available == (driver[0] >= max(package or 0, compiler or 0))
     if not found.available:
-        assert "update the driver, or pip install tensorrt-rtx-cu12" in found.reason
+        assert "update the driver, or pip install tensorrt-rtx-cu12 numba-cuda[cu12]" in found.reason
 
 
 def test_a_library_that_cannot_be_loaded_is_told(machine, monkeypatch):
@@ -352,3 +358,38 @@ def test_a_session_made_from_rubbish_leaves_nothing(machine):
     caught.value.__traceback__ = None
     del caught
     assert everything_is_freed(machine)
+
+
+# The stand-in has no more than the library has.
+
+
+@pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="needs tensorrt-rtx")
+def test_what_the_stand_in_offers_is_there_in_the_library():
+    import tensorrt_rtx
+
+    pairs = {
+        "Runtime": fake_tensorrt._Runtime,
+        "ICudaEngine": fake_tensorrt._Engine,
+        "IExecutionContext": fake_tensorrt._Context,
+        "IRuntimeConfig": fake_tensorrt._Config,
+        "IRuntimeCache": fake_tensorrt._RuntimeCache,
+    }
+    for name, stand_in in pairs.items():
+        offered = {member for member in vars(stand_in) if not member.startswith("_")}
+        assert offered <= set(dir(getattr(tensorrt_rtx, name))), name
+        assert offered
+    for name in ("TensorIOMode", "TensorLocation", "CudaGraphStrategy"):
+        there = getattr(tensorrt_rtx, name)
+        assert all(hasattr(there, member.name) for member in getattr(fake_tensorrt, name)), name
+    assert all(hasattr(tensorrt_rtx.DataType, member.name) for member in fake_tensorrt.DataType)
+    assert hasattr(tensorrt_rtx.IRuntimeConfig, "cuda_graph_strategy")
+    assert hasattr(tensorrt_rtx.ICudaEngine, "num_io_tensors")
+
+
+@pytest.mark.skipif(find_spec("cuda") is None or find_spec("cuda.bindings") is None, reason="needs cuda-python")
+def test_the_calls_of_cuda_graphs_are_there_in_the_binding():
+    from cuda.bindings import driver
+
+    calls = re.findall(r"driver\.(\w+)", Path(graph.__file__).read_text())
+    assert len(calls) >= 8
+    assert [call for call in calls if not hasattr(driver, call)] == []
