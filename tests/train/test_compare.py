@@ -141,8 +141,8 @@ def test_the_command_compares_and_goes_on(tmp_path: Path, capsys, monkeypatch) -
     assert command.main(arguments) == 0
     assert json.loads((tmp_path / "comparison.json").read_text()) == results
     capsys.readouterr()
-    assert command.main(["-o", str(tmp_path), "--training", "2,1,1,1"]) == 2
-    assert "drawn differently" in capsys.readouterr().err
+    assert command.main([*arguments, "--head-steps", "2"]) == 2
+    assert "other crops, steps or networks" in capsys.readouterr().err
 
 
 def test_tables_say_where_nothing_was_measured() -> None:

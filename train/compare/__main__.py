@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from runtime.errors import VertscanError
+from runtime.errors import InputError, VertscanError
 from runtime.extras import stop_without
 
 try:
@@ -85,6 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def compare(out: Path, effort: Effort, training: Sequence[int], evaluation: Sequence[int]) -> list[Result]:
     """Everything, into ``out``; the tables are written anew after each run."""
+    _settle(out, effort, training, evaluation)
     run = variants.SMALL
     train = data.kept_crops(out / "training.npz", training, run, seeds=data.TRAINING_SEEDS, seed=1)
     test = data.kept_crops(out / "evaluation.npz", evaluation, run, seeds=data.EVALUATION_SEEDS, seed=2)
@@ -96,6 +97,20 @@ def compare(out: Path, effort: Effort, training: Sequence[int], evaluation: Sequ
             results.append(result)
             _write(out, effort, training, evaluation, results)
     return results
+
+
+def _settle(out: Path, effort: Effort, training: Sequence[int], evaluation: Sequence[int]) -> None:
+    """Write what determines the results beside them. Raises InputError when those there were made otherwise.
+
+    More seeds may be added later.
+    """
+    path = out / "settings.json"
+    steps = {name: count for name, count in asdict(effort).items() if name.endswith("_steps")}
+    values = {"training": list(training), "evaluation": list(evaluation), **steps, "run": asdict(variants.SMALL)}
+    text = json.dumps(values, indent=2) + "\n"
+    if path.is_file() and path.read_text(encoding="utf-8") != text:
+        raise InputError(f"{out} holds a comparison with other crops, steps or networks; name another folder with -o.")
+    write_text(path, text)
 
 
 def _heads(

@@ -12,7 +12,7 @@ from train.networks import FracSegNetConfig, UNetConfig
 SMALL = FracSegNetRun(
     network=FracSegNetConfig(UNetConfig((4, 16, 32), 32), crop=32),
     loop=LoopConfig(
-        batch=8, learning_rate=2e-3, warmup=20, ema=0.98, validation_samples=8, precision="32-true", workers=0
+        batch=8, learning_rate=8e-3, warmup=20, ema=0.98, validation_samples=8, precision="32-true", workers=0
     ),
     spacing_mm=3.0,
 )
@@ -50,8 +50,8 @@ class Effort:
 
     start_steps: int = 300
     head_steps: int = 800
-    whole_steps: int = 100
-    head_seeds: int = 5
+    whole_steps: int = 80
+    head_seeds: int = 3
     whole_seeds: int = 2
 
 
@@ -64,7 +64,7 @@ def start_run(effort: Effort) -> FracSegNetRun:
 def whole_run(name: str, seed: int, effort: Effort, start: Path) -> FracSegNetRun:
     """A whole network that goes on from the best weights in the folder ``start``."""
     run = WHOLE[name]
-    loop = replace(run.loop, learning_rate=1e-3, seed=seed, start_from=str(start))
+    loop = replace(run.loop, learning_rate=3e-3, seed=seed, start_from=str(start))
     return replace(run, loop=_lasting(loop, effort.whole_steps))
 
 
