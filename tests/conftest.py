@@ -18,3 +18,32 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real scans in {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory) -> tuple[Path, Path]:
+    """Run folders of a tiny LocNet and a tiny FracSegNet."""
+    from tests.export.tiny import FRAC, LOC, trained
+    from train.networks import FracSegNet, LocNet
+
+    root = tmp_path_factory.mktemp("runs")
+    return trained(LOC, LocNet(LOC.network), root / "loc"), trained(FRAC, FracSegNet(FRAC.network), root / "frac")
+
+
+@pytest.fixture(scope="session")
+def levelnet(tmp_path_factory) -> Path:
+    """The run folder of a tiny LevelNet."""
+    from tests.export.tiny import LEVEL, trained
+    from train.networks import LevelNet
+
+    return trained(LEVEL, LevelNet(LEVEL.network), tmp_path_factory.mktemp("runs") / "level")
+
+
+@pytest.fixture(scope="session")
+def bundle(runs, levelnet, tmp_path_factory):
+    """A bundle of these tiny networks, exported once: that takes a while."""
+    from export.bundle import Choices, make_bundle
+
+    folder = tmp_path_factory.mktemp("bundle") / "b"
+    choices = Choices(overlap=0.25, min_level_confidence=0.6)
+    return make_bundle(*runs, folder, levelnet=levelnet, name="tiny", version="1.2.3", choices=choices)
