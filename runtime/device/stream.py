@@ -158,13 +158,13 @@ class Stream:
         self.close()
 
     def _translated(self, error: Exception) -> VertscanError:
-        said = str(getattr(error, "msg", error)).strip().splitlines()
+        said = " ".join(str(getattr(error, "msg", error)).split())[:200].rstrip(" .:") or type(error).__name__
         if _OUT_OF_MEMORY in str(error):
             return OutOfMemoryError(
-                f"The memory of GPU {self._device} is full ({said[0]}): close other programs that use it, crop the "
+                f"The memory of GPU {self._device} is full ({said}): close other programs that use it, crop the "
                 "scan to the spine, or use --engine openvino."
             )
-        return EngineError(f"GPU {self._device} failed: {said[0] if said else type(error).__name__}.")
+        return EngineError(f"GPU {self._device} failed: {said}.")
 
 
 def _free_unused(context: Any) -> None:
