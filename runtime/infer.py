@@ -176,7 +176,7 @@ def _one_scan(pipeline: Pipeline, scan: Path, folder: Path, arguments: argparse.
     if arguments.json:
         _print(to_json(findings, indent=2 if len(arguments.scans) == 1 else None))
     else:
-        _print(f"{table(findings, notice=analysis.notice)}\n\nresults in {ascii(str(folder))[1:-1]}\n")
+        _print(f"{table(findings, notice=analysis.notice)}\n\nresults in {_shown(folder)}\n")
     return 0
 
 
@@ -204,6 +204,16 @@ def _print(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):
             raise InputError(f"stdout can't be written ({error.strerror}); the results are on disk.") from error
+
+
+def _shown(path: Path) -> str:
+    """The path as it can be copied from the terminal; what that can't show is escaped."""
+    text = str(path)
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return ascii(text)[1:-1]
+    return text if text.isprintable() else ascii(text)[1:-1]
 
 
 def _complain(text: str) -> None:

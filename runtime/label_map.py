@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
 
-from runtime.errors import InputError
+from runtime.errors import InputError, OutOfMemoryError
 from runtime.readers.checks import check_grid, check_shape
 from runtime.volume import Grid
 
@@ -36,6 +38,16 @@ TOTALSEGMENTATOR_LEVELS: Mapping[int, str] = MappingProxyType(
 """TotalSegmentator's labels (version 2, task ``total``); 25 is the sacrum, 26 its first segment."""
 
 
+@contextmanager
+def _silent(logger: logging.Logger) -> Iterator[None]:
+    """Keep a library's logger, which prints on stderr, quiet: what it tells is in the exception too."""
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
 def read_labels(path: Path) -> tuple[npt.NDArray[np.uint8], Grid]:
     """A NIfTI label map as uint8 (z, y, x) and its grid.
 
@@ -44,18 +56,24 @@ def read_labels(path: Path) -> tuple[npt.NDArray[np.uint8], Grid]:
         GeometryError: its grid cannot be used.
     """
     import nibabel
+    from nibabel import imageglobals
     from nibabel.filebasedimages import ImageFileError
+    from nibabel.spatialimages import HeaderDataError
 
     try:
-        image = nibabel.load(path)
-        values = np.asanyarray(image.dataobj)
+        with _silent(imageglobals.logger):
+            image = nibabel.load(path)
+            shape_zyx = check_shape(image.shape, path.name)
+            grid = check_grid(shape_zyx, image.affine, path.name)
+            values = np.asanyarray(image.dataobj)
     except FileNotFoundError as error:
         raise InputError(f"There is no file {path}; check the path.") from error
-    except (OSError, EOFError, ValueError, zlib.error, ImageFileError) as error:
+    except (OSError, EOFError, ValueError, OverflowError, zlib.error, ImageFileError, HeaderDataError) as error:
         raise InputError(
             f"{path} can't be read as a NIfTI label map ({error}). Give a .nii or .nii.gz file."
         ) from error
-    shape_zyx = check_shape(values.shape, path.name)
+    except MemoryError as error:
+        raise OutOfMemoryError(f"The label map {path} does not fit in memory; crop it to the spine.") from error
     if values.dtype.kind not in "iufb":
         raise InputError(f"{path} holds {values.dtype} instead of labels. Give a label map of whole numbers.")
     values = values.reshape(shape_zyx[::-1])
@@ -68,4 +86,4 @@ def read_labels(path: Path) -> tuple[npt.NDArray[np.uint8], Grid]:
     labels = np.ascontiguousarray(values.T.astype(np.uint8))
     if values.dtype.kind == "f" and not np.array_equal(labels.T, values):
         raise InputError(f"{path} holds values that are no whole numbers. Give a label map, not probabilities.")
-    return labels, check_grid(shape_zyx, image.affine, path.name)
+    return labels, grid

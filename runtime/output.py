@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -87,9 +87,17 @@ def write_results(analysis: Analysis, folder: Path, *, overview: bool, progress:
 
 def check_is_kept(scan: Path, folder: Path) -> None:
     """Raise InputError when results in ``folder`` would replace the scan itself, or lie among its slices."""
-    source, target = scan.resolve(), folder.resolve()
+    source, target = _resolved(scan), _resolved(folder)
     if source == target or (source.parent == target and source.name in RESULT_FILES):
         raise InputError(f"The results in {folder} would replace the scan {scan}; name another folder with -o.")
+
+
+def _resolved(path: Path) -> Path:
+    """The path without links; as it is where that can't be told, such as for links in a ring: using it will tell."""
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError):
+        return path
 
 
 def check_replaceable(folder: Path) -> None:
@@ -129,16 +137,46 @@ def replaced_whole(folder: Path) -> Iterator[Path]:
             fresh.mkdir()
             yield fresh
             check_replaceable(folder)
-            if folder.exists():
-                _exchange(fresh, folder, scratch / "old")
-            else:
-                fresh.rename(folder)
+            _put(fresh, folder, scratch / "old")
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _is_scratch(entry: Path) -> bool:
     return entry.name.startswith(_SCRATCH)
+
+
+def _put(fresh: Path, folder: Path, old: Path) -> None:
+    """Make ``fresh`` the results in ``folder``, and what was there ``old``."""
+    if not folder.exists():
+        try:
+            fresh.rename(folder)
+            return
+        except OSError:
+            if not folder.exists():  # else another run has just put its results there
+                raise
+    with _alone_in(folder):
+        _exchange(fresh, folder, old)
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Keep other runs from exchanging results in ``folder`` meanwhile: findings and masks are of one run.
+
+    Does nothing where the system or the file system has no locks on folders.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _exchange(fresh: Path, folder: Path, old: Path) -> None:

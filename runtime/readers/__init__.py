@@ -53,10 +53,20 @@ def read_scan(path: Path | str) -> Volume:
 
 
 def scan_name(path: Path) -> str:
-    """What a scan is called: the file's name without its ending, or the folder's name."""
-    if path.is_dir():
-        return path.resolve().name or "scan"
-    return path.name[: -len(_ending(path))] if _ending(path) else path.name
+    """What a scan is called: the file's name without its ending, or the folder's name.
+
+    Characters that can't be shown (line breaks, what steers terminals, bytes that are no UTF-8) become underscores: the
+    name goes into tables, pictures and JSON.
+    """
+    name = path.resolve().name if _is_folder(path) else path.name[: len(path.name) - len(_ending(path))]
+    return "".join(c if c.isprintable() else "_" for c in name) or "scan"
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # such as a name that is too long: reading it will tell
+        return False
 
 
 def _ending(path: Path) -> str:
@@ -66,10 +76,13 @@ def _ending(path: Path) -> str:
 def _reader_of(path: Path) -> Callable[[Path, str], Volume]:
     if not path.exists():
         raise InputError(f"There is no file or folder {path}; check the path.")
+    if not path.is_file():
+        raise InputError(f"{path} is a device or a pipe, not a file; copy the scan into a file first.")
     ending = _ending(path)
     if not ending:
+        met = f"its name ends with {path.suffix!r}" if path.suffix else "its name has no ending"
         raise InputError(
-            f"{path.name} is of an unknown kind: its name ends with {path.suffix or 'no ending'!r}. "
+            f"{path.name} is of an unknown kind: {met}. "
             f"Give a file ending with {', '.join(READERS)}, or a folder with a DICOM series."
         )
     return READERS[ending]

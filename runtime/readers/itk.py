@@ -17,6 +17,7 @@ def read(path: Path, name: str) -> Volume:
     """Reads one file; see :func:`runtime.readers.read_scan`."""
     import SimpleITK
 
+    _require_plain_header(path)
     sha256 = _sha256(path)
     reader = SimpleITK.ImageFileReader()
     reader.SetFileName(str(path))
@@ -38,6 +39,20 @@ def read(path: Path, name: str) -> Volume:
         voxels.put(first, values[first : first + voxels.planes_per_slab])
     array = voxels.finish()
     return Volume(array, grid, name, sha256, tuple(voxels.notes))
+
+
+def _require_plain_header(path: Path) -> None:
+    """Refuses an NRRD header of absurdly many lines: ITK's time for them grows with their square."""
+    if path.suffix.lower() != ".nrrd":
+        return
+    with path.open("rb") as file:
+        lines = 0
+        while file.readline(_LONGEST_LINE).strip(b"\r\n"):
+            lines += 1
+            if lines > _MOST_HEADER_LINES:
+                raise InputError(
+                    f"The header of {path.name} has more than {_MOST_HEADER_LINES} lines. Export the scan again."
+                )
 
 
 def _sha256(path: Path) -> str:
@@ -73,7 +88,10 @@ def _data_file(path: Path) -> Path | None:
     named = _header_fields(path).get("elementdatafile", "LOCAL")
     if named.upper() == "LOCAL" or named.upper().startswith("LIST") or "%" in named:
         return None
-    return path.parent / named
+    data = path.parent / named
+    if data.exists() and not data.is_file():
+        raise InputError(f"{path.name} names {named} as the file of its voxels, which is none. Export it again.")
+    return data
 
 
 def _require_scalars(reader: Any, file_name: str) -> None:
@@ -87,6 +105,8 @@ def _require_scalars(reader: Any, file_name: str) -> None:
         )
 
 
+_MOST_HEADER_LINES = 10_000
+_LONGEST_LINE = 2**20
 _ELEMENT_BYTES = {"char": 1, "short": 2, "int": 4, "long": 4, "long_long": 8, "float": 4, "double": 8}
 
 

@@ -16,6 +16,7 @@ from runtime.volume import Volume
 
 _CHUNK = 2**20
 _FORMS_MAY_DIFFER_MM = 0.5
+_GZIP_MAGIC = b"\x1f\x8b"
 _HEADER_SIZES = {348: "Nifti1Header", 540: "Nifti2Header"}
 
 
@@ -62,7 +63,15 @@ def read(path: Path, name: str) -> Volume:
         except EOFError as error:
             raise InputError(f"{path.name} is cut off: its compressed data end early. Copy the file again.") from error
         except (gzip.BadGzipFile, zlib.error) as error:
-            raise InputError(f"{path.name} is damaged or not gzipped ({error}). Copy the file again.") from error
+            raise InputError(_what_is_wrong_with_gzip(path, error)) from error
+
+
+def _what_is_wrong_with_gzip(path: Path, error: Exception) -> str:
+    with path.open("rb") as file:
+        start = file.read(4)
+    if _header_size(start):
+        return f"{path.name} is not gzipped, though its name says so. Rename it to {path.name[:-3]}."
+    return f"{path.name} is damaged ({error}). Copy the file again."
 
 
 def _read_stream(stream: _Stream, hashing: _HashingFile, file_name: str, name: str) -> Volume:
@@ -87,11 +96,9 @@ def _read_header(stream: _Stream, file_name: str) -> tuple[Any, int]:
     import nibabel as nib
 
     start = stream.read(4)
-    size = next((n for n in _HEADER_SIZES if start in (n.to_bytes(4, "little"), n.to_bytes(4, "big"))), 0)
+    size = _header_size(start)
     if not size:
-        raise InputError(
-            f"{file_name} is no NIfTI file: it starts with the bytes {start.hex() or 'nothing'}. Export the scan again."
-        )
+        raise InputError(_what_it_is_instead(start, file_name))
     block = bytearray(start)
     while len(block) < size and (data := stream.read(size - len(block))):
         block += data
@@ -103,6 +110,19 @@ def _read_header(stream: _Stream, file_name: str) -> tuple[Any, int]:
             f"{file_name} is not a single-file NIfTI: its magic is {bytes(header['magic'])!r}. Convert it to .nii.gz."
         )
     return header, size
+
+
+def _header_size(start: bytes) -> int:
+    """Bytes of the header that begins with these four, 0 when no NIfTI header does."""
+    return next((n for n in _HEADER_SIZES if start in (n.to_bytes(4, "little"), n.to_bytes(4, "big"))), 0)
+
+
+def _what_it_is_instead(start: bytes, file_name: str) -> str:
+    if not start:
+        return f"{file_name} is empty. Copy or export the scan again."
+    if start.startswith(_GZIP_MAGIC) and not file_name.lower().endswith(".gz"):
+        return f"{file_name} is gzipped, though its name does not say so. Rename it to {file_name}.gz."
+    return f"{file_name} is no NIfTI file: it starts with the bytes {start.hex()}. Export the scan again."
 
 
 def _affine(header: Any, file_name: str) -> tuple[np.ndarray, tuple[str, ...]]:

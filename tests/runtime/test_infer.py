@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -7,6 +8,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import jsonschema
@@ -15,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from runtime import output, scan_access
+from runtime import infer, output, scan_access
 from runtime.errors import InputError, OutOfMemoryError
 from runtime.findings import from_json, schema
 from runtime.infer import build_parser, main
@@ -303,6 +306,76 @@ def test_results_can_go_to_the_working_directory(there, run):
     assert run(there / "two.nii.gz", "-o", ".", "--no-overview") == 0
     assert content(".") == RESULTS - {"overview.png"}
     assert Path.cwd().stat().st_ino == before
+
+
+def test_odd_scans_do_not_stop_the_others(there, run, capsys):
+    (there / "ring.nii.gz").symlink_to("ring.nii.gz")
+    long = there / f"{'x' * 300}.nii.gz"
+    assert run(there / "ring.nii.gz", there / "two.nii.gz", "-o", "all", "--no-overview") == 2
+    assert content("all") == {"two.vertebrae"}
+    assert run(long, "-o", "long") == 2
+    assert run(long) == 2
+    err = capsys.readouterr().err
+    assert "internal error" not in err
+    assert len(err.splitlines()) == 3
+    assert content(".") == {"all"}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere the working directory can't vanish")
+def test_a_working_directory_that_is_gone_is_refused(there, run, capsys, monkeypatch, tmp_path):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert run(there / "two.nii.gz") == 2
+    assert "internal error" not in capsys.readouterr().err
+
+
+def test_the_results_path_can_be_copied_where_the_terminal_shows_it(there, run, capsys, monkeypatch):
+    scan = (there / "two.nii.gz").rename(there / "Müller, Jörg.nii.gz")
+    assert run(scan, "--no-overview") == 0
+    assert "results in Müller, Jörg.vertebrae\n" in capsys.readouterr().out
+    monkeypatch.setattr(infer.sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    assert run(scan, "--no-overview") == 0
+    assert b"results in M\\xfcller, J\\xf6rg.vertebrae\n" in infer.sys.stdout.buffer.getvalue()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="folders have no locks there")
+def test_results_of_two_runs_into_one_folder_are_never_mixed(tmp_path, monkeypatch):
+    folder, in_the_middle, rename = tmp_path / "here", threading.Event(), Path.rename
+
+    def write(run):
+        with replaced_whole(folder) as fresh:
+            for name in RESULTS:
+                (fresh / name).write_text(run)
+
+    def dawdle(source, target):
+        moved = rename(source, target)
+        if threading.current_thread() is slow and source.parent.name == "new" and not in_the_middle.is_set():
+            in_the_middle.set()
+            time.sleep(0.5)
+        return moved
+
+    write("first")
+    monkeypatch.setattr(Path, "rename", dawdle)
+    slow = threading.Thread(target=write, args=("slow",))
+    slow.start()
+    assert in_the_middle.wait(10)
+    write("fast")
+    slow.join()
+    assert content(folder) == RESULTS
+    assert [(folder / name).read_text() for name in RESULTS] == ["fast"] * len(RESULTS)
+
+
+def test_a_folder_that_another_run_makes_meanwhile_is_exchanged(tmp_path):
+    folder = tmp_path / "here"
+    with replaced_whole(folder) as fresh:
+        (fresh / "findings.json").write_text("slow")
+        with replaced_whole(folder) as other:
+            for name in RESULTS:
+                (other / name).write_text("fast")
+    assert content(folder) == {"findings.json"}
+    assert (folder / "findings.json").read_text() == "slow"
 
 
 def test_what_a_killed_process_left_is_no_obstacle(tmp_path):

@@ -41,6 +41,15 @@ def save(path, array, grid):
     return path
 
 
+def edited(path, field, value):
+    """The uncompressed NIfTI-1 file with another value in its header, unchecked."""
+    data = path.read_bytes()
+    header = nib.Nifti1Header(data[:348], check=False)
+    header[field] = value
+    path.write_bytes(header.binaryblock + data[348:])
+    return path
+
+
 def entries(capsys, *arguments):
     assert main([*map(str, arguments), "--json"]) == 0
     return json.loads(capsys.readouterr().out)
@@ -145,6 +154,10 @@ def test_the_table_can_be_read(tmp_path, capsys):
         (lambda p, a, g: save(p / "c.nii.gz", a.astype(np.int16) - 1000, g), "Give the segmentation"),
         (lambda p, a, g: save(p / "f.nii.gz", a.astype(np.float32) * 0.5, g), "whole numbers"),
         (lambda p, a, g: save(p / "n.nii.gz", np.where(a, np.nan, 1.0).astype(np.float32), g), "nan"),
+        (lambda p, a, g: edited(save(p / "t.nii", a, g), "datatype", 7777), "can't be read"),
+        (lambda p, a, g: edited(save(p / "d.nii", a, g), "dim", [3, -5, 9, 9, 1, 1, 1, 1]), "its size is -5"),
+        (lambda p, a, g: edited(save(p / "h.nii", a, g), "dim", [3, 30000, 30000, 30000, 1, 1, 1, 1]), "mm long"),
+        (lambda p, a, g: edited(save(p / "o.nii", a, g), "vox_offset", np.nan), "can't be read"),
         (lambda p, a, g: save(p / "s.nii.gz", 26 * (a > 0).astype(np.uint8), g), "no vertebra"),
     ],
 )
@@ -155,6 +168,7 @@ def test_bad_masks_are_refused_with_status_2(tmp_path, capsys, make, message):
     assert captured.out == ""
     assert captured.err.startswith("error: ")
     assert message in captured.err
+    assert len(captured.err.splitlines()) == 1
 
 
 def test_damaged_files_and_wrong_companions_are_refused(tmp_path, capsys):

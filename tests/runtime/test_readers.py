@@ -5,6 +5,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nibabel as nib
@@ -13,7 +14,7 @@ import pytest
 import SimpleITK
 
 from runtime.errors import GeometryError, InputError, OutOfMemoryError
-from runtime.readers import READERS, read_scan
+from runtime.readers import READERS, read_scan, scan_name
 from runtime.readers.checks import VoxelCollector
 
 AFFINE = np.array([[-0.8, 0, 0, 12.5], [0, -0.8, 0, 20], [0, 0, 1.5, -300], [0, 0, 0, 1]])
@@ -209,7 +210,73 @@ def test_an_unknown_ending(tmp_path):
     (tmp_path / "scan.jpg").write_bytes(b"x")
     refused(tmp_path / "scan.jpg", "unknown kind", "'.jpg'", *READERS)
     (tmp_path / "scan").write_bytes(b"x")
-    refused(tmp_path / "scan", "'no ending'")
+    refused(tmp_path / "scan", "its name has no ending")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes among its files")
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "scan.nii")
+    refused(tmp_path / "scan.nii", "is a device or a pipe")
+    (tmp_path / "link.nii.gz").symlink_to("/dev/zero")
+    refused(tmp_path / "link.nii.gz", "is a device or a pipe")
+
+
+def test_a_name_that_is_too_long_and_links_in_a_ring(tmp_path):
+    refused(tmp_path / f"{'x' * 300}.nii.gz", "can't be read", "name too long")
+    (tmp_path / "ring.nii").symlink_to("ring.nii")
+    refused(tmp_path / "ring.nii", "There is no file or folder")
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("Müller, Jörg (1) 漢字.nii.gz", "Müller, Jörg (1) 漢字"),
+        ("two\nlines.nii", "two_lines"),
+        ("a\x1b[31mred.nrrd", "a_[31mred"),
+        ("caf\udce9.mha", "caf_"),
+        (".nii.gz", "scan"),
+        ("a.b.c.nii", "a.b.c"),
+    ],
+)
+def test_names_can_be_shown(file, name):
+    assert scan_name(Path(file)) == name
+
+
+def test_compression_that_the_name_does_not_tell(tmp_path):
+    path = save_nifti(tmp_path / "a.nii", ct_array())
+    plain = path.read_bytes()
+    path.write_bytes(gzip.compress(plain))
+    refused(path, "a.nii is gzipped", "Rename it to a.nii.gz")
+    (tmp_path / "b.nii.gz").write_bytes(plain)
+    refused(tmp_path / "b.nii.gz", "b.nii.gz is not gzipped", "Rename it to b.nii")
+
+
+@pytest.mark.parametrize("content", [b"", gzip.compress(b"")])
+def test_nothing_inside_an_empty_nifti(tmp_path, content):
+    (tmp_path / "a.nii.gz").write_bytes(content)
+    refused(tmp_path / "a.nii.gz", "a.nii.gz is empty")
+
+
+def test_an_absurd_nrrd_header_is_refused_before_it_takes_minutes(tmp_path):
+    path = tmp_path / "a.nrrd"
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(ct_array()), str(path))
+    first, rest = path.read_bytes().split(b"\n", 1)
+    fields = b"".join(b"k%d:=v\n" % i for i in range(200_000))
+    header, voxels = rest.split(b"\n\n", 1)
+    path.write_bytes(first + b"\n" + header + b"\n" + fields + b"\n" + voxels)
+    start_s = time.perf_counter()
+    refused(path, "more than 10000 lines")
+    assert time.perf_counter() - start_s < 5
+    path.write_bytes(first + b"\n" + header + b"\n" + fields[:10_000].rsplit(b"\n", 1)[0] + b"\n\n" + voxels)
+    np.testing.assert_array_equal(read_scan(path).array, ct_array())
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="needs a file without end")
+def test_a_metaimage_whose_voxels_are_no_file(tmp_path):
+    path = tmp_path / "a.mhd"
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(ct_array()), str(path))
+    path.write_text(path.read_text().replace("a.raw", "/dev/zero"))
+    refused(path, "/dev/zero as the file of its voxels, which is none")
 
 
 def test_no_permission(tmp_path, monkeypatch):
