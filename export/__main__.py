@@ -12,6 +12,7 @@ from typing import Any
 
 from runtime.errors import InputError, VertscanError
 from runtime.extras import stop_without
+from train.stored_grading import read_grading, with_grading
 
 DEFAULT_LEVELNET = Path("runs/levelnet")
 
@@ -36,6 +37,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="phantom windows and crops on which FP16's and INT8's ranges are measured (default: 16)",
     )  # fmt: skip
     parser.add_argument("--accuracy", type=Path, help="JSON written by python -m train.evaluate, stored in the bundle")
+    parser.add_argument(
+        "--grading", type=Path, help="fit.json of python -m train.fit_grades -o: how grades go with measured heights"
+    )
     parser.add_argument(
         "--intended-use", help="shown to users (default: synthetic training data, not for clinical use)"
     )
@@ -77,6 +81,7 @@ def _export(args: argparse.Namespace) -> int:
     if args.calibration_samples < 1:
         raise InputError(f"Calibration needs samples; met --calibration-samples {args.calibration_samples}.")
     accuracy = _read_accuracy(args.accuracy) if args.accuracy else None
+    grading = read_grading(args.grading) if args.grading else None
     bundle = make_bundle(
         args.locnet,
         args.fracsegnet,
@@ -91,6 +96,8 @@ def _export(args: argparse.Namespace) -> int:
         accuracy=accuracy,
         samples=Samples(ranges=args.calibration_samples),
     )
+    if grading is not None:
+        bundle = with_grading(bundle, bundle.folder, *grading)
     print(f"{bundle.folder}: {bundle.spec.name} {bundle.spec.version}, sha256 {bundle.sha256[:16]}")
     print(summary(bundle.spec.precision))
     print(json.dumps(bundle.spec.training["largest_difference_from_torch_with_exact_norms"], indent=2))
