@@ -50,7 +50,7 @@ bundle: $(VENV)/dev.stamp ## train the default networks on phantoms (hours on a 
 	$(BIN)/python -m export -o runs/bundle
 	$(BIN)/python -m train.fit_grades --bundle runs/bundle -o runs/grading
 	$(BIN)/python -m train.evaluate --phantoms 100 --bundle runs/bundle -o runs/accuracy.json
-	$(BIN)/python -m export -o runs/bundle --accuracy runs/accuracy.json
+	$(BIN)/python -m export -o runs/bundle --accuracy runs/accuracy.json --grading runs/grading/fit.json
 	@echo "The bundle is in runs/bundle; copy it to runtime/bundles/default to ship it."
 
 evaluate: $(VENV)/dev.stamp ## the default bundle on 100 held-out phantoms
