@@ -6,6 +6,7 @@ import ctypes
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib import metadata
 
 _WINDOWS = sys.platform == "win32"
 _MAJOR, _MINOR = 75, 76
@@ -88,6 +89,14 @@ def driver_version() -> str:
     finally:
         nvml.nvmlShutdown()
     return text.value.decode(errors="replace") if status == 0 else ""
+
+
+def cuda_of_toolkit() -> int | None:
+    """The CUDA version whose compiler numba-cuda was installed with; None where pip did not bring it."""
+    try:
+        return int(metadata.version("cuda-toolkit").split(".")[0])
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def missing_libraries(cuda_major: int) -> list[str]:

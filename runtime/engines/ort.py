@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from runtime.device.stream import Stream
 from runtime.engines.base import EngineInfo, Preflight, Session
 from runtime.engines.checks import check_image, check_model_file, check_signature, resolve_precision, usable_cores
 from runtime.engines.cuda_probe import gpu_name
+from runtime.engines.ort_device import OnnxRuntimeDeviceSession, why_not_on_device
 from runtime.engines.ort_gpu import OnnxRuntimeGpuSession, cuda_provider, shapes_are_fixed, sizes, why_no_cuda
 from runtime.engines.ort_library import ONLY_FATAL, first_line, library_errors, load, why_mixed, why_not_loadable
 from runtime.errors import EngineError
@@ -21,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 _NAME = "onnxruntime"
 _CPU = "CPUExecutionProvider"
+_MOST_ON_DEVICE = 4
+"""Images at once: as many as the pipeline runs where scans are not kept on the GPU."""
 
 
 def preflight(*, device: int = 0) -> Preflight:
@@ -71,7 +75,13 @@ def open_session(model: Path, *, precision: str, device: int, threads: int | Non
         graph = _rounded(graph)
         return OnnxRuntimeSession(library_session(graph, model, [_CPU], threads=threads), info, model.name)
     session, graphs = _cuda_session(graph, model, device, threads)
-    return OnnxRuntimeGpuSession(session, load(), info, model.name, device=device, graphs=graphs, most=None)
+    without = "its sizes vary" if not shapes_are_fixed(session) else why_not_on_device(device)
+    if without:
+        logger.info("%s is fed by way of the host: %s", model.name, without)
+        return OnnxRuntimeGpuSession(session, load(), info, model.name, device=device, graphs=graphs, most=None)
+    return OnnxRuntimeDeviceSession(
+        session, load(), info, model.name, device=device, graphs=graphs, most=_MOST_ON_DEVICE, stream=Stream(device)
+    )
 
 
 def processor_session(model: Path, *, reason: str, threads: int | None = None) -> Session:

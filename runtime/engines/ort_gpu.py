@@ -148,10 +148,8 @@ class OnnxRuntimeGpuSession:
     def _bind(self, shape: tuple[int, ...]) -> _Bound:
         """Buffers for an input shape, and a graph of their own: a graph replays the addresses it was captured with."""
         kept = len(self._bound) < MOST_BOUND
-        image = self._buffer(shape)
         binding = self._session.io_binding()
-        binding.bind_ortvalue_input(self._input.name, image)
-        outputs = self._output_buffers(shape[0], binding)
+        image, outputs = self._bind_buffers(shape, binding)
         options = self._library.RunOptions()
         if self._graphs:
             options.add_run_config_entry("gpu_graph_id", str(len(self._bound) + 1) if kept else _NO_GRAPH)
@@ -160,16 +158,18 @@ class OnnxRuntimeGpuSession:
             self._bound[shape] = bound
         return bound
 
-    def _output_buffers(self, count: int, binding: Any) -> tuple[Any, ...]:
-        """Buffers of ``count`` images' outputs, bound; none where only a run can tell how large they are."""
+    def _bind_buffers(self, shape: tuple[int, ...], binding: Any) -> tuple[Any, tuple[Any, ...]]:
+        """New buffers for an input shape and its outputs, bound; no outputs where only a run tells their size."""
+        image = self._buffer(shape)
+        binding.bind_ortvalue_input(self._input.name, image)
         if not self._fixed:
             for name in self.output_names:
                 binding.bind_output(name, "cuda", self._device)
-            return ()
-        outputs = tuple(self._buffer((count, *o.shape[1:])) for o in self._session.get_outputs())
+            return image, ()
+        outputs = tuple(self._buffer((shape[0], *o.shape[1:])) for o in self._session.get_outputs())
         for name, buffer in zip(self.output_names, outputs, strict=True):
             binding.bind_ortvalue_output(name, buffer)
-        return outputs
+        return image, outputs
 
     def _buffer(self, shape: Sequence[int]) -> Any:
         return self._library.OrtValue.ortvalue_from_shape_and_type(list(shape), np.float32, "cuda", self._device)

@@ -10,7 +10,7 @@ from pathlib import Path
 from runtime.bundle_checks import BUNDLE_JSON
 from runtime.engines.base import EngineInfo, Preflight, Session
 from runtime.engines.checks import check_model_file, resolve_precision
-from runtime.engines.cuda_probe import Gpu, find_gpu
+from runtime.engines.cuda_probe import Gpu, cuda_of_toolkit, find_gpu
 from runtime.engines.trt_cache import check_engine
 from runtime.engines.trt_library import MODULES, RTX_TARGETS, load_library
 from runtime.errors import EngineError
@@ -74,7 +74,7 @@ def _why_not_on(gpu: Gpu, name: str) -> str:
         )
     if gpu.sm < _OLDEST_SM:
         return f"{title} runs on GPUs from SM {_OLDEST_SM} on; {gpu.name} is SM {gpu.sm}"
-    for what, needs in ((title, _cuda_of_package(name)), ("numba-cuda's compiler", _cuda_of_toolkit())):
+    for what, needs in ((title, _cuda_of_package(name)), ("numba-cuda's compiler", cuda_of_toolkit())):
         if needs and gpu.cuda[0] < needs:
             return (
                 f"{what} is for CUDA {needs}, and the driver {gpu.driver} runs CUDA {gpu.cuda[0]}.{gpu.cuda[1]}: "
@@ -92,14 +92,6 @@ def _cuda_of_package(name: str) -> int | None:
             continue
         return cuda
     return None
-
-
-def _cuda_of_toolkit() -> int | None:
-    """The CUDA version whose compiler numba-cuda was installed with; None where pip did not bring it."""
-    try:
-        return int(distribution("cuda-toolkit").version.split(".")[0])
-    except PackageNotFoundError:
-        return None
 
 
 def open_session(name: str, model: Path, *, precision: str, device: int, reason: str) -> Session:

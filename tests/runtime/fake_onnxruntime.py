@@ -7,6 +7,10 @@ finds there, an unknown provider option is an error, and a session that can't ha
 
 from __future__ import annotations
 
+import ctypes
+from contextlib import contextmanager
+
+import numpy as np
 import onnxruntime as real
 
 CUDA, TENSORRT, CPU = "CUDAExecutionProvider", "TensorrtExecutionProvider", "CPUExecutionProvider"
@@ -25,8 +29,6 @@ class Memory:
     """Device memory: what lies there is reached by copies alone, and freed when nobody holds it."""
 
     def __init__(self, shape, dtype):
-        import numpy as np
-
         self.content = np.full(shape, np.nan, dtype)
 
 
@@ -60,12 +62,69 @@ class IOBinding:
     def bind_ortvalue_output(self, name, value):
         self.outputs[name] = value
 
-    def bind_output(self, name, device_type="cpu", device_id=0):
+    def bind_output(self, name, device_type="cpu", device_id=0, element_type=None, shape=None, buffer_ptr=None):
         assert device_type == "cuda"
-        self.outputs[name] = None
+        given = buffer_ptr is not None
+        self.outputs[name] = at_address(device_type, element_type, shape, buffer_ptr) if given else None
+
+    def bind_input(self, name, device_type, device_id, element_type, shape, buffer_ptr):
+        self.inputs[name] = at_address(device_type, element_type, shape, buffer_ptr)
 
     def get_outputs(self):
         return [self.made[name] if value is None else value for name, value in self.outputs.items()]
+
+
+def at_address(device_type, element_type, shape, address):
+    """What lies at an address: the device's memory is the host's here."""
+    assert device_type == "cuda"
+    value = OrtValue(Memory((1,), element_type))
+    size = int(np.prod(shape)) * np.dtype(element_type).itemsize
+    value.memory.content = np.frombuffer((ctypes.c_char * size).from_address(address), element_type).reshape(shape)
+    return value
+
+
+class HostStream:
+    """``runtime.device.stream.Stream`` with its arrays in the host's memory; what is not there yet is NaN."""
+
+    def __init__(self, device=0):
+        self.is_active = self.is_closed = False
+        self.waits = 0
+
+    @contextmanager
+    def active(self):
+        self.is_active = True
+        try:
+            yield self
+        finally:
+            self.is_active = False
+
+    def empty(self, shape, dtype):
+        assert self.is_active
+        assert not self.is_closed
+        return np.full(shape, np.nan, dtype)
+
+    def copy_in(self, target, host):
+        assert self.is_active
+        target[...] = host
+
+    def download(self, array):
+        assert self.is_active
+        return array.copy()
+
+    def address(self, array):
+        return array.ctypes.data
+
+    def synchronise(self):
+        self.waits += 1
+
+    def close(self):
+        self.is_closed = True
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc_info):
+        self.close()
 
 
 class RunOptions:

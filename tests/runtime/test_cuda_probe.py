@@ -7,7 +7,15 @@ from types import SimpleNamespace
 import pytest
 
 from runtime.engines import cuda_probe
-from runtime.engines.cuda_probe import Gpu, driver_version, find_gpu, gpu_name, missing_libraries, not_loadable
+from runtime.engines.cuda_probe import (
+    Gpu,
+    cuda_of_toolkit,
+    driver_version,
+    find_gpu,
+    gpu_name,
+    missing_libraries,
+    not_loadable,
+)
 
 H200 = Gpu(1, "NVIDIA H200", (9, 0), 143_771, "580.65.06", (13, 0))
 
@@ -99,6 +107,17 @@ def test_libraries_are_those_of_the_cuda_version(monkeypatch):
     assert "libcufft.so.11" in missing_libraries(12)
     monkeypatch.setattr(cuda_probe, "_WINDOWS", True)
     assert missing_libraries(12) == ["cublasLt64_12.dll", "cublas64_12.dll", "cufft64_11.dll"]
+
+
+def test_the_compilers_cuda_is_that_of_its_package(monkeypatch):
+    monkeypatch.setattr(cuda_probe.metadata, "version", lambda name: {"cuda-toolkit": "13.2.0"}[name])
+    assert cuda_of_toolkit() == 13
+
+    def missing(name):
+        raise cuda_probe.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(cuda_probe.metadata, "version", missing)
+    assert cuda_of_toolkit() is None
 
 
 def test_a_library_that_is_there_loads():

@@ -8,11 +8,21 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from runtime.engines import EngineChoice, engine_module, ort, ort_gpu, ort_library, ort_tensorrt, select_engine
+from runtime.device.session import offers_device_tensors
+from runtime.engines import (
+    EngineChoice,
+    engine_module,
+    ort,
+    ort_device,
+    ort_gpu,
+    ort_library,
+    ort_tensorrt,
+    select_engine,
+)
 from runtime.engines.cuda_probe import Gpu
 from runtime.errors import EngineError
 from tests.runtime.engine_conformance import Conformance, images, redirect_caches, reference, write_network
-from tests.runtime.fake_onnxruntime import CPU, CUDA, TENSORRT, Library
+from tests.runtime.fake_onnxruntime import CPU, CUDA, TENSORRT, HostStream, Library
 
 ADA = Gpu(0, "NVIDIA RTX 6000 Ada", (8, 9), 49_140, "580.65.06", (13, 0))
 OPTIONS = {"device": 0, "threads": 1, "reason": "test"}
@@ -32,7 +42,16 @@ def machine(monkeypatch):
     monkeypatch.setattr(ort_tensorrt, "not_loadable", lambda names: there.missing_tensorrt)
     monkeypatch.setattr(ort_tensorrt, "tensorrt_version", lambda: "10.13.3")
     monkeypatch.setattr(ort, "why_mixed", lambda: "")
+    monkeypatch.setattr(ort, "why_not_on_device", lambda device: "numba-cuda is not installed")
+    monkeypatch.setattr(ort, "Stream", HostStream)
     return there
+
+
+@pytest.fixture
+def on_device(machine, monkeypatch):
+    """The machine has what the device path needs."""
+    monkeypatch.setattr(ort, "why_not_on_device", lambda device: "")
+    return machine
 
 
 @pytest.fixture(autouse=True)
@@ -50,11 +69,13 @@ def network(tmp_path):
 class TestOnAGpu(Conformance):
     """What every engine must do."""
 
-    @pytest.fixture(params=["cuda", "cuda without graphs", "tensorrt"])
+    @pytest.fixture(params=["cuda", "cuda without graphs", "cuda on device", "tensorrt"])
     def engine(self, request, machine, monkeypatch):
         # The suite asks the driver whether there is a GPU; ours is not in it.
         monkeypatch.setattr("tests.runtime.engine_conformance.gpu_name", lambda device: ADA.name)
         machine.library.some_nodes_on_cpu = request.param == "cuda without graphs"
+        if request.param == "cuda on device":
+            request.getfixturevalue("on_device")
         return "onnxruntime-tensorrt" if request.param == "tensorrt" else "onnxruntime"
 
     @pytest.fixture(params=["fp32", "fp16"])
@@ -159,6 +180,53 @@ def test_a_failure_in_mid_run_is_one_sentence(machine, network):
         machine.library.breaks = True
         with pytest.raises(EngineError, match=r"failed on tiny\.onnx, .* on NVIDIA RTX.*EXECUTION_FAILED\.$"):
             session(images(1))
+
+
+# Tensors that stay on the GPU.
+
+
+def test_a_session_takes_and_gives_arrays_where_they_lie(on_device, network):
+    with ort.open_session(network, precision="fp32", **OPTIONS) as session:
+        assert offers_device_tensors(session)
+        stream = HostStream()
+        for n in (2, 4, 1, 2, 2, 2, 3):
+            image = images(n, seed=n)
+            place = session.device_input(n)
+            place[...] = image
+            before = stream.waits
+            outputs = session.enqueue(n, stream)
+            assert stream.waits > before, "the network waits for what was enqueued before it"
+            for output, right in zip(outputs, reference(image), strict=True):
+                assert output.shape == right.shape
+                np.testing.assert_allclose(output, right, atol=1e-5)
+            assert np.shares_memory(session.device_input(n), place), "always the same place"
+        for n in (0, session.max_batch + 1):
+            with pytest.raises(EngineError, match=f"met {n}"):
+                session.device_input(n)
+            with pytest.raises(EngineError, match=f"met {n}"):
+                session.enqueue(n, stream)
+        on_device.library.breaks = True
+        with pytest.raises(EngineError, match="EXECUTION_FAILED"):
+            session.enqueue(1, stream)
+    with pytest.raises(EngineError, match="closed"):
+        session.device_input(1)
+    assert session._stream.is_closed
+
+
+def test_without_numba_cuda_or_with_varying_sizes_batches_go_by_way_of_the_host(machine, on_device, level_bundle):
+    with ort.open_session(level_bundle / "locnet.onnx", precision="fp32", **OPTIONS) as session:
+        assert not offers_device_tensors(session)
+
+
+def test_what_the_device_path_lacks_is_said(monkeypatch):
+    monkeypatch.setattr(ort_device, "find_spec", lambda name: None)
+    assert "pip install 'vertscan[gpu]'" in ort_device.why_not_on_device(0)
+    monkeypatch.setattr(ort_device, "find_spec", lambda name: object())
+    monkeypatch.setattr(ort_device, "find_gpu", lambda device: Gpu(0, "Ada", (8, 9), 1, "535.1", (12, 2)))
+    monkeypatch.setattr(ort_device, "cuda_of_toolkit", lambda: 13)
+    assert "CUDA 13, and the driver 535.1 runs CUDA 12" in ort_device.why_not_on_device(0)
+    monkeypatch.setattr(ort_device, "cuda_of_toolkit", lambda: 12)
+    assert ort_device.why_not_on_device(0) == ""
 
 
 # The TensorRT provider.

@@ -325,14 +325,12 @@ def test_tensorrt_rtx_runs_on_its_targets_with_fp16_first(machine, monkeypatch, 
 @pytest.mark.parametrize(("package", "compiler"), [(12, 12), (13, 13), (12, 13), (13, None), (None, None)])
 @pytest.mark.parametrize("driver", [(12, 4), (13, 0)])
 def test_a_driver_older_than_the_packages_cuda_is_told(machine, monkeypatch, package, compiler, driver):
-    versions = {f"tensorrt-rtx-cu{package}": "1.7", "cuda-toolkit": compiler and f"{compiler}.2.0"}
-
     def distribution(name):
-        if versions.get(name) is None:
+        if name != f"tensorrt-rtx-cu{package}":
             raise PackageNotFoundError(name)
-        return SimpleNamespace(version=versions[name])
 
     monkeypatch.setattr(trt_engine, "distribution", distribution)
+    monkeypatch.setattr(trt_engine, "cuda_of_toolkit", lambda: compiler)
     with_gpu(monkeypatch, cuda=driver)
     found = engine_module("tensorrt-rtx").preflight()
     assert found.available == (driver[0] >= max(package or 0, compiler or 0))
