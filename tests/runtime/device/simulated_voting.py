@@ -1,6 +1,7 @@
 """Votes, peaks and centres of the CUDA kernels are the processor's, bit for bit; see test_in_simulator.py."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from runtime import voting as host
 from runtime.device import voting as device
+from runtime.device.kernels import voting as kernels
 from runtime.device.kernels.jit import SIMULATED
 from runtime.device.kernels.voting import NOWHERE
 from runtime.device.stream import Stream
@@ -68,6 +70,17 @@ def test_refined_peaks_and_their_support(density, radius, separation, seed):
         same(one, other)
 
 
+def test_a_voxel_as_near_to_two_peaks_counts_for_the_first():
+    votes = np.zeros((1, 1, 7), np.float32)
+    votes[0, 0, [1, 3, 5]] = 5, 2, 5
+    peaks = np.array([[0, 0, 1], [0, 0, 5]])
+    expected = host.peak_support(votes, votes, peaks, radius_voxels=2.0)[1]
+    assert expected.tolist() == [7, 5]
+    with Stream() as on, on.active():
+        there = on.upload(votes)
+        same(device.peak_support(there, there, peaks, on, radius_voxels=2.0)[1], expected)
+
+
 def test_a_vote_map_like_a_spine():
     """Votes of many voxels on the same places: their sums depend on the order in the last bits."""
     rng = np.random.default_rng(0)
@@ -106,6 +119,21 @@ def test_a_long_winding_plateau_gives_one_peak():
     density[0, 1::4, -1] = density[0, 3::4, 0] = 1
     assert len(host.peaks_with_plateaus(density, threshold=0.1, separation_voxels=3.0)) > 70
     same(peaks_of(density, 0.1, 3.0), host.density_peaks(density, threshold=0.1, separation_voxels=3.0))
+
+
+@pytest.mark.skipif(not SIMULATED, reason="looks into a function that is Python in the simulator alone")
+def test_a_join_that_another_thread_forestalls_is_made_good(monkeypatch):
+    parents = np.arange(4)
+
+    def atomic_min(values, i, value):
+        if parents[3] == 3:
+            parents[3] = 2  # another thread joins 3 and 2 between this thread's reading and its writing
+        met, values[i] = int(values[i]), min(values[i], value)
+        return met
+
+    monkeypatch.setattr(kernels, "cuda", SimpleNamespace(atomic=SimpleNamespace(min=atomic_min)))
+    kernels._join(parents, 3, 1)
+    assert [int(kernels._root(parents, i)) for i in range(4)] == [0, 1, 1, 1]
 
 
 def test_no_foreground_gives_no_votes_and_no_peaks():
