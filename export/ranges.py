@@ -56,7 +56,7 @@ class Range:
 
 def rounding_error(values: np.ndarray) -> float:
     """Relative error, root mean square, of rounding float32 values to FP16; 0 for zeros alone."""
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         wrong = values.astype(np.float16).astype(np.float32) - values
     size = float(np.linalg.norm(values.astype(np.float64)))
     return float(np.linalg.norm(wrong.astype(np.float64))) / size if size else 0.0

@@ -1,0 +1,82 @@
+"""The gate bites: what is safe passes it on drawn windows, the naive conversion does not once its norms overflow."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from runtime.bundle import DEFAULT_BUNDLE, open_bundle
+from runtime.engines.parity import LIMITS, compare_crops, compare_maps, faults, probe_images, processor_session
+from runtime.precision_plan import PrecisionPlan
+from runtime.rounded_graph import rounded_graph
+from runtime.typed_graph import load_graph, serialise, typed_graph, typed_model
+from runtime.volume import Grid
+from tests.runtime.naive_graph import naive_fp16, scaled
+
+SPEC = open_bundle().spec
+FIRST_WEIGHT = {"locnet": "unet.encoder.0.0.weight", "fracsegnet": "network.unet.encoder.0.0.weight"}
+OVERFLOW = 2000.0
+"""Convolutions then give some thousands: in FP16's range, whose squares are not."""
+
+
+def run(tmp_path, content, image):
+    """What a graph gives, by name."""
+    (tmp_path / "network.onnx").write_bytes(content)
+    with processor_session(tmp_path / "network.onnx") as session:
+        return dict(zip(session.output_names, session(image), strict=True))
+
+
+def judge(name, right, met):
+    """Figures and faults of one network's outputs on one image, by the gate's own measures."""
+    spec = getattr(SPEC, name)
+    if name == "locnet":
+        grid = Grid(spec.window_zyx, np.diag([*[spec.spacing_mm] * 3, 1.0]))
+        ours, theirs = ((maps["heatmap"][0, 0], maps["offsets"][0]) for maps in (right, met))
+        found = compare_maps(ours, theirs, grid, spec)
+    else:
+        found = compare_crops(right, met, threshold=spec.mask_threshold)
+    return found, faults(found, LIMITS["fp16"])
+
+
+@pytest.mark.parametrize("name", ["locnet", "fracsegnet"])
+def test_fp32_norms_pass_the_gate_that_fp16_norms_fail_once_they_overflow(name, tmp_path):
+    image = probe_images(getattr(SPEC, name))[0]
+    model = scaled(load_graph(DEFAULT_BUNDLE / f"{name}.onnx"), FIRST_WEIGHT[name], OVERFLOW)
+    right = run(tmp_path, serialise(model), image)
+    found, wrong = judge(name, right, run(tmp_path, rounded_graph(serialise(typed_model(model, "fp16"))), image))
+    assert wrong == ()
+    assert found.centres + found.masks > 0, "there was something to lose"
+    found, wrong = judge(name, right, run(tmp_path, rounded_graph(naive_fp16(model)), image))
+    assert wrong != ()
+    assert found.not_finite or found.centres_lost or found.dice < 0.999
+
+
+def test_the_factor_changes_nothing_in_fp32():
+    original = load_graph(DEFAULT_BUNDLE / "locnet.onnx")
+    model = scaled(original, FIRST_WEIGHT["locnet"], OVERFLOW)
+    weights = {w.name: numpy_helper.to_array(w) for w in model.graph.initializer}
+    before = {w.name: numpy_helper.to_array(w) for w in original.graph.initializer}
+    np.testing.assert_allclose(weights[FIRST_WEIGHT["locnet"]], OVERFLOW * before[FIRST_WEIGHT["locnet"]], rtol=1e-6)
+    assert all((weights[n] == before[n]).all() for n in before if n != FIRST_WEIGHT["locnet"])
+
+
+def test_what_is_typed_fp16_is_in_range_on_every_drawn_window(tmp_path):
+    """Every tensor of the FP16 graph of LocNet, looked at in its rounded twin: none infinite, and far from the end."""
+    content = rounded_graph(typed_graph(DEFAULT_BUNDLE / "locnet.onnx", "fp16", plan=PrecisionPlan()))
+    model = onnx.load_from_string(content)
+    rounded = [node.output[0] for node in model.graph.node if node.name.startswith("widen.")]
+    largest = [f"{name}.largest" for name in rounded]
+    for name in rounded:
+        model.graph.node.extend(
+            [
+                onnx.helper.make_node("Abs", [name], [f"{name}.abs"]),
+                onnx.helper.make_node("ReduceMax", [f"{name}.abs"], [f"{name}.largest"], keepdims=0),
+            ]
+        )
+        model.graph.output.append(onnx.helper.make_tensor_value_info(f"{name}.largest", 1, []))
+    (tmp_path / "watched.onnx").write_bytes(model.SerializeToString())
+    with processor_session(tmp_path / "watched.onnx") as session:
+        for image in probe_images(SPEC.locnet)[:1]:
+            met = dict(zip(session.output_names, session._session.run(None, {"image": image}), strict=True))
+            assert len(rounded) > 40
+            assert max(float(met[name]) for name in largest) < 65504 / 8
