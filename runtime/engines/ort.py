@@ -30,7 +30,7 @@ _MOST_ON_DEVICE = 4
 def preflight(*, device: int = 0) -> Preflight:
     """Whether onnxruntime is installed, and whether it would run on GPU number ``device`` or on the processor.
 
-    On the processor FP16 is for verification alone: the numbers are rounded as on a GPU, but it is slower than FP32.
+    On the processor FP16 and BF16 are for verification alone: numbers are rounded as on a GPU, slower than FP32.
     """
     unusable = why_not_loadable()
     if unusable:
@@ -39,24 +39,25 @@ def preflight(*, device: int = 0) -> Preflight:
     version, mixed = str(library.__version__), why_mixed()
     remark = f"; {mixed}" if mixed else ""
     without_cuda = why_no_cuda(library, device)
-    typed = ("fp16",) if find_spec("onnx") is not None else ()
+    can_type = find_spec("onnx") is not None
     if not without_cuda:
         gpu = gpu_name(device) or "CUDA"
-        precisions = ("fp32", *typed)
+        precisions = ("fp32", "fp16") if can_type else ("fp32",)
         said = f"onnxruntime {version} runs on {gpu} in {' or '.join(precisions)}{remark}"
         return Preflight(True, said, version, gpu, precisions)
     if device != 0:
         return Preflight(False, f"onnxruntime {version} cannot use GPU {device}: {without_cuda}{remark}", version)
     said = f"onnxruntime {version} runs on the CPU in fp32 ({without_cuda}{remark})"
-    return Preflight(True, said, version, "CPU", ("fp32",), verify_only=typed)
+    return Preflight(True, said, version, "CPU", ("fp32",), verify_only=("fp16", "bf16") if can_type else ())
 
 
 def open_session(model: Path, *, precision: str, device: int, threads: int | None, reason: str) -> Session:
-    """Load an ONNX file; it computes in the precision of its graph, which in fp16 is made here.
+    """Load an ONNX file; it computes in the precision of its graph, which other than in fp32 is made here.
 
     Args:
         model: the ONNX file.
-        precision: ``"fp32"``, ``"fp16"`` where the package onnx is installed, or ``"auto"``, which means fp32.
+        precision: ``"fp32"``, or ``"auto"``, which means it; with the package onnx also ``"fp16"``, and on the
+            processor ``"bf16"``.
         device: GPU number; 0 also means the processor where no GPU can be used.
         threads: on the processor; None for as many as this process may use.
         reason: why this engine was chosen; goes into the session's info.

@@ -134,7 +134,7 @@ class _Context:
         (["--phantoms", "0"], 2, "nothing to compare on"),
         (["--phantoms", "0", "none.nii.gz", "--engine", "openvino"], 2, "none.nii.gz"),
         (["--engine", "tensorflow"], 3, "no engine 'tensorflow'"),
-        (["--engine", "onnxruntime", "--precision", "bf16"], 3, "No engine can run here in bf16"),
+        (["--engine", "onnxruntime", "--precision", "int4"], 3, "No engine can run here in int4"),
         (["--bundle", "nowhere"], 3, "nowhere"),
     ],
 )
