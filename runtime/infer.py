@@ -9,13 +9,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
-import os
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from runtime.console import INTERRUPTED, complain, say
 from runtime.engines import ENGINES, ONLY_BY_NAME, PRECISIONS
 from runtime.engines.triton_server import TIMEOUT_S, TritonServer
 from runtime.errors import InputError, OutOfMemoryError, VertscanError
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from runtime.pipeline import Pipeline
     from runtime.progress import Progress
 
-INTERRUPTED = 130
 _SERVER_OPTIONS = ("url", "tls-ca", "tls-cert", "tls-key", "server-timeout")
 DEFECT = 1
 
@@ -122,13 +121,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         with _log_to(logging.StreamHandler(sys.stderr) if talks else logging.NullHandler()):
             return _run(arguments, talks=talks)
     except KeyboardInterrupt:
-        _complain("interrupted; no half-written result was left")
+        complain("interrupted; no half-written result was left")
         return INTERRUPTED
     except VertscanError as error:
-        _complain(str(error))
+        complain(str(error))
         return error.exit_status
     except MemoryError:
-        _complain("out of memory while the networks were loaded; close other programs or allow more memory")
+        complain("out of memory while the networks were loaded; close other programs or allow more memory")
         return OutOfMemoryError.exit_status
     except Exception as error:  # noqa: BLE001  the last resort: users get a message, never a trace
         return _internal_error(error, debug=arguments.debug)
@@ -169,14 +168,15 @@ def _one_scan(pipeline: Pipeline, scan: Path, folder: Path, arguments: argparse.
         finally:
             progress.finish()
     except VertscanError as error:
-        _complain(f"{scan}: {error}")
+        complain(f"{scan}: {error}")
         return error.exit_status
     except Exception as error:  # noqa: BLE001  a defect met in one scan does not stop the others
         return _internal_error(error, debug=arguments.debug)
     if arguments.json:
-        _print(to_json(findings, indent=2 if len(arguments.scans) == 1 else None))
+        text = to_json(findings, indent=2 if len(arguments.scans) == 1 else None)
     else:
-        _print(f"{table(findings, notice=analysis.notice)}\n\nresults in {_shown(folder)}\n")
+        text = f"{table(findings, notice=analysis.notice)}\n\nresults in {_shown(folder)}\n"
+    say(text, else_say="; the results are on disk")
     return 0
 
 
@@ -196,16 +196,6 @@ def _log_to(handler: logging.Handler) -> Iterator[None]:
         root.removeHandler(handler)
 
 
-def _print(text: str) -> None:
-    """Print on stdout; when its reader has gone, say no more, since the results are on disk."""
-    try:
-        print(text, flush=True)
-    except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if not isinstance(error, BrokenPipeError):
-            raise InputError(f"stdout can't be written ({error.strerror}); the results are on disk.") from error
-
-
 def _shown(path: Path) -> str:
     """The path as it can be copied from the terminal; what that can't show is escaped."""
     text = str(path)
@@ -216,15 +206,11 @@ def _shown(path: Path) -> str:
     return text if text.isprintable() else ascii(text)[1:-1]
 
 
-def _complain(text: str) -> None:
-    print(f"error: {text}", file=sys.stderr)
-
-
 def _internal_error(error: Exception, *, debug: bool) -> int:
     """Tell of a defect of this software without a trace, unless it was asked for."""
     if debug:
         traceback.print_exception(error, file=sys.stderr)
-    _complain(
+    complain(
         f"internal error: {type(error).__name__}: {error}. Please report it"
         f"{'.' if debug else '; --debug shows the trace.'}"
     )

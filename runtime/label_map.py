@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ import numpy.typing as npt
 from runtime.errors import InputError, OutOfMemoryError
 from runtime.readers.checks import check_grid, check_shape
 from runtime.volume import Grid
+from runtime.writers import DESCRIPTION
 
 LARGEST_LABEL = 255
 
@@ -39,8 +39,10 @@ TOTALSEGMENTATOR_LEVELS: Mapping[int, str] = MappingProxyType(
 
 
 @contextmanager
-def _silent(logger: logging.Logger) -> Iterator[None]:
-    """Keep a library's logger, which prints on stderr, quiet: what it tells is in the exception too."""
+def _silent_nibabel() -> Iterator[None]:
+    """Keep the library's logger, which prints on stderr, quiet: what it tells is in its exceptions too."""
+    from nibabel.imageglobals import logger
+
     before, logger.disabled = logger.disabled, True
     try:
         yield
@@ -56,12 +58,11 @@ def read_labels(path: Path) -> tuple[npt.NDArray[np.uint8], Grid]:
         GeometryError: its grid cannot be used.
     """
     import nibabel
-    from nibabel import imageglobals
     from nibabel.filebasedimages import ImageFileError
     from nibabel.spatialimages import HeaderDataError
 
     try:
-        with _silent(imageglobals.logger):
+        with _silent_nibabel():
             image = nibabel.load(path)
             shape_zyx = check_shape(image.shape, path.name)
             grid = check_grid(shape_zyx, image.affine, path.name)
@@ -87,3 +88,12 @@ def read_labels(path: Path) -> tuple[npt.NDArray[np.uint8], Grid]:
     if values.dtype.kind == "f" and not np.array_equal(labels.T, values):
         raise InputError(f"{path} holds values that are no whole numbers. Give a label map, not probabilities.")
     return labels, grid
+
+
+def is_own_mask(path: Path) -> bool:
+    """Whether a label map that can be read is one that this software wrote, by what its header says."""
+    import nibabel
+
+    with _silent_nibabel():
+        header = nibabel.load(path).header
+    return "descrip" in header and bytes(header["descrip"].item()) == DESCRIPTION

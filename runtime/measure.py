@@ -1,6 +1,6 @@
 """``python -m runtime.measure``: heights, height loss and grade of every vertebra of a label map, without a network.
 
-Exit status: 0 done, 2 usage or input refused.
+Exit status: 0 done, 2 usage or input refused, 4 out of memory, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from runtime.errors import VertscanError
-from runtime.label_map import read_labels
+from runtime.console import INTERRUPTED, complain, say
+from runtime.errors import OutOfMemoryError, VertscanError
+from runtime.label_map import is_own_mask, read_labels
 from runtime.mask_measurement import SCHEMES, LabelledVertebra, measure_label_map
 from runtime.readers import read_scan
 
@@ -24,7 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="vertscan-measure",
         description="Measures the vertebrae of a label map: heights of the bodies in mm, height loss, Genant grade and "
         "shape, volume, and with --scan the mean HU of the trabecular bone.",
-        epilog="Exit status: 0 done, 2 usage or input refused.",
+        epilog="Exit status: 0 done, 2 usage or input refused, 4 out of memory, 130 interrupted.",
     )
     parser.add_argument("mask", metavar="MASK", type=Path, help="label map, .nii or .nii.gz: one label per vertebra")
     parser.add_argument("--scan", metavar="CT", type=Path, help="the CT, for the mean HU; its grid may differ")
@@ -58,23 +59,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.subregions is not None and not arguments.body_labels:
         parser.error("--subregions needs --body-labels: which of its labels are the vertebral body")
     try:
-        report = measure_label_map(
-            read_labels(arguments.mask),
-            subregions=None if arguments.subregions is None else read_labels(arguments.subregions),
-            body_labels=arguments.body_labels,
-            scheme=arguments.labels,
-            scan=None if arguments.scan is None else read_scan(arguments.scan),
-        )
+        _measure(arguments)
     except VertscanError as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(str(error))
         return error.exit_status
-    for note in report.notes:
+    except MemoryError:
+        complain("out of memory; close other programs, or crop the mask to the spine")
+        return OutOfMemoryError.exit_status
+    except KeyboardInterrupt:
+        complain("interrupted")
+        return INTERRUPTED
+    return 0
+
+
+def _measure(arguments: argparse.Namespace) -> None:
+    labels = read_labels(arguments.mask)
+    # This software's own masks number the vertebrae from 1 wherever the scan begins: 1 is no C1 there.
+    own = arguments.labels == "auto" and is_own_mask(arguments.mask)
+    report = measure_label_map(
+        labels,
+        subregions=None if arguments.subregions is None else read_labels(arguments.subregions),
+        body_labels=arguments.body_labels,
+        scheme="none" if own else arguments.labels,
+        scan=None if arguments.scan is None else read_scan(arguments.scan),
+    )
+    notes = (
+        (*report.notes, "The mask is one of this software's: its labels are running numbers.") if own else report.notes
+    )
+    for note in notes:
         print(f"note: {note}", file=sys.stderr)
     if arguments.json:
-        print(json.dumps([asdict(v) for v in report.vertebrae], indent=2, allow_nan=False))
+        say(json.dumps([asdict(v) for v in report.vertebrae], indent=2, allow_nan=False))
     else:
-        print(table(report.vertebrae))
-    return 0
+        say(table(report.vertebrae))
 
 
 def table(vertebrae: Sequence[LabelledVertebra]) -> str:

@@ -11,6 +11,8 @@ import numpy as np
 from runtime.errors import InputError
 from runtime.volume import Grid
 
+DESCRIPTION = b"vertebrae, 0 background, 1..n cranial to caudal"
+"""In the header of every mask that this software writes; by it they are known again."""
 _COMPRESSION = 1
 """Label volumes are mostly zeros: the fastest level already makes them small."""
 
@@ -64,7 +66,7 @@ def _header(labels: np.ndarray, grid: Grid) -> bytes:
     header.set_data_dtype(np.uint8)
     header.set_data_shape(labels.shape[::-1])
     header.set_xyzt_units("mm")
-    header["descrip"] = b"vertebrae, 0 background, 1..n cranial to caudal"
+    header["descrip"] = DESCRIPTION
     header["cal_max"] = float(labels.max())
     header.set_qform(grid.affine_ras, code="scanner")
     if not np.allclose(header.get_qform(), grid.affine_ras, atol=1e-3):

@@ -1,15 +1,20 @@
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 
+from runtime import measure
 from runtime.heights import measure_body
 from runtime.label_map import TOTALSEGMENTATOR_LEVELS, VERSE_LEVELS, read_labels
 from runtime.measure import main
 from runtime.morphometry import CERVICAL, CUT, measure_vertebrae
 from runtime.vertebral_body import BodyMask, find_body, spine_tangents
 from runtime.volume import Grid, Volume
+from runtime.writers import write_label_volume
 from tests.runtime.bodies import CENTRE_RAS_MM, Solid, grid_of, local_mm
 from train.phantom import make_scan
 
@@ -306,3 +311,49 @@ def test_labels_of_every_stored_type_are_read(tmp_path):
         assert read.dtype == np.uint8
         assert np.array_equal(read, labels)
         assert back.same_as(grid)
+
+
+def test_the_softwares_own_masks_are_running_numbers_without_levels(tmp_path, capsys):
+    labels, _, grid = column()
+    numbered = np.zeros_like(labels)
+    for number, label in enumerate(np.unique(labels[labels > 0]), start=1):
+        numbered[labels == label] = number
+    write_label_volume(tmp_path / "own.nii.gz", numbered, grid)
+    found = entries(capsys, tmp_path / "own.nii.gz")
+    assert [v["label"] for v in found] == [1, 2, 3]
+    assert [v["level"] for v in found] == [None] * 3
+    assert all(v["grade"] is not None for v in found)
+    assert main([str(tmp_path / "own.nii.gz")]) == 0
+    assert "its labels are running numbers" in capsys.readouterr().err
+    insisted = entries(capsys, tmp_path / "own.nii.gz", "--labels", "verse")
+    assert [v["level"] for v in insisted] == ["C1", "C2", "C3"]
+
+
+def test_an_interrupt_and_memory_that_runs_out_end_in_one_line(tmp_path, capsys, monkeypatch):
+    labels, _, grid = column()
+    mask = save(tmp_path / "m.nii.gz", labels, grid)
+    for error, status, told in ((KeyboardInterrupt, 130, "interrupted"), (MemoryError, 4, "out of memory")):
+
+        def stop(*_, error=error, **__):
+            raise error
+
+        monkeypatch.setattr(measure, "measure_label_map", stop)
+        assert main([str(mask)]) == status
+        assert told in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_stdout_is_one_line(tmp_path):
+    labels, _, grid = column()
+    mask = save(tmp_path / "m.nii.gz", labels, grid)
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "runtime.measure", str(mask)],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: stdout can't be written (No space left")
+    assert "Traceback" not in done.stderr
