@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from runtime.anatomy import is_cervical
+from runtime.body_grid import INSIDE
 from runtime.bundle import BundleSpec
 from runtime.findings import COMBINED, NETWORK, Heights, Measured, NetworkOpinion, Vertebra
 from runtime.grading import GradingSpec, grade_probabilities, reported_heights
@@ -17,7 +18,7 @@ from runtime.levels import LevelCall
 from runtime.morphometry import CERVICAL, CUT, Measurement
 from runtime.paste import paste_masks
 from runtime.segment import SegmentedVertebra
-from runtime.vertebral_body import INSIDE, BodyMask
+from runtime.vertebral_body import BodyMask
 from runtime.volume import Grid, Volume
 
 THICK_SLICES_MM = 5.0

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from runtime.vertebral_body import BODY_GRID_MM, INSIDE, Body, Float32, Float64
+from runtime.body_grid import BODY_GRID_MM, INSIDE, Float32, Float64
+from runtime.vertebral_body import Body
 
 ANTERIOR_AT, POSTERIOR_AT = 0.78, -0.84
 """Where the anterior and posterior heights are taken, as a fraction of the half depth at mid height."""

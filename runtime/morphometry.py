@@ -12,10 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from runtime.anatomy import is_cervical
+from runtime.body_grid import Float64
 from runtime.height_loss import MeasuredFracture, measure_loss
 from runtime.heights import BodyHeights, BodySize, measure_body
 from runtime.resample import resample
-from runtime.vertebral_body import Body, BodyMask, Float64, find_body, spine_tangents
+from runtime.vertebral_body import Body, BodyMask, find_body, spine_tangents
 from runtime.volume import Grid, Volume
 
 TRABECULAR_DEPTH_MM = 4.0
