@@ -8,15 +8,14 @@ import pytest
 import torch
 
 from runtime.errors import InputError
-from runtime.intensity import normalise
 from train.compare import __main__ as command
 from train.compare import crops as data
 from train.compare import variants, whole
 from train.compare.figures import grade_figures
-from train.compare.heads import HeadOnly, features_of, head_probabilities, train_head
+from train.compare.heads import SHIFTED_VIEWS, head_probabilities, thickness_of, train_head
 from train.compare.table import Result, markdown
 from train.compare.variants import SMALL, Effort
-from train.networks import FracSegNet
+from train.networks import HEIGHT_UNIT_MM, FracSegNet
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:.*isinstance.*LeafSpec.*")
 COUNTS = (3, 1, 1, 1)
@@ -94,22 +93,17 @@ def test_figures_of_a_sample_with_more_rare_grades_are_those_of_the_population()
         assert getattr(weighted, name) == pytest.approx(getattr(whole_population, name), abs=1e-4), name
 
 
-def test_a_head_starts_as_its_network_s_and_learns(crops: data.Crops) -> None:
-    torch.manual_seed(0)
-    network = FracSegNet(SMALL.network)
-    features = features_of(network, crops)
-    head = HeadOnly(network, seed=3)
-    images = torch.from_numpy(np.stack([normalise(crops.sample(i).hu, SMALL.intensity) for i in range(6)]))
-    with torch.inference_mode():
-        expected = network.eval()(images[:, None])["heights"]
-        torch.testing.assert_close(head.eval()(features.values[0])["heights"], expected, rtol=1e-4, atol=1e-5)
-    run = variants.head_run("cross_entropy", "equal", 3, Effort(head_steps=150))
-    trained = train_head(network, features, run)
-    assert (head_probabilities(trained, features).argmax(axis=1) == crops.grades).all()
-    again = train_head(network, features, run)
-    assert all(
-        torch.equal(a, b) for a, b in zip(trained.state_dict().values(), again.state_dict().values(), strict=True)
-    )
+def test_heads_read_true_thickness_and_learn(crops: data.Crops) -> None:
+    views = thickness_of(crops, SMALL)
+    assert views.values.shape == (2, SHIFTED_VIEWS, 6, 12, 12)
+    volume_mm3 = crops.masks[:, 1].sum(axis=(1, 2, 3)) * 3.0**3
+    np.testing.assert_allclose(views.values[0, 0].sum(dim=(1, 2)) * HEIGHT_UNIT_MM * 6.0**2, volume_mm3, rtol=0.02)
+    run = variants.head_run("cross_entropy", "equal", 3, Effort(head_steps=300))
+    trained = train_head(views, run)
+    assert (head_probabilities(trained, views).argmax(axis=1) == crops.grades).all()
+    run = variants.head_run("cross_entropy", "equal", 3, Effort(head_steps=3))
+    first, again = train_head(views, run), train_head(views, run)
+    assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), again.state_dict().values(), strict=True))
 
 
 @pytest.mark.parametrize("name", ["Nash-MTL", "pooled head"])

@@ -1,7 +1,8 @@
 """``python -m train.compare``: what grade losses, samplings, task weightings, mask losses and grade heads do.
 
-Draws 726 vertebra crops from phantoms with VerSe's counts of Genant grades and 400 others to measure on, trains one
-small network to outline and measure them, and from it every variant. What is there already is not done again.
+Draws 726 vertebra crops from phantoms with VerSe's counts of Genant grades and 400 others to measure on. Losses and
+samplings are compared on grade heads that read the body's true thickness; task weightings, mask losses and heads on
+whole, small networks that go on from a shared start. What is there already is not done again.
 """
 
 from __future__ import annotations
@@ -90,8 +91,7 @@ def compare(out: Path, effort: Effort, training: Sequence[int], evaluation: Sequ
     train = data.kept_crops(out / "training.npz", training, run, seeds=data.TRAINING_SEEDS, seed=1)
     test = data.kept_crops(out / "evaluation.npz", evaluation, run, seeds=data.EVALUATION_SEEDS, seed=2)
     results: list[Result] = []
-    start = whole.train_whole(variants.start_run(effort), train, out / "start")
-    for part in (_heads(out, effort, start, train, test, training), _whole(out, effort, train, test, training)):
+    for part in (_heads(out, effort, train, test, training), _whole(out, effort, train, test, training)):
         for result in part:
             log.info("%s, %s, seed %d: macro F1 %.3f", result.part, result.variant, result.seed, result.grades.macro_f1)
             results.append(result)
@@ -113,15 +113,13 @@ def _settle(out: Path, effort: Effort, training: Sequence[int], evaluation: Sequ
     write_text(path, text)
 
 
-def _heads(
-    out: Path, effort: Effort, start: whole.FracSegNet, train: data.Crops, test: data.Crops, training: Sequence[int]
-) -> Iterator[Result]:
-    """Grade losses times samplings on the start's frozen features."""
-    read, unseen = heads.features_of(start, train), heads.features_of(start, test)
+def _heads(out: Path, effort: Effort, train: data.Crops, test: data.Crops, training: Sequence[int]) -> Iterator[Result]:
+    """Grade losses times samplings, on true thickness."""
+    read, unseen = heads.thickness_of(train, variants.SMALL), heads.thickness_of(test, variants.SMALL)
 
     def result(loss: str, sampling: str, seed: int) -> Result:
         began = time.process_time()
-        head = heads.train_head(start, read, variants.head_run(loss, sampling, seed, effort))
+        head = heads.train_head(read, variants.head_run(loss, sampling, seed, effort))
         found = grade_figures(heads.head_probabilities(head, unseen), test.grades, training)
         return Result("heads", f"{loss}, {sampling}", seed, found, None, None, time.process_time() - began)
 
@@ -134,6 +132,7 @@ def _heads(
 
 def _whole(out: Path, effort: Effort, train: data.Crops, test: data.Crops, training: Sequence[int]) -> Iterator[Result]:
     """Task weightings, a mask loss and a grade head, from the shared start."""
+    whole.train_whole(variants.start_run(effort), train, out / "start")
 
     def result(name: str, seed: int, folder: Path) -> Result:
         began = time.process_time()

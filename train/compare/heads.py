@@ -1,7 +1,8 @@
-"""Fully connected grade heads on the frozen features of one network: the grade loss and the sampling, and nothing else.
+"""Grade heads that read true thickness: the grade loss and the sampling, and nothing else.
 
-The masks, the features read from them and the steps are the same for all, so that a run costs seconds and many seeds
-of every combination can be paid for.
+How thick a vertebral body is at every place, from front to back and side to side, tells its three heights and so its
+grade. A head that is given the thickness of the true mask learns within seconds what a whole network needs hours for,
+so several seeds of every combination can be paid for, and what is left of the errors is the grades' own.
 """
 
 from __future__ import annotations
@@ -10,82 +11,85 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from runtime.intensity import normalise
 from train.compare.crops import Crops, CropsSource
-from train.compare.variants import SMALL
 from train.config import FracSegNetRun
 from train.loop import evaluating, learning_rate, make_optimiser
-from train.networks import FracSegNet
+from train.networks import HEIGHT_UNIT_MM, FracSegNet, FracSegNetConfig, SpatialGradeFeatures, initialise
 from train.tasks import FracSegNetTask
 
-_CHUNK = 16
+SHIFTED_VIEWS = 4
+"""Of every crop and its mirror image: as it is, and shifted by up to two voxels sideways and forwards."""
+_MARGIN = 4
+"""Voxels that are cut off on each side of the map, where no body reaches."""
 
 
 @dataclass(frozen=True, eq=False)
-class Features:
-    """What the fully connected layers read of every crop: (2, n, c) float32, as it is and mirrored."""
+class Thickness:
+    """What the heads read of every crop.
+
+    Args:
+        values: (2, views, n, y, x) float32, as it is and mirrored; the first view is not shifted. The body's thickness
+            along z in units of ``HEIGHT_UNIT_MM``, averaged over blocks of 2x2 voxels.
+        crops: whose they are.
+    """
 
     values: Tensor
     crops: Crops
 
 
-class HeadOnly(nn.Module):
-    """The fully connected layers of a FracSegNet: those of the grade as the seed drew them, the heights' as they were.
+class ThicknessGrader(nn.Module):
+    """FracSegNet's fully connected layers and heights behind one layer that reads the map; all drawn by the seed.
 
-    Raises ValueError where the network has no spatial head or no heights.
+    Raises ValueError where such a network has no heights.
     """
 
-    def __init__(self, network: FracSegNet, *, seed: int) -> None:
+    def __init__(self, config: FracSegNetConfig, *, seed: int) -> None:
         super().__init__()
         torch.manual_seed(seed)
-        fresh = FracSegNet(network.config)
-        if fresh.height_head is None or network.height_head is None or network.spatial is None:
-            raise ValueError("Heads are compared for networks with a spatial head and heights.")
-        self.fully_connected, self.grade_head = fresh.fully_connected, fresh.grade_head
-        self.height_head = fresh.height_head
-        self.height_head.load_state_dict(network.height_head.state_dict())
+        whole = FracSegNet(config)
+        if whole.height_head is None:
+            raise ValueError("Heads are compared for networks with heights.")
+        self.read = nn.Linear(((config.crop - 2 * _MARGIN) // 2) ** 2, SpatialGradeFeatures.OUTPUTS)
+        initialise(self.read, config.unet.leak)
+        self.fully_connected, self.grade_head = whole.fully_connected, whole.grade_head
+        self.height_head = whole.height_head
 
-    def forward(self, features: Tensor) -> dict[str, Tensor]:
-        """``features`` (n, c) to ``grade`` logits (n, 4) and ``heights`` (n, 6), as FracSegNet's."""
-        return {"grade": self.grade_head(self.fully_connected(features)), "heights": self.height_head(features)}
+    def forward(self, thickness: Tensor) -> dict[str, Tensor]:
+        """Maps (n, y, x) to ``grade`` logits (n, 4) and ``heights`` (n, 6), as FracSegNet's."""
+        vector = F.leaky_relu(self.read(thickness.flatten(1)), 0.01)
+        return {"grade": self.grade_head(self.fully_connected(vector)), "heights": self.height_head(vector)}
 
 
-def features_of(network: FracSegNet, crops: Crops) -> Features:
-    """The features of all crops, by the network as it is."""
+def thickness_of(crops: Crops, run: FracSegNetRun) -> Thickness:
+    """The maps of all crops; shifts are drawn by a fixed seed."""
+    rng = np.random.default_rng(0)
+    body = run.network.mask_channels.index("body")
+    thickness = torch.from_numpy(crops.masks[:, body].sum(axis=1)).float() * (run.spacing_mm / HEIGHT_UNIT_MM)
     views = []
-    with evaluating(network), torch.inference_mode():
-        for mirrored in (False, True):
-            parts = [_chunk_features(network, crops, i, mirrored) for i in range(0, len(crops), _CHUNK)]
-            views.append(torch.cat(parts))
-    return Features(torch.stack(views).clone(), crops)
+    for view in range(SHIFTED_VIEWS):
+        shift = rng.integers(-2, 3, 2).tolist() if view else [0, 0]
+        shifted = thickness.roll(shift, dims=(1, 2))[:, _MARGIN:-_MARGIN, _MARGIN:-_MARGIN]
+        views.append(F.avg_pool2d(shifted, 2))
+    plain = torch.stack(views)
+    return Thickness(torch.stack([plain, plain.flip(-1)]), crops)
 
 
-def _chunk_features(network: FracSegNet, crops: Crops, first: int, mirrored: bool) -> Tensor:
-    samples = [crops.sample(i, mirrored=mirrored) for i in range(first, min(first + _CHUNK, len(crops)))]
-    image = torch.from_numpy(np.stack([normalise(s.hu, SMALL.intensity) for s in samples])[:, None])
-    seen: list[Tensor] = []
-    hook = network.fully_connected.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    try:
-        network(image)
-    finally:
-        hook.remove()
-    return seen[0]
-
-
-def train_head(network: FracSegNet, features: Features, run: FracSegNetRun) -> HeadOnly:
-    """A head for ``network``, trained as the run says; determined by its seed."""
-    head, task, source = HeadOnly(network, seed=run.loop.seed), FracSegNetTask(run), CropsSource(features.crops)
+def train_head(maps: Thickness, run: FracSegNetRun) -> ThicknessGrader:
+    """A head trained as the run says; determined by its seed."""
+    head, task, source = ThicknessGrader(run.network, seed=run.loop.seed), FracSegNetTask(run), CropsSource(maps.crops)
     optimiser = make_optimiser(run.loop, head)
     for step in range(run.loop.steps):
         rng = np.random.default_rng([run.loop.seed, step])
         drawn = [source.draw(rng, run) for _ in range(run.loop.batch)]
         index = [i for i, _ in drawn]
+        shifted = rng.integers(SHIFTED_VIEWS, size=len(drawn)).tolist()
         batch = {
-            "image": features.values[[int(mirrored) for _, mirrored in drawn], index],
-            "grade": torch.from_numpy(features.crops.grades[index]),
-            "heights": torch.from_numpy(features.crops.heights[index]),
+            "image": maps.values[[int(mirrored) for _, mirrored in drawn], shifted, index],
+            "grade": torch.from_numpy(maps.crops.grades[index]),
+            "heights": torch.from_numpy(maps.crops.heights[index]),
         }
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(run.loop, step)
@@ -96,7 +100,7 @@ def train_head(network: FracSegNet, features: Features, run: FracSegNetRun) -> H
     return head
 
 
-def head_probabilities(head: HeadOnly, features: Features) -> np.ndarray:
-    """(n, 4) probabilities of the grades of all crops."""
+def head_probabilities(head: ThicknessGrader, maps: Thickness) -> np.ndarray:
+    """(n, 4) probabilities of the grades of all crops, as they are."""
     with evaluating(head), torch.inference_mode():
-        return torch.softmax(head(features.values[0])["grade"], dim=1).numpy()
+        return torch.softmax(head(maps.values[0, 0])["grade"], dim=1).numpy()

@@ -28,8 +28,6 @@ WHOLE: Mapping[str, FracSegNetRun] = {
     "Nash-MTL": replace(SMALL, task_weighting="nash", nash_every=4),
     "pooled head": replace(SMALL, network=replace(SMALL.network, grade_head="pooled")),
     "focal Tversky masks": replace(SMALL, mask_loss="focal_tversky"),
-    "natural sampling": replace(SMALL, sampling="as_found"),
-    "natural sampling, focal": replace(SMALL, sampling="as_found", grade_loss="focal"),
 }
 """Variants that change what the whole network learns. Each is the default preset (fixed weights, cross entropy, Dice
 with binary cross entropy, balanced sampling, spatial head) but for what its name says."""
@@ -43,13 +41,13 @@ class Effort:
 
     Args:
         start_steps: of the shared start: masks and heights, no grades, batches of 8.
-        head_steps: of a grade head on the start's frozen features, batches of 32.
+        head_steps: of a grade head on true thickness, batches of 32.
         whole_steps: of a whole network from the start, batches of 8.
         head_seeds, whole_seeds: how many runs of each, with the seeds from 1 on.
     """
 
     start_steps: int = 300
-    head_steps: int = 800
+    head_steps: int = 1000
     whole_steps: int = 80
     head_seeds: int = 3
     whole_seeds: int = 2
@@ -69,7 +67,7 @@ def whole_run(name: str, seed: int, effort: Effort, start: Path) -> FracSegNetRu
 
 
 def head_run(grade_loss: str, sampling: str, seed: int, effort: Effort) -> FracSegNetRun:
-    """A grade head on frozen features; ``sampling`` is a key of ``SAMPLINGS``."""
+    """A grade head on true thickness; ``sampling`` is a key of ``SAMPLINGS``."""
     loop = replace(SMALL.loop, learning_rate=1e-3, seed=seed, batch=32)
     return replace(SMALL, grade_loss=grade_loss, sampling=SAMPLINGS[sampling], loop=_lasting(loop, effort.head_steps))
 
