@@ -103,8 +103,8 @@ class NashWeights:
     """The Nash bargaining solution: no task can gain relatively more than the others lose together.
 
     The weights solve G^T G a = 1 / a, where G's columns are the gradients of the tasks with respect to the parameters
-    that all of them share (the U-Net's). They don't depend on the scales of the losses, and the joined gradient of
-    these parameters has the norm sqrt(number of tasks).
+    that all of them share (``network.shared_parameters()``). They don't depend on the scales of the losses, and the
+    joined gradient of these parameters has the norm sqrt(number of tasks).
 
     Args:
         tasks: names of the losses.
@@ -118,7 +118,7 @@ class NashWeights:
     def total(self, network: nn.Module, parts: Mapping[str, Tensor]) -> Tensor:
         """See Balancer. A task without a gradient (nothing known in the batch) keeps its weight."""
         if self.step % self.every == 0:
-            shared = network.unet.parameters()  # type: ignore[union-attr, operator]
+            shared = network.shared_parameters()  # type: ignore[operator]
             gram = gram_matrix([parts[task] for task in self._weights], shared)
             names, there = list(self._weights), np.flatnonzero(np.diag(gram) > 0)
             if np.isfinite(gram).all() and len(there):

@@ -246,6 +246,10 @@ class FracSegNet(nn.Module):
             with torch.no_grad():  # start at an average vertebra: 22 mm high, nothing lost
                 self.height_head.bias.copy_(torch.tensor([0.73, 0.73, 0.73, 0.05, 0.05, 0.05]))
 
+    def shared_parameters(self) -> list[nn.Parameter]:
+        """Those that every output depends on: the U-Net's."""
+        return list(self.unet.parameters())
+
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """``image`` (n, 1, z, y, x) to ``mask`` logits (n, k, z, y, x), ``grade`` logits (n, 4), ``heights`` (n, 6).
 

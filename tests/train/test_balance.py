@@ -88,6 +88,9 @@ class TwoHeads(nn.Module):
         torch.manual_seed(0)
         self.unet, self.first, self.second = nn.Linear(3, 4), nn.Linear(4, 1), nn.Linear(4, 1)
 
+    def shared_parameters(self) -> list[nn.Parameter]:
+        return list(self.unet.parameters())
+
     def parts(self, scale: float = 1.0) -> dict[str, torch.Tensor]:
         x = torch.tanh(self.unet(torch.arange(15.0).reshape(5, 3) / 10))
         first, second = (self.first(x) - 1).square().mean(), scale * (self.second(x) + 1).square().mean()

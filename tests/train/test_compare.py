@@ -1,6 +1,7 @@
 """The comparison: crops as counted, figures against independent ones, variants from one start, runs that go on."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from train.compare.figures import grade_figures
 from train.compare.heads import SHIFTED_VIEWS, head_probabilities, thickness_of, train_head
 from train.compare.table import Result, markdown
 from train.compare.variants import SMALL, Effort
+from train.config import FracSegNetRun
 from train.networks import HEIGHT_UNIT_MM, FracSegNet
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:.*isinstance.*LeafSpec.*")
@@ -53,9 +55,21 @@ def test_mirrored_crops_are_the_same_vertebra(crops: data.Crops) -> None:
     np.testing.assert_array_equal(plain.heights, mirrored.heights)
 
 
+def head_run(name: str, *, steps: int = 1) -> FracSegNetRun:
+    """What is compared under that name."""
+    return next(run for _, other, run in variants.head_variants(Effort(head_steps=steps)) if other == name)
+
+
+def test_heads_differ_in_what_their_names_say() -> None:
+    runs = {name: run for _, name, run in variants.head_variants(Effort())}
+    assert len(runs) == 15 + 3
+    assert (runs["focal, natural"].grade_loss, runs["focal, natural"].sampling) == ("focal", "as_found")
+    assert runs["Nash-MTL"] == replace(runs["fixed weights"], task_weighting="nash", nash_every=4)
+
+
 @pytest.mark.parametrize(("sampling", "share"), [("natural", 0.5), ("balanced", 0.5), ("equal", 0.25)])
 def test_samplings_draw_the_set_s_grades_as_often_as_they_say(crops: data.Crops, sampling: str, share: float) -> None:
-    run = variants.head_run("focal", sampling, 1, Effort())
+    run = head_run(f"focal, {sampling}")
     rng, source = np.random.default_rng(0), data.CropsSource(crops)
     grades = [crops.grades[source.draw(rng, run)[0]] for _ in range(2000)]
     assert np.mean(np.array(grades) == 0) == pytest.approx(share, abs=0.05)
@@ -98,10 +112,10 @@ def test_heads_read_true_thickness_and_learn(crops: data.Crops) -> None:
     assert views.values.shape == (2, SHIFTED_VIEWS, 6, 12, 12)
     volume_mm3 = crops.masks[:, 1].sum(axis=(1, 2, 3)) * 3.0**3
     np.testing.assert_allclose(views.values[0, 0].sum(dim=(1, 2)) * HEIGHT_UNIT_MM * 6.0**2, volume_mm3, rtol=0.02)
-    run = variants.head_run("cross_entropy", "equal", 3, Effort(head_steps=300))
+    run = head_run("cross_entropy, equal", steps=300)
     trained = train_head(views, run)
     assert (head_probabilities(trained, views).argmax(axis=1) == crops.grades).all()
-    run = variants.head_run("cross_entropy", "equal", 3, Effort(head_steps=3))
+    run = head_run("cross_entropy, equal", steps=3)
     first, again = train_head(views, run), train_head(views, run)
     assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), again.state_dict().values(), strict=True))
 
@@ -129,7 +143,7 @@ def test_the_command_compares_and_goes_on(tmp_path: Path, capsys, monkeypatch) -
                  "--evaluation", "1,1,1,1"]  # fmt: skip
     assert command.main(arguments) == 0
     table, results = (tmp_path / "comparison.md").read_text(), json.loads((tmp_path / "comparison.json").read_text())
-    assert len(results["results"]) == 3 * 2 + 1
+    assert len(results["results"]) == (3 + 1) * 2 + 1
     assert "| focal, natural | 2 |" in table
     monkeypatch.setattr(command.heads, "train_head", lambda *_: pytest.fail("trained again"))
     assert command.main(arguments) == 0

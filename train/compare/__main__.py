@@ -13,7 +13,9 @@ import logging
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
+from itertools import product
 from pathlib import Path
 
 from runtime.errors import InputError, VertscanError
@@ -27,6 +29,7 @@ try:
     from train.compare.figures import grade_figures
     from train.compare.table import Result, kept_result, markdown, write_text
     from train.compare.variants import Effort
+    from train.config import FracSegNetRun
 except ModuleNotFoundError as error:
     stop_without("train", error)
 
@@ -114,20 +117,21 @@ def _settle(out: Path, effort: Effort, training: Sequence[int], evaluation: Sequ
 
 
 def _heads(out: Path, effort: Effort, train: data.Crops, test: data.Crops, training: Sequence[int]) -> Iterator[Result]:
-    """Grade losses times samplings, on true thickness."""
+    """Grade losses times samplings, and task weightings, of heads on true thickness."""
     read, unseen = heads.thickness_of(train, variants.SMALL), heads.thickness_of(test, variants.SMALL)
 
-    def result(loss: str, sampling: str, seed: int) -> Result:
+    def result(part: str, variant: str, run: FracSegNetRun) -> Result:
         began = time.process_time()
-        head = heads.train_head(read, variants.head_run(loss, sampling, seed, effort))
+        head = heads.train_head(read, run)
+        seconds = time.process_time() - began
         found = grade_figures(heads.head_probabilities(head, unseen), test.grades, training)
-        return Result("heads", f"{loss}, {sampling}", seed, found, None, None, time.process_time() - began)
+        heights = heads.head_height_error_mm(head, unseen)
+        return Result(part, variant, run.loop.seed, found, None, heights, seconds)
 
-    for seed in range(1, effort.head_seeds + 1):
-        for sampling in variants.SAMPLINGS:
-            for loss in variants.GRADE_LOSSES:
-                path = out / "heads" / f"{loss}-{sampling}-{seed}.json"
-                yield kept_result(path, lambda a=loss, s=sampling, k=seed: result(a, s, k))  # type: ignore[misc]
+    for seed, (part, variant, run) in product(range(1, effort.head_seeds + 1), variants.head_variants(effort)):
+        seeded = replace(run, loop=replace(run.loop, seed=seed))
+        path = out / part / f"{variant.replace(', ', '-').replace(' ', '-')}-{seed}.json"
+        yield kept_result(path, partial(result, part, variant, seeded))
 
 
 def _whole(out: Path, effort: Effort, train: data.Crops, test: data.Crops, training: Sequence[int]) -> Iterator[Result]:
@@ -149,7 +153,7 @@ def _whole(out: Path, effort: Effort, train: data.Crops, test: data.Crops, train
     for seed in range(1, effort.whole_seeds + 1):
         for name in variants.WHOLE if seed == 1 else variants.WEIGHTINGS:
             folder = out / "whole" / f"{name.replace(' ', '-')}-{seed}"
-            yield kept_result(folder / "result.json", lambda n=name, k=seed, f=folder: result(n, k, f))  # type: ignore[misc]
+            yield kept_result(folder / "result.json", partial(result, name, seed, folder))
 
 
 def _write(

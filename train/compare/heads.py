@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from train.balance import balancer_of
 from train.compare.crops import Crops, CropsSource
 from train.config import FracSegNetRun
 from train.loop import evaluating, learning_rate, make_optimiser
@@ -57,6 +58,10 @@ class ThicknessGrader(nn.Module):
         self.fully_connected, self.grade_head = whole.fully_connected, whole.grade_head
         self.height_head = whole.height_head
 
+    def shared_parameters(self) -> list[nn.Parameter]:
+        """Those that grade and heights both depend on."""
+        return list(self.read.parameters())
+
     def forward(self, thickness: Tensor) -> dict[str, Tensor]:
         """Maps (n, y, x) to ``grade`` logits (n, 4) and ``heights`` (n, 6), as FracSegNet's."""
         vector = F.leaky_relu(self.read(thickness.flatten(1)), 0.01)
@@ -80,7 +85,7 @@ def thickness_of(crops: Crops, run: FracSegNetRun) -> Thickness:
 def train_head(maps: Thickness, run: FracSegNetRun) -> ThicknessGrader:
     """A head trained as the run says; determined by its seed."""
     head, task, source = ThicknessGrader(run.network, seed=run.loop.seed), FracSegNetTask(run), CropsSource(maps.crops)
-    optimiser = make_optimiser(run.loop, head)
+    optimiser, balancer = make_optimiser(run.loop, head), balancer_of(run, devices=1)
     for step in range(run.loop.steps):
         rng = np.random.default_rng([run.loop.seed, step])
         drawn = [source.draw(rng, run) for _ in range(run.loop.batch)]
@@ -94,10 +99,17 @@ def train_head(maps: Thickness, run: FracSegNetRun) -> ThicknessGrader:
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(run.loop, step)
         optimiser.zero_grad(set_to_none=True)
-        task.losses(head, batch)["loss"].backward()
+        balancer.total(head, task.losses(head, batch)).backward()
         nn.utils.clip_grad_norm_(head.parameters(), run.loop.clip_norm)
         optimiser.step()
     return head
+
+
+def head_height_error_mm(head: ThicknessGrader, maps: Thickness) -> float:
+    """Mean absolute error of the three heights of all crops, as they are."""
+    with evaluating(head), torch.inference_mode():
+        heights = head(maps.values[0, 0])["heights"][:, :3].numpy() * HEIGHT_UNIT_MM
+    return float(np.abs(heights - maps.crops.heights[:, :3]).mean())
 
 
 def head_probabilities(head: ThicknessGrader, maps: Thickness) -> np.ndarray:

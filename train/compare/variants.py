@@ -66,10 +66,21 @@ def whole_run(name: str, seed: int, effort: Effort, start: Path) -> FracSegNetRu
     return replace(run, loop=_lasting(loop, effort.whole_steps))
 
 
-def head_run(grade_loss: str, sampling: str, seed: int, effort: Effort) -> FracSegNetRun:
-    """A grade head on true thickness; ``sampling`` is a key of ``SAMPLINGS``."""
-    loop = replace(SMALL.loop, learning_rate=1e-3, seed=seed, batch=32)
-    return replace(SMALL, grade_loss=grade_loss, sampling=SAMPLINGS[sampling], loop=_lasting(loop, effort.head_steps))
+def head_variants(effort: Effort) -> list[tuple[str, str, FracSegNetRun]]:
+    """Part, name and run (of no seed yet) of everything that is compared on heads that read the true thickness."""
+    samplings = [
+        ("heads", f"{loss}, {name}", replace(SMALL, grade_loss=loss, sampling=sampling))
+        for name, sampling in SAMPLINGS.items()
+        for loss in GRADE_LOSSES
+    ]
+    weightings = [("head weights", name, WHOLE[name]) for name in WEIGHTINGS]
+    return [(part, name, _of_head(run, effort)) for part, name, run in samplings + weightings]
+
+
+def _of_head(run: FracSegNetRun, effort: Effort) -> FracSegNetRun:
+    """The run of a head, which has no mask."""
+    loop = replace(run.loop, learning_rate=1e-3, batch=32)
+    return replace(run, mask_weight=0.0, loop=_lasting(loop, effort.head_steps))
 
 
 def _lasting(loop: LoopConfig, steps: int) -> LoopConfig:
