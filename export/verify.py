@@ -10,8 +10,7 @@ import argparse
 import json
 import os
 import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import chain
@@ -84,15 +83,18 @@ def reference_networks(bundle: Bundle) -> Networks:
 
 
 def verify(
-    bundle: Bundle, engines: Sequence[tuple[EngineChoice, Networks]], scans: Iterator[Volume], *, talk: bool = False
+    bundle: Bundle,
+    engines: Sequence[tuple[EngineChoice, Networks]],
+    scans: Iterator[Volume],
+    *,
+    after_scan: Callable[[str, list[Outcome]], None] | None = None,
 ) -> list[Outcome]:
-    """Compare engines with torch, scan by scan; with ``talk`` each scan is told on stderr."""
+    """Compare engines with torch, scan by scan; ``after_scan`` is told each scan and what was found so far."""
     reference, spec = reference_networks(bundle), bundle.spec
     outcomes = [
         Outcome(choice, networks.locnet.info.version, networks.locnet.info.device) for choice, networks in engines
     ]
     for number, scan in enumerate(scans):
-        start = time.perf_counter()
         prepared = prepare(spec, scan, reference)
         for outcome, (_, networks) in zip(outcomes, engines, strict=True):
             if not number and prepared.keep.any():
@@ -101,9 +103,8 @@ def verify(
             outcome.scans.append((scan.name, parity))
             outcome.seconds += seconds
             outcome.reference_seconds += prepared.seconds
-        if talk:
-            centres = len(prepared.centres_ras_mm)
-            print(f"{scan.name}: {centres} centres, {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+        if after_scan is not None:
+            after_scan(scan.name, outcomes)
     return outcomes
 
 
@@ -169,7 +170,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", metavar="N", type=int, default=0, help="which GPU (default: 0)")
     parser.add_argument("--phantoms", metavar="N", type=_not_negative, default=50, help="how many (default: 50)")
     parser.add_argument("--threads", metavar="N", type=positive, help="on the processor (default: all)")
-    parser.add_argument("-o", "--out", metavar="FILE", type=Path, help="write all figures as JSON")
+    parser.add_argument(
+        "-o", "--out", metavar="FILE", type=Path, help="write all figures as JSON, anew after each scan"
+    )
     return parser
 
 
@@ -203,10 +206,20 @@ def _run(args: argparse.Namespace) -> list[Outcome]:
             (choice, stack.enter_context(opened(bundle, choice, threads=args.threads)))
             for choice in candidates(args.engine, args.precision, device=args.device)
         ]
-        outcomes = verify(bundle, engines, scans, talk=True)
-    if args.out:
-        _write(args.out, json.dumps(as_json(bundle, outcomes), indent=1) + "\n")
-    return outcomes
+        return verify(bundle, engines, scans, after_scan=_teller(bundle, args.out))
+
+
+def _teller(bundle: Bundle, out: Path | None) -> Callable[[str, list[Outcome]], None]:
+    """Tells each scan on stderr and writes what was found so far: runs take long, and none is to be lost."""
+
+    def tell(scan: str, outcomes: list[Outcome]) -> None:
+        if out is not None:
+            _write(out, json.dumps(as_json(bundle, outcomes), indent=1) + "\n")
+        wrong = [f"{o.choice.name} {o.choice.precision}" for o in outcomes if o.faults]
+        said = f"past the limits: {', '.join(wrong)}" if wrong else "all within the limits"
+        print(f"{len(outcomes[0].scans)}: {scan}; {said}", file=sys.stderr, flush=True)
+
+    return tell
 
 
 def _write(path: Path, text: str) -> None:

@@ -103,6 +103,18 @@ def test_the_command_compares_all_that_is_here(monkeypatch, bundle, small, tmp_p
     assert 1e-5 < fp16["worst"]["mask"] < 1e-2, "rounding shows, so FP16 was really used"
 
 
+def test_what_was_found_so_far_is_kept_when_a_later_scan_cannot_be_read(monkeypatch, bundle, small, tmp_path, capsys):
+    monkeypatch.setattr(command, "phantoms", lambda count: iter([small]))
+    out = tmp_path / "parity.json"
+    options = ["--bundle", str(bundle.folder), "--engine", "openvino", "--phantoms", "1", "-o", str(out)]
+    assert main([*options, str(tmp_path / "none.nii.gz")]) == 2
+    (engine,) = json.loads(out.read_text())["engines"]
+    assert [scan["scan"] for scan in engine["scans"]] == ["small"]
+    said = capsys.readouterr().err
+    assert "1: small; all within the limits" in said
+    assert "none.nii.gz" in said
+
+
 def test_the_command_ends_with_1_past_the_limits(monkeypatch, bundle, small, capsys):
     monkeypatch.setattr(command, "phantoms", lambda count: iter([small]))
 
