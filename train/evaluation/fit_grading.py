@@ -25,8 +25,8 @@ from train.metrics import auroc, confusion_matrix, f1_of
 Float64 = npt.NDArray[np.float64]
 
 BIASES = (-0.03, 0.0, 0.03, 0.06, 0.09)
-SPREADS = (0.03, 0.05, 0.08, 0.12)
-SPREADS_PER_MM = (0.0, 0.015, 0.03)
+SPREADS = (0.02, 0.04, 0.07, 0.11)
+SPREADS_PER_MM = (0.0, 0.02, 0.035, 0.05)
 RIDGE = 0.5
 """Pulls the network's power towards 1, the measured one's and the prior towards 0, as much as half a vertebra would."""
 FEWEST = 40
