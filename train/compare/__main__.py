@@ -130,7 +130,7 @@ def _heads(out: Path, effort: Effort, train: data.Crops, test: data.Crops, train
 
     for seed, (part, variant, run) in product(range(1, effort.head_seeds + 1), variants.head_variants(effort)):
         seeded = replace(run, loop=replace(run.loop, seed=seed))
-        path = out / part / f"{variant.replace(', ', '-').replace(' ', '-')}-{seed}.json"
+        path = out / part.replace(" ", "-") / f"{variant.replace(', ', '-').replace(' ', '-')}-{seed}.json"
         yield kept_result(path, partial(result, part, variant, seeded))
 
 
