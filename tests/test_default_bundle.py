@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from export.onnx_export import check_differences, compare
+from export.parity_on_scans import opened
 from export.phantom_inputs import crop_images, level_images, window_images
 from export.reload import torch_fracsegnet, torch_levelnet, torch_locnet
 from export.verify import TorchSession, verify
@@ -187,18 +188,14 @@ def test_onnx_says_what_torch_says() -> None:
 
 
 @pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
-def test_engines_find_the_peaks_that_torch_finds(engine: str, phantom: Volume) -> None:
+def test_engines_find_what_torch_finds(engine: str, phantom: Volume) -> None:
     bundle = open_bundle()
     choice = select_engine(engine, precision="fp32")
-    spec = bundle.spec
-    with (
-        open_session(choice, bundle.path_of(spec.locnet.file)) as locnet,
-        open_session(choice, bundle.path_of(spec.fracsegnet.file)) as fracsegnet,
-    ):
-        (difference,) = verify(bundle, locnet, fracsegnet, iter([phantom]))
-    assert difference.centres >= 4
-    assert difference.same_peaks
-    assert difference.passes, difference
+    with opened(bundle, choice) as networks:
+        (outcome,) = verify(bundle, [(choice, networks)], iter([phantom]))
+    assert outcome.whole.centres >= 4
+    assert outcome.whole.levels == outcome.whole.centres
+    assert not outcome.faults
 
 
 def test_the_reference_session_says_what_the_module_says() -> None:
