@@ -16,7 +16,7 @@ SMALL = FracSegNetRun(
     ),
     spacing_mm=3.0,
 )
-"""The default preset, 96 mm wide like its crops but at 3 mm and with a seventh of its weights, for a processor's core."""
+"""The default preset, 96 mm wide like its crops but at 3 mm and with a seventh of its weights, for one core."""
 
 GRADE_LOSSES = ("cross_entropy", "weighted_cross_entropy", "focal_unweighted", "focal", "unified_focal")
 SAMPLINGS: Mapping[str, str] = {"natural": "as_found", "balanced": "balanced", "equal": "equal"}
