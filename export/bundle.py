@@ -156,6 +156,7 @@ def _fracsegnet_spec(trained: Trained, choices: Choices) -> FracSegNetSpec:
         file="fracsegnet.onnx",
         spacing_mm=run.spacing_mm,
         crop_zyx=trained.example_zyx,
+        crop_shift_mm=run.crop_shift_mm,
         intensity=run.intensity,
         mask_channels=run.network.mask_channels,
         mask_threshold=choices.mask_threshold,

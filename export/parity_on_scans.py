@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from runtime.bundle import Bundle, BundleSpec
-from runtime.crops import crop_grid, extract_crops
+from runtime.crops import extract_crops
 from runtime.engines import EngineChoice, open_session
 from runtime.engines.base import Session
 from runtime.engines.parity import Parity, compare_batches, compare_crops, compare_maps, joined
@@ -90,7 +90,7 @@ def prepare(spec: BundleSpec, scan: Volume, reference: Networks) -> Prepared:
     found = centres_of(*maps, grid, loc) if keep.any() else ()
     likeliest = sorted(found, key=lambda centre: -centre.confidence)[:MOST_CENTRES]
     centres = tuple(centre.centre_ras_mm for centre in likeliest)
-    grids = [crop_grid(c, spacing_mm=frac.spacing_mm, shape_zyx=frac.crop_zyx) for c in centres]
+    grids = [frac.grid_around(c) for c in centres]
     voxels = extract_crops(scan, grids) if grids else np.zeros((0, *frac.crop_zyx), np.float32)
     crops = normalise(voxels, frac.intensity)[:, None]
     outputs = run_crops(reference.fracsegnet, crops)

@@ -10,12 +10,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy.typing as npt
+
 from runtime.bundle_checks import BUNDLE_JSON, check_spec
 from runtime.bundle_json import from_json, parse_json, to_json
 from runtime.bundle_zip import discard_unpacked, unpack_zip
+from runtime.crops import crop_grid
 from runtime.errors import BundleError
 from runtime.grading import GradingSpec
 from runtime.precision_plan import PrecisionPlan
+from runtime.volume import Grid
 
 SCHEMA_VERSION = 1
 DEFAULT_BUNDLE = Path(__file__).parent / "bundles" / "default"
@@ -69,7 +73,7 @@ class LocNetSpec:
 class FracSegNetSpec:
     """How to run the network that segments and grades one vertebra in a crop around its centre.
 
-    Input ``image`` (n, 1, z, y, x) on a RAS+ grid centred on the vertebra. Outputs ``mask`` (n, k, z, y, x)
+    Input ``image`` (n, 1, z, y, x) on a RAS+ grid around the vertebra. Outputs ``mask`` (n, k, z, y, x)
     probabilities, ``grade`` (n, len(grade_names)) probabilities, and where ``has_heights`` also ``heights`` (n, 6):
     anterior, middle and posterior height in mm, then their relative losses (0..1).
 
@@ -77,6 +81,8 @@ class FracSegNetSpec:
         file: ONNX file name in the bundle.
         spacing_mm: isotropic crop resolution.
         crop_zyx: crop, voxels.
+        crop_shift_mm: (x, y, z) RAS, from the vertebra's centre to the crop's middle; a ``bundle.json`` without this key
+            is read as one without a shift.
         intensity: normalisation.
         mask_channels: what each mask channel means: ``"vertebra"`` first, then ``"body"`` if the network separates it.
         mask_threshold: probability from which a voxel belongs to the mask.
@@ -92,6 +98,13 @@ class FracSegNetSpec:
     mask_threshold: float
     grade_names: tuple[str, ...]
     has_heights: bool
+    crop_shift_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+    def grid_around(self, centre_ras_mm: npt.ArrayLike) -> Grid:
+        """Where the network's input lies for a vertebra whose centre is at (x, y, z) RAS+ mm."""
+        return crop_grid(
+            centre_ras_mm, spacing_mm=self.spacing_mm, shape_zyx=self.crop_zyx, shift_ras_mm=self.crop_shift_mm
+        )
 
 
 @dataclass(frozen=True)
@@ -304,10 +317,13 @@ def _spec_of(text: str, *, source: str) -> BundleSpec:
 
 
 def _read_spec(data: Any, *, source: str) -> BundleSpec:
-    """The spec of parsed JSON; of its keys only ``levelnet``, ``precision`` and ``grading`` may be missing or null."""
+    """The spec of parsed JSON; of its keys only ``levelnet``, ``precision`` and ``grading`` may be missing or null,
+    and ``crop_shift_mm`` of ``fracsegnet`` may be missing."""
     if not isinstance(data, dict):
         return from_json(BundleSpec, data, at=source)
     optional = {"levelnet": None, "grading": None, "precision": data.get("precision") or {}}
+    if isinstance(data.get("fracsegnet"), dict):
+        optional["fracsegnet"] = {"crop_shift_mm": [0.0, 0.0, 0.0], **data["fracsegnet"]}
     spec = from_json(BundleSpec, {**data, **optional}, at=source)
     if data.get("levelnet") is not None:
         spec = replace(spec, levelnet=from_json(LevelNetSpec, data["levelnet"], at=f"{source}: levelnet"))

@@ -11,16 +11,24 @@ from runtime.resample import resample_into
 from runtime.volume import Grid, Volume
 
 
-def crop_grid(centre_ras_mm: npt.ArrayLike, *, spacing_mm: float, shape_zyx: tuple[int, int, int]) -> Grid:
-    """The isotropic grid along RAS+ whose middle is a point.
+def crop_grid(
+    centre_ras_mm: npt.ArrayLike,
+    *,
+    spacing_mm: float,
+    shape_zyx: tuple[int, int, int],
+    shift_ras_mm: tuple[float, float, float] = (0.0, 0.0, 0.0),
+) -> Grid:
+    """The isotropic grid along RAS+ around a point.
 
     Args:
-        centre_ras_mm: (x, y, z); lies at the fractional index ``(n - 1) / 2`` of every axis.
+        centre_ras_mm: (x, y, z); without a shift it lies at the fractional index ``(n - 1) / 2`` of every axis.
         spacing_mm: of the crop.
         shape_zyx: of the crop, voxels.
+        shift_ras_mm: (x, y, z) from the point to the crop's middle.
     """
+    middle = np.asarray(centre_ras_mm, np.float64) + shift_ras_mm
     affine = np.diag([spacing_mm, spacing_mm, spacing_mm, 1.0])
-    affine[:3, 3] = np.asarray(centre_ras_mm, np.float64) - spacing_mm * (np.array(shape_zyx[::-1]) - 1) / 2
+    affine[:3, 3] = middle - spacing_mm * (np.array(shape_zyx[::-1]) - 1) / 2
     return Grid(shape_zyx, affine)
 
 

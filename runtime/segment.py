@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.bundle import FracSegNetSpec
-from runtime.crops import crop_grid
 from runtime.engines.base import Session
 from runtime.errors import EngineError
 from runtime.order import cranial_to_caudal
@@ -102,7 +101,7 @@ def segment(
     access = access or ScanOnHost(volume)
     for start in range(0, len(centres), batch):
         part = centres[start : start + batch]
-        grids = [crop_grid(c.centre_ras_mm, spacing_mm=spec.spacing_mm, shape_zyx=spec.crop_zyx) for c in part]
+        grids = [spec.grid_around(c.centre_ras_mm) for c in part]
         named = dict(zip(session.output_names, access.run_crops(session, grids, spec.intensity), strict=True))
         outputs = _checked_outputs(named, spec, len(part))
         for i, (centre, grid) in enumerate(zip(part, grids, strict=True)):
@@ -139,7 +138,8 @@ def _one(
     refined = centre.centre_ras_mm
     complete = not touches_edge(mask > spec.mask_threshold, grid, scan)
     if "body" in spec.mask_channels:
-        body = _main_part(masks[spec.mask_channels.index("body")], spec.mask_threshold, spec.spacing_mm)
+        voted_zyx = grid.to_index_zyx(centre.centre_ras_mm)
+        body = _main_part(masks[spec.mask_channels.index("body")], spec.mask_threshold, spec.spacing_mm, voted_zyx)
         refined = _refined_centre(centre.centre_ras_mm, body > spec.mask_threshold, grid)
         body_complete = not touches_edge(body > spec.mask_threshold, grid, scan)
     else:
@@ -199,10 +199,13 @@ def _without_strays(probability: np.ndarray, threshold: float) -> np.ndarray:
     return np.where(stray[parts], np.float32(0.0), probability)
 
 
-def _main_part(probability: np.ndarray, threshold: float, spacing_mm: float) -> np.ndarray:
-    """The probabilities with all but the largest island that comes near the crop's centre set to zero."""
+def _main_part(probability: np.ndarray, threshold: float, spacing_mm: float, voted_zyx: np.ndarray) -> np.ndarray:
+    """The probabilities with all but the largest island that comes near the voted centre set to zero."""
     parts = _parts(probability > threshold)
-    axes = [np.abs(np.arange(n) - (n - 1) / 2) * spacing_mm <= REFINE_WITHIN_MM for n in probability.shape]
+    axes = [
+        np.abs(np.arange(size) - middle) * spacing_mm <= REFINE_WITHIN_MM
+        for size, middle in zip(probability.shape, voted_zyx, strict=True)
+    ]
     near = parts[np.ix_(*axes)]
     candidates = near[near > 0]
     main = int(candidates.min()) if candidates.size else 0

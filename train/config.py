@@ -120,6 +120,8 @@ class FracSegNetRun:
         loop: how to run.
         spacing_mm: crop resolution.
         intensity: HU window.
+        crop_shift_mm: (x, y, z) RAS, from the vertebra's centre to the crop's middle. The default reaches further back
+            and down, where the processes are (decision 0017).
         centre_jitter_mm: standard deviation of the crop's centre about the true one.
         grade_loss: key of ``losses.GRADE_LOSSES``.
         mask_loss: key of ``losses.MASK_LOSSES``.
@@ -141,6 +143,7 @@ class FracSegNetRun:
     loop: LoopConfig = LoopConfig(batch=4, steps=2600)
     spacing_mm: float = 2.0
     intensity: IntensityWindow = IntensityWindow(-400.0, 1000.0)
+    crop_shift_mm: tuple[float, float, float] = (0.0, -18.0, -4.0)
     centre_jitter_mm: float = 3.0
     grade_loss: str = "cross_entropy"
     mask_loss: str = "dice"
@@ -234,7 +237,11 @@ def load(path: Path) -> Run:
 
 
 _LOOP_ADDED_LATER: Mapping[str, Any] = {"start_from": ""}
-_FRACSEGNET_ADDED_LATER: Mapping[str, Any] = {"task_weighting": "fixed", "nash_every": 1}
+_FRACSEGNET_ADDED_LATER: Mapping[str, Any] = {
+    "task_weighting": "fixed",
+    "nash_every": 1,
+    "crop_shift_mm": [0.0, 0.0, 0.0],
+}
 """Settings that runs of earlier versions were made without, and what they did."""
 
 

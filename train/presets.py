@@ -82,6 +82,7 @@ def _thesis_fracsegnet() -> FracSegNetRun:
             precision="32-true",
         ),
         spacing_mm=1.0,
+        crop_shift_mm=(0.0, 0.0, 0.0),
         centre_jitter_mm=0.0,
         grade_loss="focal",
         grade_weight=1.0,

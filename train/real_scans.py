@@ -90,6 +90,7 @@ class RealSource:
         scan = self.prepared(case, run.spacing_mm)
         shape = (run.network.crop,) * 3
         middle = scan.centres_zyx[label] + rng.normal(0, run.centre_jitter_mm / run.spacing_mm, 3)
+        middle = middle + np.array(run.crop_shift_mm[::-1]) / run.spacing_mm
         start = np.round(middle - np.array(shape) / 2).astype(int)
         flip = slice(None, None, -1 if rng.random() < 0.5 else 1)
         masks = {"vertebra": scan.mask, "body": scan.body}

@@ -153,7 +153,9 @@ def render_vertebra(
 ) -> VertebraSample:
     """A crop around one vertebra of a phantom, in a drawn appearance; some are cut by the edge of a scan."""
     centre = anatomy.centre_ras_mm(target) + rng.normal(0, run.centre_jitter_mm, 3)
-    grid = crop_grid(centre, spacing_mm=run.spacing_mm, shape_zyx=(run.network.crop,) * 3)
+    grid = crop_grid(
+        centre, spacing_mm=run.spacing_mm, shape_zyx=(run.network.crop,) * 3, shift_ras_mm=run.crop_shift_mm
+    )
     scan = render(anatomy, grid, sample_appearance(rng, config), rng)
     known = {"vertebra": scan.mask == target.label, "body": scan.body_mask == target.label}
     losses = 1 - np.array(target.heights_mm) / np.array(target.original_heights_mm)

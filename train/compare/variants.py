@@ -15,8 +15,9 @@ SMALL = FracSegNetRun(
         batch=8, learning_rate=8e-3, warmup=20, ema=0.98, validation_samples=8, precision="32-true", workers=0
     ),
     spacing_mm=3.0,
+    crop_shift_mm=(0.0, 0.0, 0.0),
 )
-"""The default preset, 96 mm wide like its crops but at 3 mm and with a seventh of its weights, for one core."""
+"""The default preset, 96 mm wide like its crops but around the body, at 3 mm and with a seventh of its weights, for one core."""
 
 GRADE_LOSSES = ("cross_entropy", "weighted_cross_entropy", "focal_unweighted", "focal", "unified_focal")
 SAMPLINGS: Mapping[str, str] = {"natural": "as_found", "balanced": "balanced", "equal": "equal"}
