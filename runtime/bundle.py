@@ -81,8 +81,8 @@ class FracSegNetSpec:
         file: ONNX file name in the bundle.
         spacing_mm: isotropic crop resolution.
         crop_zyx: crop, voxels.
-        crop_shift_mm: (x, y, z) RAS, from the vertebra's centre to the crop's middle; a ``bundle.json`` without this key
-            is read as one without a shift.
+        crop_shift_mm: (x, y, z) RAS, from the vertebra's centre to the crop's middle; none in a ``bundle.json`` without
+            this key.
         intensity: normalisation.
         mask_channels: what each mask channel means: ``"vertebra"`` first, then ``"body"`` if the network separates it.
         mask_threshold: probability from which a voxel belongs to the mask.

@@ -45,6 +45,16 @@ def confusion_matrix(true: Sequence[int], predicted: Sequence[int], *, classes: 
     return matrix
 
 
+def ranked_probability_score(true: npt.ArrayLike, probabilities: npt.ArrayLike) -> float:
+    """Mean over samples of the ranked probability score (Epstein 1969), 0 (sure and right) to 1; lower is better.
+
+    ``true`` (n,) are ordered classes, ``probabilities`` (n, classes). Wrong by two classes costs more than by one.
+    """
+    table = np.asarray(probabilities, np.float64)
+    reached = np.asarray(true)[:, None] <= np.arange(table.shape[1] - 1)
+    return float(((np.cumsum(table, axis=1)[:, :-1] - reached) ** 2).mean())
+
+
 def precisions(matrix: Int64) -> Float64:
     """Per class of a confusion matrix; nan where the class was never predicted."""
     return _ratio(np.diag(matrix), matrix.sum(axis=0))

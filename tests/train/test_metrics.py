@@ -20,6 +20,7 @@ from train.metrics import (
     match_centres,
     precisions,
     quadratic_kappa,
+    ranked_probability_score,
     recalls,
     reliability,
     roc_curve,
@@ -158,3 +159,18 @@ def test_average_hausdorff_agrees_with_surface_distance() -> None:
     expected = np.mean(surface_distance.compute_average_surface_distance(distances))
     assert average_hausdorff_mm(a, b, spacing_zyx_mm=(1, 1, 1)) == pytest.approx(expected, abs=0.5)
     assert dice(a, b) == pytest.approx(surface_distance.compute_dice_coefficient(a, b))
+
+
+def test_the_ranked_probability_score_grows_with_how_far_off_a_sure_answer_is() -> None:
+    sure = np.eye(4)
+    scores = [[ranked_probability_score([true], sure[[called]]) for called in range(4)] for true in range(4)]
+    np.testing.assert_allclose(scores, np.abs(np.subtract.outer(range(4), range(4))) / 3)
+
+
+def test_no_other_answer_beats_the_true_probabilities_in_the_ranked_probability_score() -> None:
+    rng = np.random.default_rng(0)
+    true_shares = np.array([0.5, 0.1, 0.3, 0.1])
+    grades = np.repeat(np.arange(4), (true_shares * 100).astype(int))
+    best = ranked_probability_score(grades, np.tile(true_shares, (100, 1)))
+    for other in rng.dirichlet(np.ones(4), 200):
+        assert ranked_probability_score(grades, np.tile(other, (100, 1))) >= best

@@ -1,6 +1,7 @@
 """What is lost and measured: unknown truths cost nothing, the truth itself scores highest."""
 
 import numpy as np
+import pytest
 import torch
 
 from train.config import FracSegNetRun, LocNetRun
@@ -63,10 +64,11 @@ def test_true_masks_grades_and_heights_score_one() -> None:
     heights = torch.cat([batch["heights"][:, :3] / HEIGHT_UNIT_MM, batch["heights"][:, 3:]], dim=1)
     truth = {
         "mask": batch["mask"] * 20 - 10,
-        "grade": torch.nn.functional.one_hot(batch["grade"], 4).float(),
+        "grade": torch.nn.functional.one_hot(batch["grade"], 4).float() * 100,
         "heights": heights,
     }
     metrics = task.metrics(Says(truth), [batch])
+    assert metrics["score"] == pytest.approx(2)
     assert metrics["dice_vertebra"] == 1
     assert metrics["grade_macro_f1"] == 1
     np.testing.assert_allclose(metrics["height_error_mm"], 0, atol=1e-5)

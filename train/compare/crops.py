@@ -98,7 +98,8 @@ def kept_crops(path: Path, counts: Sequence[int], run: FracSegNetRun, *, seeds: 
 
     Raises InputError when the file holds something else.
     """
-    key = f"{list(counts)} {run.network.crop} {run.spacing_mm} {run.crop_shift_mm} {run.centre_jitter_mm} {seeds} {seed} {PHANTOMS}"
+    place = f"{run.network.crop} {run.spacing_mm} {run.crop_shift_mm} {run.centre_jitter_mm}"
+    key = f"{list(counts)} {place} {seeds} {seed} {PHANTOMS}"
     if not path.is_file():
         log.info("drawing %d crops into %s", sum(counts), path)
         _write(path, draw_crops(counts, run, seeds=seeds, seed=seed), key)

@@ -17,7 +17,7 @@ SMALL = FracSegNetRun(
     spacing_mm=3.0,
     crop_shift_mm=(0.0, 0.0, 0.0),
 )
-"""The default preset, 96 mm wide like its crops but around the body, at 3 mm and with a seventh of its weights, for one core."""
+"""The default preset, its crops around the body and at 3 mm, with a seventh of its weights: for one core."""
 
 GRADE_LOSSES = ("cross_entropy", "weighted_cross_entropy", "focal_unweighted", "focal", "unified_focal")
 SAMPLINGS: Mapping[str, str] = {"natural": "as_found", "balanced": "balanced", "equal": "equal"}
