@@ -20,11 +20,15 @@ DEFAULT_LEVELNET = Path("runs/levelnet")
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m export", description=__doc__)
-    parser.add_argument("--locnet", type=Path, default=Path("runs/locnet"), help="run folder of the trained LocNet")
-    parser.add_argument("--fracsegnet", type=Path, default=Path("runs/fracsegnet"), help="run folder of FracSegNet")
+    parser.add_argument(
+        "--locnet", type=Path, default=Path("runs/locnet"), help="run folder of the trained LocNet, or a bundle"
+    )
+    parser.add_argument(
+        "--fracsegnet", type=Path, default=Path("runs/fracsegnet"), help="run folder of FracSegNet, or a bundle"
+    )
     levels = parser.add_mutually_exclusive_group()
     levels.add_argument(
-        "--levelnet", type=Path, help=f"run folder of LevelNet (default: {DEFAULT_LEVELNET}, if it is trained)"
+        "--levelnet", type=Path, help=f"run folder of LevelNet, or a bundle (default: {DEFAULT_LEVELNET}, if trained)"
     )
     levels.add_argument("--no-levelnet", action="store_true", help="a bundle that tells no levels")
     parser.add_argument("-o", "--out", type=Path, required=True, help="the bundle's folder; a bundle there is replaced")

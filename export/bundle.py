@@ -14,8 +14,10 @@ from export.calibrate import Samples, calibrate
 from export.calibration_inputs import phantom_images
 from export.checkpoint import Trained, load_trained
 from export.onnx_export import check_differences, compare, export_onnx
+from export.reload import torch_fracsegnet, torch_levelnet, torch_locnet
 from runtime.anatomy import LEVEL_NAMES
-from runtime.bundle import Bundle, BundleSpec, FracSegNetSpec, LevelNetSpec, LocNetSpec, write_bundle
+from runtime.bundle import Bundle, BundleSpec, FracSegNetSpec, LevelNetSpec, LocNetSpec, open_bundle, write_bundle
+from runtime.bundle_checks import BUNDLE_JSON
 from runtime.bundle_json import to_json
 from runtime.errors import InputError
 from train.config import FracSegNetRun, LevelNetRun, LocNetRun, Run
@@ -73,6 +75,8 @@ def make_bundle(
 ) -> Bundle:  # fmt: skip
     """Export the best weights of two runs, or of three, calibrate them, and write the bundle, whole or not at all.
 
+    Where a bundle's folder is given in place of a run's, its network is taken over.
+
     Raises InputError when a run is of the wrong kind, ExportError when a graph isn't what torch says.
     """
     networks = _load(locnet, fracsegnet, levelnet, choices)
@@ -115,9 +119,20 @@ def _load(locnet: Path, fracsegnet: Path, levelnet: Path | None, choices: Choice
 
 
 def _of_kind(folder: Path, kind: type[Run], what: str) -> Trained:
+    if (folder / BUNDLE_JSON).is_file():
+        return _from_bundle(open_bundle(folder), kind, what)
     trained = load_trained(folder)
     if not isinstance(trained.run, kind):
         raise InputError(f"{folder} must hold a {what}; met {type(trained.run).__name__}.")
+    return trained
+
+
+def _from_bundle(bundle: Bundle, kind: type[Run], what: str) -> Trained:
+    """The network of a bundle that takes the place of a run: it goes into the new one unchanged."""
+    reload = {LocNetRun: torch_locnet, FracSegNetRun: torch_fracsegnet, LevelNetRun: torch_levelnet}[kind]
+    trained = reload(bundle)
+    if trained is None:
+        raise InputError(f"The bundle in {bundle.folder} has no {what} to take over.")
     return trained
 
 

@@ -22,7 +22,7 @@ def torch_locnet(bundle: Bundle) -> Trained:
     Raises BundleError when the bundle doesn't say how it was trained, or its weights bear other names.
     """
     spec = bundle.spec.locnet
-    return _reloaded(bundle, _run(bundle, "locnet", LocNetRun), spec.file, spec.window_zyx)
+    return _reloaded(bundle, "locnet", _run(bundle, "locnet", LocNetRun), spec.file, spec.window_zyx)
 
 
 def torch_fracsegnet(bundle: Bundle) -> Trained:
@@ -31,7 +31,7 @@ def torch_fracsegnet(bundle: Bundle) -> Trained:
     Raises BundleError when the bundle doesn't say how it was trained, or its weights bear other names.
     """
     spec = bundle.spec.fracsegnet
-    return _reloaded(bundle, _run(bundle, "fracsegnet", FracSegNetRun), spec.file, spec.crop_zyx)
+    return _reloaded(bundle, "fracsegnet", _run(bundle, "fracsegnet", FracSegNetRun), spec.file, spec.crop_zyx)
 
 
 def torch_levelnet(bundle: Bundle) -> Trained | None:
@@ -42,13 +42,15 @@ def torch_levelnet(bundle: Bundle) -> Trained | None:
     spec = bundle.spec.levelnet
     if spec is None:
         return None
-    return _reloaded(bundle, _run(bundle, "levelnet", LevelNetRun), spec.file, spec.crop_zyx)
+    return _reloaded(bundle, "levelnet", _run(bundle, "levelnet", LevelNetRun), spec.file, spec.crop_zyx)
 
 
-def _reloaded(bundle: Bundle, run: Run, file: str, example_zyx: tuple[int, int, int]) -> Trained:
+def _reloaded(bundle: Bundle, name: str, run: Run, file: str, example_zyx: tuple[int, int, int]) -> Trained:
     _, network = new_network(run)
     _load(network, bundle, file)
-    return Trained(run, network.eval(), outputs_of(run), example_zyx, 0, {})
+    told = bundle.spec.training[name]
+    steps, metrics = int(told.get("steps", 0)), dict(told.get("validation", {}))
+    return Trained(run, network.eval(), outputs_of(run), example_zyx, steps, metrics)
 
 
 def _run(bundle: Bundle, name: str, kind: type[R]) -> R:

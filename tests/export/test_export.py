@@ -57,6 +57,19 @@ def test_bundles_of_versions_with_fewer_settings_of_the_loop_are_reloaded(bundle
         torch_locnet(older)
 
 
+def test_networks_of_a_bundle_go_into_a_new_one_unchanged(bundle, runs, tmp_path) -> None:
+    old, choices = bundle.folder, Choices(overlap=0.25, min_level_confidence=0.6)
+    new = make_bundle(old, runs[1], tmp_path / "b", levelnet=old, name="tiny", version="2", choices=choices)
+    for network in ("locnet", "levelnet"):
+        weights, before = (weights_to_start_from(folder, network) for folder in (new.folder, old))
+        assert weights.keys() == before.keys()
+        assert all(torch.equal(weights[name], before[name]) for name in before)
+        assert new.spec.training[network] == bundle.spec.training[network]
+    with_none = make_bundle(old, old, tmp_path / "two", name="tiny", version="3", choices=choices)
+    with pytest.raises(InputError, match="no LevelNet to take over"):
+        make_bundle(*runs, tmp_path / "c", levelnet=with_none.folder, name="tiny", version="4", choices=choices)
+
+
 def test_training_starts_from_the_weights_of_a_bundle(bundle, runs, levelnet) -> None:
     for network, folder in zip(("locnet", "fracsegnet", "levelnet"), (*runs, levelnet), strict=True):
         met = weights_to_start_from(bundle.folder, network)
