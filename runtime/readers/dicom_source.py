@@ -32,7 +32,7 @@ class DicomSource:
         sop_instance_uids: of each slice's file.
         frame_numbers: of each slice in its file, from 1; 1 for files of one slice.
         positions_lps_mm: (n, 3) float64, centre of each slice's first voxel (Image Position, Patient).
-        orientation: Image Orientation (Patient): the row's direction, along which columns count, then the column's, LPS.
+        orientation: Image Orientation (Patient): the row's direction, then the column's, unit vectors in LPS.
         pixel_spacing_mm: between rows, then between columns.
         rows: of every slice.
         columns: of every slice.
