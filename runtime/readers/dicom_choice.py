@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +30,8 @@ class SeriesRules:
         points_per_cm: by which its slices reach less far than those of the candidate that reaches farthest.
         few_slices: fewer than this
         few: cost so much.
+        least_share: of the length of a series that can't be read: only one that reaches at least so far is run on in
+            its place, else the scan is refused with what is wrong with that series.
     """
 
     thin_mm: float = 1.5
@@ -43,6 +45,7 @@ class SeriesRules:
     points_per_cm: float = 1.0
     few_slices: int = 20
     few: float = 15.0
+    least_share: float = 0.8
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,13 +83,32 @@ def choose(
     farthest_mm = max((extent_mm(one) for one in open_ones), default=0.0)
     costs = {id(one): _costs(one, farthest_mm, rules) for one in open_ones}
     ranked = sorted(open_ones, key=lambda one: (round(sum(costs[id(one)].values()), 6), -len(one.frames), _order(one)))
+    better = _defective_and_longer(found, excluded, ranked, rules)
     verdicts = []
     for place, one in enumerate(ranked):
         own = costs[id(one)]
         reason = _why_chosen(one, own, ranked, series_uid) if place == 0 else _why_not(own, costs[id(ranked[0])])
-        verdicts.append(Verdict(one, round(sum(own.values()), 2), own, place == 0, reason))
+        if better is not None:
+            reason = (
+                f"{label(better)} reaches farther ({extent_mm(better):.0f} mm instead of {extent_mm(one):.0f}), and "
+            )
+            reason += "can't be read"
+        verdicts.append(Verdict(one, round(sum(own.values()), 2), own, place == 0 and better is None, reason))
     rest = sorted((one for one in found if excluded[id(one)]), key=_order)
     return verdicts + [Verdict(one, None, {}, False, excluded[id(one)]) for one in rest]
+
+
+def _defective_and_longer(
+    found: Sequence[Candidate], excluded: Mapping[int, str], ranked: Sequence[Candidate], rules: SeriesRules
+) -> Candidate | None:
+    """A candidate that can't be read, and that the best of the others is no substitute for."""
+    if not ranked:
+        return None
+    defective = [one for one in found if one.defect is not None and excluded[id(one)] == str(one.defect)]
+    longest = max(defective, key=extent_mm, default=None)
+    if longest is None or extent_mm(ranked[0]) >= rules.least_share * extent_mm(longest):
+        return None
+    return longest
 
 
 def refusal(verdicts: Sequence[Verdict], name: str, series_uid: str | None) -> InputError:
@@ -97,7 +119,7 @@ def refusal(verdicts: Sequence[Verdict], name: str, series_uid: str | None) -> I
             f"{name} has no CT series with the UID {series_uid}. See what is there: python -m runtime.series PATH."
         )
     if defects:
-        largest = max(defects, key=lambda one: len(one.frames) or len(one.files))
+        largest = max(defects, key=lambda one: (extent_mm(one), len(one.frames) or len(one.files)))
         assert largest.defect is not None
         return largest.defect
     reasons = "; ".join(f"{label(v.candidate)}: {v.reason}" for v in verdicts[:3])
@@ -121,11 +143,8 @@ def brief(one: Candidate) -> str:
 
 def extent_mm(one: Candidate) -> float:
     """How far its slices reach along their normal, from the first one's centre to the last one's."""
-    if one.stack is None:
-        return 0.0
-    normal = np.cross(one.frames[0].row_lps, one.frames[0].column_lps)
-    ends = [float(np.dot(frame.position_lps_mm, normal)) for frame in (one.stack.frames[0], one.stack.frames[-1])]
-    return abs(ends[1] - ends[0])
+    places = [float(np.dot(frame.position_lps_mm, _normal(one))) for frame in one.frames]
+    return max(places, default=0.0) - min(places, default=0.0)
 
 
 def plane_of(one: Candidate) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from runtime.errors import GeometryError, InputError
+from runtime.readers import jpeg_12bit
 from runtime.readers.checks import VoxelCollector
 from runtime.readers.dicom_damage import damage, damaged
 from runtime.readers.dicom_files import SourceFile
@@ -135,6 +136,8 @@ def _stored_values(data: bytes, image: CtFile, frame: Frame) -> np.ndarray:
         dataset = pydicom.dcmread(io.BytesIO(data), force=True)
         if "PixelData" not in dataset:
             raise InputError(f"{image.source} has no pixel data. Export the CT series with its images.")
+        if jpeg_12bit.is_needed(dataset):
+            return jpeg_12bit.decode(dataset)
         return np.asarray(dataset.pixel_array).reshape(-1, frame.rows, frame.columns)
     except damage() as error:
         raise damaged(image.source, error) from error

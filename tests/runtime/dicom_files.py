@@ -1,0 +1,59 @@
+"""DICOM series for tests, written by pydicom."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+
+CT = "1.2.840.10008.5.1.4.1.1.2"
+ENHANCED_CT = "1.2.840.10008.5.1.4.1.1.2.1"
+SERIES = generate_uid(entropy_srcs=["series"])
+STEP_MM = 2.0
+
+
+def slice_dataset(stored: np.ndarray, position, **attributes) -> Dataset:
+    """One CT slice, 0.7 mm between rows and 0.5 mm between columns."""
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.SOPClassUID, dataset.Modality = CT, "CT"
+    dataset.SOPInstanceUID = generate_uid()
+    dataset.SeriesInstanceUID, dataset.SeriesNumber = SERIES, 4
+    dataset.FrameOfReferenceUID = generate_uid(entropy_srcs=["frame"])
+    dataset.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
+    dataset.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+    dataset.ImagePositionPatient = list(position)
+    dataset.PixelSpacing = [0.7, 0.5]
+    dataset.RescaleSlope, dataset.RescaleIntercept = 1, -1024
+    dataset.Rows, dataset.Columns = stored.shape[-2:]
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, 16, 15
+    dataset.PixelRepresentation = int(stored.dtype.kind == "i")
+    dataset.PixelData = stored.tobytes()
+    for key, value in attributes.items():
+        setattr(dataset, key, value)
+    return dataset
+
+
+def stored_values(count=5, rows=6, columns=8) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 2500, (count, rows, columns)).astype(np.uint16)
+
+
+def save(dataset: Dataset, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    dataset.save_as(path, enforce_file_format=True)
+
+
+def write_series(folder: Path, change: Callable[[int, Dataset], None] | None = None, *, count=5) -> np.ndarray:
+    """Writes slices under names that are out of order; ``change`` may alter each. Returns the stored values."""
+    stored = stored_values(count)
+    for k in range(count):
+        dataset = slice_dataset(stored[k], [10, 20, -100 + STEP_MM * k], InstanceNumber=count - k)
+        if change is not None:
+            change(k, dataset)
+        save(dataset, folder / f"{(7 * k) % 11:02d}.dcm")
+    return stored
