@@ -176,6 +176,8 @@ def _on_what_is_missing(listed: SeriesList, options: ReadOptions) -> list[str]:
                 "again, or accept gaps (--accept-gaps)."
             )
     notes = []
+    if empty := listed.headers.empty:
+        notes.append(f"{len(empty)} files are empty, such as {empty[0]}: if they were slices, the scan is not whole.")
     if broken:
         notes.append(f"{len(broken)} files that can't be read were left out, such as {next(iter(broken))}.")
     if missing:

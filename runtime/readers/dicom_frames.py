@@ -77,15 +77,19 @@ def frames_of(dataset: Any, source: str) -> list[Frame]:
         raise InputError(f"{source} is a {photometric or 'colour'} image. Give the CT series itself, MONOCHROME2.")
     if dataset.get("ModalityLUTSequence"):
         raise InputError(f"{source} has a modality LUT instead of slope and intercept. Export it in Hounsfield units.")
-    return [_frame(dataset, groups, source, index) for index, groups in enumerate(_groups(dataset))]
+    return [_frame(dataset, groups, source, index) for index, groups in enumerate(_groups(dataset, source))]
 
 
-def _groups(dataset: Any) -> Iterator[tuple[Any, ...]]:
+def _groups(dataset: Any, source: str) -> Iterator[tuple[Any, ...]]:
     """For each frame, where its attributes may be: its own functional groups, the shared ones, the file itself."""
     per_frame = dataset.get("PerFrameFunctionalGroupsSequence")
     if not per_frame:
         yield (dataset,)
         return
+    if int(dataset.get("NumberOfFrames") or 0) != len(per_frame):
+        raise GeometryError(
+            f"{source} has {dataset.get('NumberOfFrames')} frames and tells where {len(per_frame)} lie. Export it again."
+        )
     shared = tuple(dataset.get("SharedFunctionalGroupsSequence") or ())
     for groups in per_frame:
         yield (groups, *shared, dataset)

@@ -21,6 +21,9 @@ _HEAD_BYTES = 64 * 2**10
 _GROUPS_AT_START = (b"\x02\x00", b"\x08\x00")
 """How files begin that lack the preamble: with an element of group 2 or 8, little endian."""
 _LARGEST_ELEMENT = 0x0100
+_PREAMBLE_BYTES = 132
+_DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
+"""Files named so that are no DICOM are damaged; so are files that are but the zeros with which DICOM begins."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,12 +68,14 @@ class Headers:
         others: other DICOM files.
         broken: what could not be decoded, by file name.
         no_dicom: how many files are no DICOM.
+        empty: names of files without a byte.
     """
 
     images: list[CtFile] = field(default_factory=list)
     others: list[OtherFile] = field(default_factory=list)
     broken: dict[str, InputError] = field(default_factory=dict)
     no_dicom: int = 0
+    empty: list[str] = field(default_factory=list)
 
     def met(self) -> str:
         """What is there instead of CT images, for messages."""
@@ -106,6 +111,13 @@ def _read_header(found: Headers, source: str, file: SourceFile) -> None:
     parsed = _parse(file)
     if parsed is None:
         found.no_dicom += 1
+        start = file.head(_PREAMBLE_BYTES)
+        if PurePosixPath(source).suffix.lower() in _DICOM_SUFFIXES or (start and not any(start)):
+            raise EOFError(
+                f"it ends after {len(start)} bytes" if len(start) < _PREAMBLE_BYTES else "it has no DICOM mark"
+            )
+        if not start:
+            found.empty.append(source)
         return
     header, offset = parsed
     sop_class, series_uid = str(header.get("SOPClassUID", "")), str(header.get("SeriesInstanceUID", ""))

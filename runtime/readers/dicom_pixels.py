@@ -151,12 +151,13 @@ def _native_values(data: bytes, image: CtFile, frame: Frame) -> np.ndarray | Non
     header: Any = image.header
     syntax = str(header.file_meta.get("TransferSyntaxUID", "")) if hasattr(header, "file_meta") else ""
     bits = (header.get("BitsAllocated"), header.get("BitsStored"), header.get("SamplesPerPixel", 1))
-    if syntax not in _NATIVE or bits != (16, 16, 1) or header.get("PixelRepresentation") not in (0, 1):
+    is_implicit, is_little = header.original_encoding  # what the file has, whatever it claims
+    if syntax not in _NATIVE or not is_little or bits != (16, 16, 1) or header.get("PixelRepresentation") not in (0, 1):
         return None
-    at, explicit = image.pixel_offset, syntax == _NATIVE[1]
-    start = at + (12 if explicit else 8)
+    at = image.pixel_offset
+    start = at + (8 if is_implicit else 12)
     length = int.from_bytes(data[start - 4 : start], "little")
-    if data[at : at + 4] != b"\xe0\x7f\x10\x00" or (explicit and data[at + 4 : at + 6] != b"OW"):
+    if data[at : at + 4] != b"\xe0\x7f\x10\x00" or (not is_implicit and data[at + 4 : at + 6] != b"OW"):
         return None
     count = max(int(header.get("NumberOfFrames") or 1), 1)
     size = 2 * count * frame.rows * frame.columns

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
@@ -57,3 +58,29 @@ def write_series(folder: Path, change: Callable[[int, Dataset], None] | None = N
             change(k, dataset)
         save(dataset, folder / f"{(7 * k) % 11:02d}.dcm")
     return stored
+
+
+def enhanced(stored: np.ndarray) -> Dataset:
+    """An enhanced multiframe CT whose frames are stored from the last position to the first."""
+    dataset = slice_dataset(stored[::-1].copy(), [0, 0, 0], SOPClassUID=ENHANCED_CT, NumberOfFrames=len(stored))
+    for key in ("ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing", "RescaleSlope", "RescaleIntercept"):
+        delattr(dataset, key)
+
+    def item(**attributes) -> Sequence:
+        holder = Dataset()
+        for key, value in attributes.items():
+            setattr(holder, key, value)
+        return Sequence([holder])
+
+    shared = Dataset()
+    shared.PlaneOrientationSequence = item(ImageOrientationPatient=[1, 0, 0, 0, 1, 0])
+    shared.PixelMeasuresSequence = item(PixelSpacing=[0.7, 0.5])
+    shared.PixelValueTransformationSequence = item(RescaleSlope=1, RescaleIntercept=-1024, RescaleType="HU")
+    frames = []
+    for k in reversed(range(len(stored))):
+        frame = Dataset()
+        frame.PlanePositionSequence = item(ImagePositionPatient=[10, 20, -100 + STEP_MM * k])
+        frames.append(frame)
+    dataset.SharedFunctionalGroupsSequence = Sequence([shared])
+    dataset.PerFrameFunctionalGroupsSequence = Sequence(frames)
+    return dataset

@@ -7,14 +7,12 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-from pydicom.dataset import Dataset
-from pydicom.sequence import Sequence
 from pydicom.uid import generate_uid
 
 from runtime.errors import GeometryError, InputError
 from runtime.readers import read_scan
 from runtime.volume import LPS_FROM_RAS
-from tests.runtime.dicom_files import ENHANCED_CT, STEP_MM, save, slice_dataset, stored_values, write_series
+from tests.runtime.dicom_files import STEP_MM, enhanced, save, slice_dataset, stored_values, write_series
 
 
 def refused(path: Path, *parts: str, kind=InputError) -> None:
@@ -182,32 +180,6 @@ def test_localizers_and_other_modalities_are_left_out(tmp_path):
         "Not read: series 4 (1 slices): it is a localizer.",
         "1 files of series 4 are no CT images and were left out, such as sc (OT).",
     )
-
-
-def enhanced(stored: np.ndarray) -> Dataset:
-    """An enhanced multiframe CT whose frames are stored from the last position to the first."""
-    dataset = slice_dataset(stored[::-1].copy(), [0, 0, 0], SOPClassUID=ENHANCED_CT, NumberOfFrames=len(stored))
-    for key in ("ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing", "RescaleSlope", "RescaleIntercept"):
-        delattr(dataset, key)
-
-    def item(**attributes) -> Sequence:
-        holder = Dataset()
-        for key, value in attributes.items():
-            setattr(holder, key, value)
-        return Sequence([holder])
-
-    shared = Dataset()
-    shared.PlaneOrientationSequence = item(ImageOrientationPatient=[1, 0, 0, 0, 1, 0])
-    shared.PixelMeasuresSequence = item(PixelSpacing=[0.7, 0.5])
-    shared.PixelValueTransformationSequence = item(RescaleSlope=1, RescaleIntercept=-1024, RescaleType="HU")
-    frames = []
-    for k in reversed(range(len(stored))):
-        frame = Dataset()
-        frame.PlanePositionSequence = item(ImagePositionPatient=[10, 20, -100 + STEP_MM * k])
-        frames.append(frame)
-    dataset.SharedFunctionalGroupsSequence = Sequence([shared])
-    dataset.PerFrameFunctionalGroupsSequence = Sequence(frames)
-    return dataset
 
 
 def test_an_enhanced_file_is_the_same_scan_as_its_slices(tmp_path):
