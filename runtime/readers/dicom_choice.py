@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,36 +79,24 @@ def choose(
     """
     rules = rules or SeriesRules()
     excluded = {id(one): _why_excluded(one, series_uid) for one in found}
+    longest = max((one for one in found if excluded[id(one)] == str(one.defect)), key=extent_mm, default=None)
+    for one in found:
+        if not excluded[id(one)] and longest is not None and extent_mm(one) < rules.least_share * extent_mm(longest):
+            excluded[id(one)] = (
+                f"it reaches {extent_mm(one):.0f} mm and is no substitute for {label(longest)}, which can't be read "
+                f"and reaches {extent_mm(longest):.0f} mm"
+            )
     open_ones = [one for one in found if not excluded[id(one)]]
     farthest_mm = max((extent_mm(one) for one in open_ones), default=0.0)
     costs = {id(one): _costs(one, farthest_mm, rules) for one in open_ones}
     ranked = sorted(open_ones, key=lambda one: (round(sum(costs[id(one)].values()), 6), -len(one.frames), _order(one)))
-    better = _defective_and_longer(found, excluded, ranked, rules)
     verdicts = []
     for place, one in enumerate(ranked):
         own = costs[id(one)]
         reason = _why_chosen(one, own, ranked, series_uid) if place == 0 else _why_not(own, costs[id(ranked[0])])
-        if better is not None:
-            reason = (
-                f"{label(better)} reaches farther ({extent_mm(better):.0f} mm instead of {extent_mm(one):.0f}), and "
-            )
-            reason += "can't be read"
-        verdicts.append(Verdict(one, round(sum(own.values()), 2), own, place == 0 and better is None, reason))
+        verdicts.append(Verdict(one, round(sum(own.values()), 2), own, place == 0, reason))
     rest = sorted((one for one in found if excluded[id(one)]), key=_order)
     return verdicts + [Verdict(one, None, {}, False, excluded[id(one)]) for one in rest]
-
-
-def _defective_and_longer(
-    found: Sequence[Candidate], excluded: Mapping[int, str], ranked: Sequence[Candidate], rules: SeriesRules
-) -> Candidate | None:
-    """A candidate that can't be read, and that the best of the others is no substitute for."""
-    if not ranked:
-        return None
-    defective = [one for one in found if one.defect is not None and excluded[id(one)] == str(one.defect)]
-    longest = max(defective, key=extent_mm, default=None)
-    if longest is None or extent_mm(ranked[0]) >= rules.least_share * extent_mm(longest):
-        return None
-    return longest
 
 
 def refusal(verdicts: Sequence[Verdict], name: str, series_uid: str | None) -> InputError:

@@ -88,7 +88,8 @@ def _groups(dataset: Any, source: str) -> Iterator[tuple[Any, ...]]:
         return
     if int(dataset.get("NumberOfFrames") or 0) != len(per_frame):
         raise GeometryError(
-            f"{source} has {dataset.get('NumberOfFrames')} frames and tells where {len(per_frame)} lie. Export it again."
+            f"{source} has {dataset.get('NumberOfFrames')} frames and tells where {len(per_frame)} lie. Export the "
+            "series again."
         )
     shared = tuple(dataset.get("SharedFunctionalGroupsSequence") or ())
     for groups in per_frame:

@@ -135,7 +135,7 @@ def _stored_values(data: bytes, image: CtFile, frame: Frame) -> np.ndarray:
             return native
         dataset = pydicom.dcmread(io.BytesIO(data), force=True)
         if "PixelData" not in dataset:
-            raise InputError(f"{image.source} has no pixel data. Export the CT series with its images.")
+            raise InputError(f"{image.source} has no pixel data, or is cut off within them. Export the series again.")
         if jpeg_12bit.is_needed(dataset):
             return jpeg_12bit.decode(dataset)
         return np.asarray(dataset.pixel_array).reshape(-1, frame.rows, frame.columns)
@@ -151,13 +151,13 @@ def _native_values(data: bytes, image: CtFile, frame: Frame) -> np.ndarray | Non
     header: Any = image.header
     syntax = str(header.file_meta.get("TransferSyntaxUID", "")) if hasattr(header, "file_meta") else ""
     bits = (header.get("BitsAllocated"), header.get("BitsStored"), header.get("SamplesPerPixel", 1))
-    is_implicit, is_little = header.original_encoding  # what the file has, whatever it claims
-    if syntax not in _NATIVE or not is_little or bits != (16, 16, 1) or header.get("PixelRepresentation") not in (0, 1):
+    if syntax not in _NATIVE or bits != (16, 16, 1) or header.get("PixelRepresentation") not in (0, 1):
         return None
     at = image.pixel_offset
-    start = at + (8 if is_implicit else 12)
+    is_explicit = data[at + 4 : at + 6] in (b"OW", b"OB")  # whatever the file claims; lengths are even, these are odd
+    start = at + (12 if is_explicit else 8)
     length = int.from_bytes(data[start - 4 : start], "little")
-    if data[at : at + 4] != b"\xe0\x7f\x10\x00" or (not is_implicit and data[at + 4 : at + 6] != b"OW"):
+    if data[at : at + 4] != b"\xe0\x7f\x10\x00" or length % 2:
         return None
     count = max(int(header.get("NumberOfFrames") or 1), 1)
     size = 2 * count * frame.rows * frame.columns

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -84,3 +85,22 @@ def enhanced(stored: np.ndarray) -> Dataset:
     dataset.SharedFunctionalGroupsSequence = Sequence([shared])
     dataset.PerFrameFunctionalGroupsSequence = Sequence(frames)
     return dataset
+
+
+def with_element(data: bytes, tag: int, value: bytes | None) -> bytes:
+    """The bytes of an explicit little endian file in which one element is replaced or, for None, missing.
+
+    No library looks at the value. Nothing is changed where the element isn't there.
+    """
+    wanted, at = struct.pack("<HH", tag >> 16, tag & 0xFFFF), 132
+    while at < len(data):
+        is_long = data[at + 4 : at + 6] in (b"OB", b"OW", b"SQ", b"UN", b"UT")
+        start = at + (12 if is_long else 8)
+        end = start + struct.unpack_from("<I" if is_long else "<H", data, start - (4 if is_long else 2))[0]
+        if data[at : at + 4] == wanted:
+            if value is None:
+                return data[:at] + data[end:]
+            fresh = value + b" " * (len(value) % 2)
+            return data[: start - 2] + struct.pack("<H", len(fresh)) + fresh + data[end:]
+        at = end
+    return data

@@ -14,7 +14,7 @@ import pydicom
 from pydicom.dataset import Dataset
 from pydicom.uid import RLELossless, generate_uid
 
-from tests.runtime.dicom_files import slice_dataset
+from tests.runtime.dicom_files import slice_dataset, with_element
 
 SLICES, ROWS, COLUMNS = 12, 16, 14
 STEP_MM = 2.0
@@ -212,25 +212,8 @@ def _replace(series: Series, names: list[str], key: str, value: str | None) -> N
     """Puts a value that does not fit into the files' bytes, where no library refuses it, or takes the element out."""
     tag = pydicom.datadict.tag_for_keyword(key)
     for name in names:
-        series.raw[name] = _with_element(series.bytes_of(name), tag >> 16, tag & 0xFFFF, value)
+        series.raw[name] = with_element(series.bytes_of(name), tag, None if value is None else value.encode("latin-1"))
         series.truth[name].mutated = True
-
-
-def _with_element(data: bytes, group: int, element: int, value: str | None) -> bytes:
-    """The bytes of an explicit little endian file in which one element is replaced or, for None, missing."""
-    wanted, at = struct.pack("<HH", group, element), 132
-    while at < len(data):
-        is_long = data[at + 4 : at + 6] in (b"OB", b"OW", b"SQ", b"UN", b"UT")
-        start = at + (12 if is_long else 8)
-        end = start + struct.unpack_from("<I" if is_long else "<H", data, start - (4 if is_long else 2))[0]
-        if data[at : at + 4] == wanted:
-            if value is None:
-                return data[:at] + data[end:]
-            fresh = value.encode("latin-1")
-            fresh += b" " * (len(fresh) % 2)
-            return data[: start - 2] + struct.pack("<H", len(fresh)) + fresh + data[end:]
-        at = end
-    return data
 
 
 def file_cut_off(series: Series, rng: Generator) -> None:
