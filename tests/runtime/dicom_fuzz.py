@@ -19,6 +19,7 @@ import numpy as np
 
 from runtime.errors import InputError
 from runtime.readers import read_scan
+from runtime.readers.options import ReadOptions
 from runtime.volume import LPS_FROM_RAS, Volume
 from tests.runtime.dicom_mutations import MUTATIONS, Series, phantom
 
@@ -38,7 +39,7 @@ class Trial:
     said: str
 
 
-def trial(kind: str, seed: int, folder: Path) -> Trial:
+def trial(kind: str, seed: int, folder: Path, options: ReadOptions | None = None) -> Trial:
     """Mutates the phantom's series and reads it."""
     rng = np.random.default_rng([seed, sorted(MUTATIONS).index(kind)])
     series = phantom(rng)
@@ -46,7 +47,7 @@ def trial(kind: str, seed: int, folder: Path) -> Trial:
     series.write(folder)
     try:
         with _time_limit():
-            volume = read_scan(folder)
+            volume = read_scan(folder, options)
     except InputError as error:
         return Trial(kind, seed, "refused", str(error))
     except TimeoutError:
@@ -97,13 +98,13 @@ def _time_limit() -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def run(count: int, seed: int = 0) -> list[Trial]:
+def run(count: int, seed: int = 0, options: ReadOptions | None = None) -> list[Trial]:
     """``count`` trials, the kinds of mutation in turn."""
     kinds = sorted(MUTATIONS)
     trials = []
     for number in range(count):
         with tempfile.TemporaryDirectory() as folder:
-            trials.append(trial(kinds[number % len(kinds)], seed + number // len(kinds), Path(folder)))
+            trials.append(trial(kinds[number % len(kinds)], seed + number // len(kinds), Path(folder), options))
     return trials
 
 
@@ -124,8 +125,9 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--say", action="store_true", help="print every trial with what was said")
+    parser.add_argument("--accept-gaps", action="store_true", help="read as with this option")
     arguments = parser.parse_args()
-    trials = run(arguments.count, arguments.seed)
+    trials = run(arguments.count, arguments.seed, ReadOptions(accept_gaps=arguments.accept_gaps))
     for one in trials:
         if arguments.say or one.outcome in FAULTS:
             print(f"{one.outcome:<8} {one.kind} {one.seed}: {one.said}")
