@@ -146,12 +146,18 @@ def _stored_values(data: bytes, image: CtFile, frame: Frame) -> np.ndarray:
 def _native_values(data: bytes, image: CtFile, frame: Frame) -> np.ndarray | None:
     """The pixels of a plain file without a second parse, read-only; None where it takes pydicom.
 
-    Plain are 16 bits, all of them used, little endian, not compressed.
+    Plain are 16 bits, little endian, not compressed. Bits that are not used are cleared, as pydicom does.
     """
     header: Any = image.header
     syntax = str(header.file_meta.get("TransferSyntaxUID", "")) if hasattr(header, "file_meta") else ""
-    bits = (header.get("BitsAllocated"), header.get("BitsStored"), header.get("SamplesPerPixel", 1))
-    if syntax not in _NATIVE or bits != (16, 16, 1) or header.get("PixelRepresentation") not in (0, 1):
+    unused = 16 - int(header.get("BitsStored") or 0)
+    bits = (header.get("BitsAllocated"), header.get("SamplesPerPixel", 1))
+    if (
+        syntax not in _NATIVE
+        or bits != (16, 1)
+        or not 0 <= unused < 16
+        or header.get("PixelRepresentation") not in (0, 1)
+    ):
         return None
     at = image.pixel_offset
     is_explicit = data[at + 4 : at + 6] in (b"OW", b"OB")  # whatever the file claims; lengths are even, these are odd
@@ -165,4 +171,6 @@ def _native_values(data: bytes, image: CtFile, frame: Frame) -> np.ndarray | Non
         return None
     kind = "<i2" if header.PixelRepresentation else "<u2"
     values = np.frombuffer(data, kind, size // 2, start)
+    if unused:
+        values = np.right_shift(np.left_shift(values, unused), unused)
     return values.reshape(count, frame.rows, frame.columns)

@@ -7,7 +7,13 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-from pydicom.uid import generate_uid
+from pydicom.uid import (
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    RLELossless,
+    generate_uid,
+)
 
 from runtime.errors import GeometryError, InputError
 from runtime.readers import read_scan
@@ -188,6 +194,28 @@ def test_an_enhanced_file_is_the_same_scan_as_its_slices(tmp_path):
     slices, volume = read_scan(tmp_path / "slices"), read_scan(tmp_path / "enhanced.dcm")
     np.testing.assert_array_equal(volume.array, slices.array)
     assert volume.grid.same_as(slices.grid)
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian, RLELossless])
+@pytest.mark.parametrize(("bits", "signed"), [(16, False), (16, True), (12, False), (12, True)])
+def test_stored_values_are_those_that_pydicom_reads(tmp_path, syntax, bits, signed):
+    """Also with rubbish in the bits that are not used."""
+    stored = np.random.default_rng(1).integers(-(2**15), 2**15, (3, 6, 8)).astype(np.int16)
+
+    def change(k, dataset):
+        dataset.PixelData, dataset.BitsStored, dataset.HighBit = stored[k].tobytes(), bits, bits - 1
+        dataset.PixelRepresentation, dataset.RescaleIntercept = int(signed), 0
+        if syntax == RLELossless:
+            dataset.compress(RLELossless, generate_instance_uid=False)
+        elif syntax == ExplicitVRBigEndian:
+            dataset.PixelData = stored[k].byteswap().tobytes()
+            dataset["PixelData"].VR = "OW"
+        dataset.file_meta.TransferSyntaxUID = syntax
+
+    write_series(tmp_path, change, count=3)
+    files = [pydicom.dcmread(path) for path in sorted(tmp_path.iterdir())]
+    files.sort(key=lambda dataset: float(dataset.ImagePositionPatient[2]))
+    np.testing.assert_array_equal(read_scan(tmp_path).array, [dataset.pixel_array for dataset in files])
 
 
 # --- what is refused ---------------------------------------------------------------------------------------------
