@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import io
+import shutil
+import subprocess
 import zipfile
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from pydicom.uid import (
 )
 
 from runtime.errors import GeometryError, InputError
-from runtime.readers import read_scan
+from runtime.readers import jpeg_12bit, read_scan
 from runtime.volume import LPS_FROM_RAS
 from tests.runtime.dicom_files import STEP_MM, enhanced, save, slice_dataset, stored_values, write_series
 
@@ -425,6 +427,17 @@ def test_transfer_syntaxes_give_the_same_values(shared_data, tmp_path, ending):
 
 def _full(ending: str) -> str:
     return {"1.99": "1.2.1.99", "1.2": "1.2"}.get(ending, f"1.2.{ending}" if ending[0] == "4" else ending)
+
+
+@pytest.mark.parametrize("ending", ["4.51", "4.53", "4.55"])
+def test_12_bit_jpeg_decodes_as_dcmtk_decodes_it(shared_data, tmp_path, ending):
+    tool = shutil.which("dcmdjpeg", path="/usr/bin:/usr/local/bin")  # not pynetdicom's or another's of that name
+    if tool is None:
+        pytest.skip("dcmtk is not installed")
+    (path,) = (shared_data / "dicom" / "transfer-syntaxes").glob(f"*_1.2.840.10008.1.2.{ending}.dcm")
+    subprocess.run([tool, path, tmp_path / "decoded.dcm"], check=True, capture_output=True)
+    decoded = jpeg_12bit.decode(pydicom.dcmread(path))
+    np.testing.assert_array_equal(decoded[0], pydicom.dcmread(tmp_path / "decoded.dcm").pixel_array)
 
 
 def test_real_enhanced_files(shared_data):
