@@ -104,16 +104,13 @@ def arrange(
     places = positions @ normal
     tilt = _require_straight(ordered, positions, places, normal, min(spacing), name)
     steps = _steps(ordered, places, name, accept_gaps=accept_gaps, strays=strays)
-    affine = np.eye(4)
-    affine[:3, 0], affine[:3, 1] = row * spacing[1], column * spacing[0]
-    affine[:3, 2] = (positions[-1] - positions[0]) / (steps.count - 1)
-    affine[:3, 3] = positions[0]
+    axes = (row * spacing[1], column * spacing[0], (positions[-1] - positions[0]) / (steps.count - 1))
     shape = check_shape((ordered[0].columns, ordered[0].rows, steps.count), name)
     step_mm = float(np.median(np.diff(places)))
     tilted = tilt > _TILT_WORTH_A_NOTE_DEGREES
     return Stack(
         frames=tuple(ordered),
-        grid=check_grid(shape, LPS_FROM_RAS @ affine, name),
+        grid=check_grid(shape, LPS_FROM_RAS @ _affine_lps(axes, positions[0]), name),
         planes=steps.planes,
         air=steps.air,
         copies=tuple(copies),
@@ -122,6 +119,12 @@ def arrange(
         repairs=(*(["tilt"] if tilted else []), *([steps.repair] if steps.repair else [])),
         notes=tuple(_notes(ordered, copies, dropped, steps, step_mm, tilt)),
     )
+
+
+def _affine_lps(axes_mm: tuple[Float64, Float64, Float64], origin_mm: Float64) -> Float64:
+    affine = np.eye(4)
+    affine[:3, :3], affine[:3, 3] = np.stack(axes_mm, axis=1), origin_mm
+    return affine
 
 
 def doubled(gaps_mm: np.ndarray) -> np.ndarray:
