@@ -23,6 +23,7 @@ from runtime.findings import to_json
 from runtime.output import check_is_kept, check_replaceable, result_folders, write_results
 from runtime.readers import scan_name
 from runtime.report import table
+from runtime.series import add_reading_options, reading_options
 
 if TYPE_CHECKING:
     from runtime.pipeline import Pipeline
@@ -45,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="SCAN",
         nargs="+",
         type=_scan_path,
-        help=".nii, .nii.gz, .nrrd, .mha, .mhd, a DICOM folder or zip",
+        help=".nii, .nii.gz, .nrrd, .mha, .mhd, a DICOM folder, zip or DICOMDIR, an enhanced DICOM file",
     )
     parser.add_argument(
         "-o",
@@ -63,6 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--precision", choices=("auto", *PRECISIONS), default="auto", help="what they are computed in")
     parser.add_argument("--device", metavar="N", type=int, default=0, help="which GPU (default: 0)")
+    add_reading_options(parser)
     _add_server_options(parser.add_argument_group("a Triton server, for --engine triton"))
     parser.add_argument("--no-overview", action="store_true", help="do not draw overview.png")
     parser.add_argument(
@@ -139,6 +141,8 @@ def _run(arguments: argparse.Namespace, *, talks: bool) -> int:
     for scan, folder in zip(arguments.scans, folders, strict=True):
         check_is_kept(scan, folder)
         check_replaceable(folder)
+    if arguments.series is not None and len(arguments.scans) > 1:
+        raise InputError(f"--series names one series; met {len(arguments.scans)} scans. Run them one by one.")
     server = _server(arguments)
     from runtime.pipeline import Pipeline
 
@@ -163,7 +167,7 @@ def _one_scan(pipeline: Pipeline, scan: Path, folder: Path, arguments: argparse.
     progress: Progress = TerminalProgress(sys.stderr, scan_name(scan)) if talks else NoProgress()
     try:
         try:
-            analysis = pipeline.analyse(scan, progress=progress)
+            analysis = pipeline.analyse(scan, progress=progress, reading=reading_options(arguments))
             findings = write_results(analysis, folder, overview=not arguments.no_overview, progress=progress)
         finally:
             progress.finish()

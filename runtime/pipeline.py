@@ -29,6 +29,7 @@ from runtime.padding import find_padding, without_padded
 from runtime.paste import paste_masks
 from runtime.progress import NoProgress, Progress
 from runtime.readers import read_scan
+from runtime.readers.options import ReadOptions
 from runtime.resample import working_grid
 from runtime.scan_access import ScanAccess, scan_opener
 from runtime.segment import SegmentedVertebra, segment
@@ -187,16 +188,21 @@ class Pipeline:
         """The engine that runs the networks, and why it was chosen."""
         return self._locnet.info
 
-    def run(self, scan: str | Path | Volume, *, progress: Progress | None = None) -> Findings:
+    def run(
+        self, scan: str | Path | Volume, *, progress: Progress | None = None, reading: ReadOptions | None = None
+    ) -> Findings:
         """The findings of one scan; see ``analyse``."""
-        return self.analyse(scan, progress=progress).findings
+        return self.analyse(scan, progress=progress, reading=reading).findings
 
-    def analyse(self, scan: str | Path | Volume, *, progress: Progress | None = None) -> Analysis:
+    def analyse(
+        self, scan: str | Path | Volume, *, progress: Progress | None = None, reading: ReadOptions | None = None
+    ) -> Analysis:
         """Find, name, segment and grade every vertebra of a scan.
 
         Args:
             scan: a file, a DICOM folder or zip, or a volume in memory.
             progress: is told the stages, windows and crops; ``finish`` is left to the caller.
+            reading: which DICOM series, and what to put up with, where the scan is a path.
 
         Raises:
             InputError: the scan can't be read or used.
@@ -210,7 +216,7 @@ class Pipeline:
                 volume = scan
             else:
                 with clock.stage("read"):
-                    volume = read_scan(Path(scan))
+                    volume = read_scan(Path(scan), reading)
             _check_finite(volume)
             return self._analyse(volume, clock)
         except MemoryError as error:

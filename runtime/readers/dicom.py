@@ -1,211 +1,236 @@
-"""DICOM CT series: folders, zips of a folder, and single (enhanced) files. The geometry is checked here, not by ITK."""
+"""DICOM CT series: folders, zips, DICOMDIRs and single (enhanced) files. The geometry is checked here, not by ITK."""
 
 from __future__ import annotations
 
-import hashlib
-import io
-import os
-import struct
-import warnings
 import zipfile
 import zlib
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 
 from runtime.errors import InputError
 from runtime.readers.checks import VoxelCollector
-from runtime.readers.dicom_frames import CT_CLASSES, Frame, frames_of
-from runtime.readers.dicom_geometry import arrange
+from runtime.readers.dicom_choice import Verdict, brief, choose, label, refusal
+from runtime.readers.dicom_damage import quiet
+from runtime.readers.dicom_files import FileSet, dicomdir_files, folder_files, single_file, zip_files
+from runtime.readers.dicom_geometry import Stack, arrange
+from runtime.readers.dicom_headers import CtFile, Headers, read_headers, text_of
+from runtime.readers.dicom_pixels import SliceReader, read_voxels
+from runtime.readers.dicom_series import Candidate, candidates
+from runtime.readers.dicom_source import DicomSource
+from runtime.readers.options import ReadOptions
 from runtime.volume import Volume
 
-PADDING_HU = -1024.0
-"""What pixels that a file declares to be padding become."""
-
-_LOCALIZER = "CT localizer"
-
-Files = Mapping[str, Callable[[], BinaryIO]]
-"""Opens each file of a series, by the name that messages use."""
+_MOST_REASONS = 8
+"""Series whose reason is told in the notes; ``python -m runtime.series`` tells them all."""
 
 
-@dataclass(frozen=True)
-class _Image:
-    """One CT file's header, as far as choosing a series needs it."""
+@dataclass(frozen=True, eq=False)
+class SeriesList:
+    """What a DICOM scan holds.
 
-    series_uid: str
-    series_number: str
-    frames: tuple[Frame, ...]
+    Args:
+        verdicts: on every stack of every CT series, the best first.
+        headers: of all files.
+        files: all of them.
+    """
+
+    verdicts: tuple[Verdict, ...]
+    headers: Headers
+    files: FileSet
 
 
-def read_folder(path: Path, name: str) -> Volume:
+def read_folder(path: Path, name: str, options: ReadOptions) -> Volume:
     """Reads the CT series in a folder and its subfolders; see :func:`runtime.readers.read_scan`."""
-    walked = [Path(folder) / file for folder, _, files in os.walk(path, onerror=_raise) for file in files]
-    found = [file for file in walked if file.is_file()]  # not links that lead nowhere, pipes and the like
-    return _read({str(file.relative_to(path)): _opener(file) for file in sorted(found)}, name, f"The folder {path}")
+    return _read(folder_files(path), name, options)
 
 
-def read_file(path: Path, name: str) -> Volume:
+def read_file(path: Path, name: str, options: ReadOptions) -> Volume:
     """Reads one enhanced multiframe CT file."""
-    return _read({path.name: _opener(path)}, name, f"The file {path}")
+    return _read(single_file(path), name, options)
 
 
-def read_zip(path: Path, name: str) -> Volume:
+def read_dicomdir(path: Path, name: str, options: ReadOptions) -> Volume:
+    """Reads the CT series that a DICOMDIR names."""
+    return _read(dicomdir_files(path), name, options)
+
+
+def read_zip(path: Path, name: str, options: ReadOptions) -> Volume:
     """Reads the CT series in a zip, without unpacking it to disk."""
+    with _zip(path) as files:
+        return _read(files, name, options)
+
+
+def list_series(path: Path, name: str, options: ReadOptions) -> SeriesList:
+    """What is there and what would be chosen; no pixel is read.
+
+    Args:
+        path: folder, zip, DICOMDIR or file.
+        name: of the scan, for messages.
+        options: as for reading.
+
+    Raises:
+        InputError: it can't be looked into.
+    """
+    if path.is_dir():
+        return _list(folder_files(path), name, options)
+    if path.name.lower().endswith(".zip"):
+        with _zip(path) as files:
+            return _list(files, name, options)
+    by_name = dicomdir_files if path.name.upper() == "DICOMDIR" else single_file
+    return _list(by_name(path), name, options)
+
+
+@contextmanager
+def _zip(path: Path) -> Iterator[FileSet]:
     try:
-        with zipfile.ZipFile(path) as archive:
-            members = [info for info in archive.infolist() if not info.is_dir()]
-            locked = next((info.filename for info in members if info.flag_bits & 1), None)
-            if locked is not None:
-                raise InputError(f"{path.name} is encrypted (such as {locked}); unpack it and give the folder.")
-            files = {info.filename: _member_opener(archive, info) for info in members}
-            return _read(files, name, f"The zip {path}")
+        with zip_files(path) as files:
+            yield files
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise InputError(f"{path.name} is no zip or is damaged ({error}). Copy the file again.") from error
     except NotImplementedError as error:
         raise InputError(f"{path.name} is packed in a way that can't be read ({error}). Give the folder.") from error
 
 
-def _raise(error: OSError) -> None:
-    raise error
+def _list(files: FileSet, name: str, options: ReadOptions) -> SeriesList:
+    headers = read_headers(files)
+    with quiet():
+        found = candidates(headers.images, name, accept_gaps=options.accept_gaps)
+    return SeriesList(tuple(choose(found, series_uid=options.series_uid)), headers, files)
 
 
-def _opener(path: Path) -> Callable[[], BinaryIO]:
-    return lambda: path.open("rb")
+def _read(files: FileSet, name: str, options: ReadOptions) -> Volume:
+    listed = _list(files, name, options)
+    notes = [*files.notes, *_on_what_is_missing(listed, options)]
+    if not listed.headers.images:
+        raise InputError(
+            f"{files.where} has no CT images (it holds: {listed.headers.met()}). Give a folder or zip with a DICOM CT "
+            "series."
+        )
+    chosen = next((verdict.candidate for verdict in listed.verdicts if verdict.chosen), None)
+    if chosen is None:
+        raise refusal(listed.verdicts, name, options.series_uid)
+    notes += _on_the_choice(listed, chosen)
+    with quiet():
+        return _volume(files, chosen, name, notes, options)
 
 
-def _member_opener(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Callable[[], BinaryIO]:
-    return lambda: io.BytesIO(archive.read(info))
-
-
-def _read(files: Files, name: str, where: str) -> Volume:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pydicom's, on attributes that are not used here
-        images, notes = _ct_images(files, where)
-        chosen = _longest_series(images, notes)
-        frames, grid, more = arrange([frame for image in chosen for frame in image.frames], name)
-        notes += more
-        if not all(frame.rescaled for frame in frames):
-            notes.append("Rescale slope or intercept are missing: the stored values were taken as Hounsfield units.")
-        voxels = VoxelCollector(grid.shape_zyx, name)
-        digests = _read_voxels(files, frames, voxels)
+def _volume(files: FileSet, chosen: Candidate, name: str, notes: Sequence[str], options: ReadOptions) -> Volume:
+    """The chosen stack with its voxels; files that turn out to be damaged are left out if gaps are accepted."""
+    images = {image.source: image for image in chosen.files}
+    reader = SliceReader(files.files, images)
+    stack = chosen.stack
+    if options.accept_gaps:
+        stack = _decodable(reader, chosen, name)
+    assert stack is not None
+    voxels = VoxelCollector(stack.grid.shape_zyx, name)
+    read_voxels(reader, stack, voxels)
     array = voxels.finish()
-    sha256 = hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()
-    return Volume(array, grid, name, sha256, (*notes, *voxels.notes))
+    rescaled = all(frame.rescaled for frame in stack.frames)
+    unscaled = (
+        []
+        if rescaled
+        else ["Rescale slope or intercept are missing: the stored values were taken as Hounsfield units."]
+    )
+    everything = (*notes, *stack.notes, *unscaled, *voxels.notes)
+    return Volume(array, stack.grid, name, reader.sha256(), everything, _source(stack, images, files.root))
 
 
-def _ct_images(files: Files, where: str) -> tuple[list[_Image], list[str]]:
-    """The headers of all CT images, localizers left out, and what to say about those."""
-    others: Counter[str] = Counter()
-    images = []
-    for source, opener in files.items():
-        try:
-            found = _image_or_kind(opener, source)
-        except _damage() as error:
-            raise _damaged(source, error) from error
-        if isinstance(found, str):
-            others[found] += 1
-        else:
-            images.append(found)
-    if not images:
-        met = ", ".join(f"{count} {kind}" for kind, count in sorted(others.items())) or "no files"
-        raise InputError(f"{where} has no CT images (it holds: {met}). Give a folder or zip with a DICOM CT series.")
-    return images, [f"Left out: {others[_LOCALIZER]} of kind {_LOCALIZER}."] if others[_LOCALIZER] else []
+def _decodable(reader: SliceReader, chosen: Candidate, name: str) -> Stack:
+    """The stack without the slices whose pixels can't be decoded."""
+    assert chosen.stack is not None
+    bad: dict[str, InputError] = {}
+    trial = reader.without_memory()
+    for frame in (*chosen.stack.frames, *(copy for _, copy in chosen.stack.copies)):
+        if frame.source not in bad:
+            try:
+                trial.stored(frame)
+            except InputError as error:
+                bad[frame.source] = error
+    if not bad:
+        return chosen.stack
+    good = [frame for frame in chosen.frames if frame.source not in bad]
+    if not good:
+        raise next(iter(bad.values()))
+    dropped = [*bad, *(file.source for file in chosen.files if file.defect is not None)]
+    return arrange(good, name, accept_gaps=True, dropped=dropped)
 
 
-def _image_or_kind(opener: Callable[[], BinaryIO], source: str) -> _Image | str:
-    """A CT image's header, or what else the file is."""
-    import pydicom
-    from pydicom.errors import InvalidDicomError
+def _on_what_is_missing(listed: SeriesList, options: ReadOptions) -> list[str]:
+    """What to say of files that can't be read or aren't there.
 
-    try:
-        with opener() as file:
-            dataset = pydicom.dcmread(file, stop_before_pixels=True)
-    except InvalidDicomError:
-        return "not DICOM"
-    if str(dataset.get("SOPClassUID", "")) not in CT_CLASSES:
-        return str(dataset.get("Modality", "")) or "without modality"
-    if "LOCALIZER" in (dataset.get("ImageType") or ()):
-        return _LOCALIZER
-    series_number = dataset.get("SeriesNumber")
-    return _Image(
-        str(dataset.get("SeriesInstanceUID", "")),
-        "without number" if series_number is None else str(series_number),
-        tuple(frames_of(dataset, source)),
+    Raises:
+        InputError: there are such files, and gaps are not accepted.
+    """
+    broken, missing = listed.headers.broken, listed.files.missing
+    if not options.accept_gaps:
+        if broken:
+            raise next(iter(broken.values()))
+        if missing:
+            raise InputError(
+                f"The DICOMDIR names {len(missing)} files that are not there, such as {missing[0]}. Copy the disc "
+                "again, or accept gaps (--accept-gaps)."
+            )
+    notes = []
+    if empty := listed.headers.empty:
+        notes.append(f"{len(empty)} files are empty, such as {empty[0]}: if they were slices, the scan is not whole.")
+    if broken:
+        notes.append(f"{len(broken)} files that can't be read were left out, such as {next(iter(broken))}.")
+    if missing:
+        notes.append(f"{len(missing)} files that the DICOMDIR names are not there, such as {missing[0]}.")
+    return notes
+
+
+def _on_the_choice(listed: SeriesList, chosen: Candidate) -> list[str]:
+    """Why this series was read and the others were not."""
+    notes = []
+    if len(listed.verdicts) > 1:
+        best, *rest = listed.verdicts
+        notes.append(f"Of {len(listed.verdicts)} CT series, {brief(chosen)} was read: {best.reason}.")
+        notes += [f"Not read: {described(verdict)}." for verdict in rest[:_MOST_REASONS]]
+        if len(rest) > _MOST_REASONS:
+            notes.append(f"{len(rest) - _MOST_REASONS} more series were not read: python -m runtime.series tells why.")
+    mates = [other for other in listed.headers.others if other.series_uid and other.series_uid == chosen.series_uid]
+    if mates:
+        notes.append(
+            f"{len(mates)} files of {label(chosen)} are no CT images and were left out, such as {mates[0].source} "
+            f"({mates[0].kind})."
+        )
+    return notes
+
+
+def described(verdict: Verdict) -> str:
+    """A candidate and why it is, or isn't, the one to run on; no full stop."""
+    apart = f" {verdict.candidate.set_apart}" if verdict.candidate.set_apart else ""
+    return f"{brief(verdict.candidate)}{apart}: {verdict.reason.rstrip('.')}"
+
+
+def _source(stack: Stack, images: Mapping[str, CtFile], root: Path) -> DicomSource:
+    """What results refer to: the slices as they were received."""
+    frames = stack.frames
+    first = frames[0]
+    return DicomSource(
+        series_uid=images[first.source].series_uid,
+        study_uid=images[first.source].study_uid,
+        frame_of_reference_uid=first.frame_of_reference,
+        files=tuple(root / frame.source for frame in frames),
+        sop_instance_uids=tuple(text_of(images[frame.source].header, "SOPInstanceUID") for frame in frames),
+        frame_numbers=tuple(frame.index + 1 for frame in frames),
+        positions_lps_mm=_readonly([frame.position_lps_mm for frame in frames]),
+        orientation=first.row_lps + first.column_lps,
+        pixel_spacing_mm=(first.spacing_mm[0], first.spacing_mm[1]),
+        rows=first.rows,
+        columns=first.columns,
+        planes=_readonly(stack.planes),
+        datasets=tuple(images[source].header for source in dict.fromkeys(frame.source for frame in frames)),
     )
 
 
-def _damage() -> tuple[type[Exception], ...]:
-    """What pydicom raises for a damaged file; RuntimeError (and NotImplementedError) for pixels it cannot decode."""
-    from pydicom.errors import BytesLengthException
-
-    usual = (EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError, RuntimeError, OverflowError)
-    return (*usual, struct.error, BytesLengthException)
-
-
-def _damaged(source: str, error: Exception) -> InputError:
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
-    return InputError(f"The DICOM file {source} can't be decoded ({reason}). Copy or export the series again.")
-
-
-def _longest_series(images: Sequence[_Image], notes: list[str]) -> list[_Image]:
-    """The images of the series with most slices; a note says what was left out."""
-    counts: Counter[str] = Counter()
-    for image in images:
-        counts[image.series_uid] += len(image.frames)
-    chosen_uid = min(counts, key=lambda uid: (-counts[uid], uid))
-    chosen = [image for image in images if image.series_uid == chosen_uid]
-    if len(counts) > 1:
-        others = ", ".join(str(count) for uid, count in sorted(counts.items()) if uid != chosen_uid)
-        notes.append(
-            f"{len(counts)} CT series were there; series {chosen[0].series_number} with most slices, "
-            f"{counts[chosen_uid]}, was read (the others have {others})."
-        )
-    return chosen
-
-
-def _read_voxels(files: Files, frames: Sequence[Frame], voxels: VoxelCollector) -> list[str]:
-    """Decodes every frame into its place; returns the SHA-256 digests of the files."""
-    digests = []
-    places: dict[str, list[int]] = {}
-    for place, frame in enumerate(frames):
-        places.setdefault(frame.source, []).append(place)
-    for source, planes in places.items():
-        with files[source]() as file:
-            data = file.read()
-        digests.append(hashlib.sha256(data).hexdigest())
-        stored = _stored_values(data, source, frames[planes[0]], len(planes))
-        for place in planes:
-            frame = frames[place]
-            voxels.put(place, _to_hu(stored[frame.index], frame)[None])
-    return digests
-
-
-def _stored_values(data: bytes, source: str, frame: Frame, count: int) -> np.ndarray:
-    """(frames, rows, columns) stored values of one file."""
-    import pydicom
-
-    try:
-        dataset = pydicom.dcmread(io.BytesIO(data))
-        if "PixelData" not in dataset:
-            raise InputError(f"{source} has no pixel data. Export the CT series with its images.")
-        stored = np.asarray(dataset.pixel_array).reshape(-1, frame.rows, frame.columns)
-    except _damage() as error:
-        raise _damaged(source, error) from error
-    if len(stored) < count:
-        raise InputError(f"{source} holds {len(stored)} frames where {count} are due. Export the series again.")
-    return stored
-
-
-def _to_hu(stored: np.ndarray, frame: Frame) -> np.ndarray:
-    """HU of one frame: whole numbers where slope and intercept are whole, else float64."""
-    if frame.slope.is_integer() and frame.intercept.is_integer():
-        hu: np.ndarray = stored.astype(np.int64) * int(frame.slope) + int(frame.intercept)
-    else:
-        hu = stored * frame.slope + frame.intercept
-    if frame.padding is not None:
-        hu[(stored >= frame.padding[0]) & (stored <= frame.padding[1])] = PADDING_HU
-    return hu
+def _readonly(values: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    array = np.array(values, np.float64)
+    array.setflags(write=False)
+    return array

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,10 @@ CT_CLASSES = {
 }
 _HU_TYPES = ("HU", "US", "")
 """Rescale types that may be Hounsfield units; US is "unspecified", which scanners write for CT too."""
+_LARGEST_SLICE = 4096**2
+"""Pixels; scanners write up to 2048 x 2048. A damaged header may claim any number."""
+_FARTHEST_MM = 1e5
+"""From the origin of the patient's frame."""
 
 Vector = tuple[float, ...]
 
@@ -34,6 +39,9 @@ class Frame:
         padding: smallest and largest stored value that means "outside the scan", or None.
         frame_of_reference: UID.
         rescaled: whether the header gave slope and intercept.
+        acquisition: what else sets frames of one series apart: acquisition number and, of enhanced files, the stack and
+            the time point.
+        thickness_mm: nominal, or None.
     """
 
     source: str
@@ -49,29 +57,40 @@ class Frame:
     padding: tuple[float, float] | None
     frame_of_reference: str
     rescaled: bool
+    acquisition: str
+    thickness_mm: float | None
 
 
 def frames_of(dataset: Any, source: str) -> list[Frame]:
     """The frames of one CT file, in its own order.
 
     Raises:
-        InputError: it is in colour, not in Hounsfield units, or without pixel data.
+        InputError: it is in colour, not in Hounsfield units, or without pixel data, or larger than any slice.
         GeometryError: position, orientation or pixel spacing are missing.
     """
     if not dataset.get("Rows") or not dataset.get("Columns"):
         raise InputError(f"{source} has no pixel data. Give the CT images themselves.")
+    if int(dataset.Rows) * int(dataset.Columns) > _LARGEST_SLICE:
+        raise InputError(f"{source} claims slices of {dataset.Rows}x{dataset.Columns} pixels. Export it again.")
     photometric = str(dataset.get("PhotometricInterpretation", ""))
     if int(dataset.get("SamplesPerPixel", 1)) != 1 or photometric != "MONOCHROME2":
         raise InputError(f"{source} is a {photometric or 'colour'} image. Give the CT series itself, MONOCHROME2.")
-    return [_frame(dataset, groups, source, index) for index, groups in enumerate(_groups(dataset))]
+    if dataset.get("ModalityLUTSequence"):
+        raise InputError(f"{source} has a modality LUT instead of slope and intercept. Export it in Hounsfield units.")
+    return [_frame(dataset, groups, source, index) for index, groups in enumerate(_groups(dataset, source))]
 
 
-def _groups(dataset: Any) -> Iterator[tuple[Any, ...]]:
+def _groups(dataset: Any, source: str) -> Iterator[tuple[Any, ...]]:
     """For each frame, where its attributes may be: its own functional groups, the shared ones, the file itself."""
     per_frame = dataset.get("PerFrameFunctionalGroupsSequence")
     if not per_frame:
         yield (dataset,)
         return
+    if int(dataset.get("NumberOfFrames") or 0) != len(per_frame):
+        raise GeometryError(
+            f"{source} has {dataset.get('NumberOfFrames')} frames and tells where {len(per_frame)} lie. Export the "
+            "series again."
+        )
     shared = tuple(dataset.get("SharedFunctionalGroupsSequence") or ())
     for groups in per_frame:
         yield (groups, *shared, dataset)
@@ -86,10 +105,16 @@ def _frame(dataset: Any, groups: tuple[Any, ...], source: str, index: int) -> Fr
     slope, intercept = (
         float(default if value is None else value) for value, default in zip(rescale, (1, 0), strict=True)
     )
+    if not (math.isfinite(slope) and math.isfinite(intercept) and slope > 0):
+        raise InputError(f"{source} has the rescale slope {slope} and intercept {intercept}. Export the series again.")
+    position = _vector(groups, "PlanePositionSequence", "ImagePositionPatient", 3, source)
+    if max(abs(number) for number in position) > _FARTHEST_MM:
+        raise GeometryError(f"{source} lies at {position} mm, which is no place in a scanner. Export the series again.")
+    thickness = _find(groups, "PixelMeasuresSequence", "SliceThickness")
     return Frame(
         source=source,
         index=index,
-        position_lps_mm=_vector(groups, "PlanePositionSequence", "ImagePositionPatient", 3, source),
+        position_lps_mm=position,
         row_lps=orientation[:3],
         column_lps=orientation[3:],
         spacing_mm=_vector(groups, "PixelMeasuresSequence", "PixelSpacing", 2, source),
@@ -100,7 +125,21 @@ def _frame(dataset: Any, groups: tuple[Any, ...], source: str, index: int) -> Fr
         padding=_padding(dataset),
         frame_of_reference=str(dataset.get("FrameOfReferenceUID", "")),
         rescaled=None not in rescale,
+        acquisition=_acquisition(groups),
+        thickness_mm=float(thickness) if _is_number(thickness) and float(thickness) > 0 else None,
     )
+
+
+def _acquisition(groups: tuple[Any, ...]) -> str:
+    keys = ("FrameAcquisitionNumber", "StackID", "TemporalPositionIndex")
+    values = [_find(groups, "FrameContentSequence", key) for key in keys]
+    if values[0] is None:
+        values[0] = _find(groups, "FrameContentSequence", "AcquisitionNumber")
+    return "/".join("" if value is None else str(value) for value in values).rstrip("/")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def _find(groups: tuple[Any, ...], sequence: str, key: str) -> Any:
@@ -119,7 +158,10 @@ def _vector(groups: tuple[Any, ...], sequence: str, key: str, length: int, sourc
             f"{source} does not say where it lies: its {key} is {'missing' if value is None else value}. "
             "Export the CT series with its geometry."
         )
-    return tuple(float(number) for number in value)
+    numbers = tuple(float(number) for number in value)
+    if not all(math.isfinite(number) for number in numbers):
+        raise GeometryError(f"{source} does not say where it lies: its {key} is {value}. Export the CT series again.")
+    return numbers
 
 
 def _padding(dataset: Any) -> tuple[float, float] | None:

@@ -1,0 +1,193 @@
+"""The headers of a DICOM scan's files: one parse each, and what else is there."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from runtime.errors import InputError
+from runtime.readers.dicom_damage import damage, damaged, quiet
+from runtime.readers.dicom_files import DICOMDIR, FileSet, SourceFile
+from runtime.readers.dicom_frames import CT_CLASSES, Frame, frames_of
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+_HEAD_BYTES = 64 * 2**10
+"""Read at first: most headers are shorter."""
+_GROUPS_AT_START = (b"\x02\x00", b"\x08\x00")
+"""How files begin that lack the preamble: with an element of group 2 or 8, little endian."""
+_LARGEST_ELEMENT = 0x0100
+_PREAMBLE_BYTES = 132
+_DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
+"""Files named so that are no DICOM are damaged; so are files that are but the zeros with which DICOM begins."""
+
+
+@dataclass(frozen=True, eq=False)
+class CtFile:
+    """One CT file's header.
+
+    Args:
+        source: name of the file.
+        header: without pixels.
+        pixel_offset: byte at which the pixel data's element begins, where the file is not compressed.
+        series_uid, study_uid: or ``""``.
+        image_type: such as ``("ORIGINAL", "PRIMARY", "AXIAL")``.
+        frames: empty where there is a defect.
+        defect: why it can't be read.
+    """
+
+    source: str
+    header: Dataset
+    pixel_offset: int
+    series_uid: str
+    study_uid: str
+    image_type: tuple[str, ...]
+    frames: tuple[Frame, ...]
+    defect: InputError | None
+
+
+@dataclass(frozen=True, eq=False)
+class OtherFile:
+    """A DICOM file that is no CT image: its modality or class, and the series that it belongs to."""
+
+    source: str
+    kind: str
+    series_uid: str
+
+
+@dataclass(eq=False)
+class Headers:
+    """What the files are.
+
+    Args:
+        images: the CT files.
+        others: other DICOM files.
+        broken: what could not be decoded, by file name.
+        no_dicom: how many files are no DICOM.
+        empty: names of files without a byte.
+    """
+
+    images: list[CtFile] = field(default_factory=list)
+    others: list[OtherFile] = field(default_factory=list)
+    broken: dict[str, InputError] = field(default_factory=dict)
+    no_dicom: int = 0
+    empty: list[str] = field(default_factory=list)
+
+    def met(self) -> str:
+        """What is there instead of CT images, for messages."""
+        counts = Counter(other.kind for other in self.others)
+        counts["not DICOM"] = self.no_dicom
+        return ", ".join(f"{n} {kind}" for kind, n in sorted(counts.items()) if n) or "no files"
+
+
+def read_headers(files: FileSet) -> Headers:
+    """The headers of all files."""
+    found = Headers()
+    with quiet():
+        for source, file in files.files.items():
+            if PurePosixPath(source).name.upper() == DICOMDIR:
+                continue
+            try:
+                _read_header(found, source, file)
+            except damage() as error:
+                found.broken[source] = damaged(source, error)
+    return found
+
+
+def text_of(dataset: Any, key: str) -> str:
+    """A text attribute, or ``""`` where it is missing or damaged; for what is only shown or ranked by."""
+    try:
+        value = dataset.get(key)
+        return "" if value is None else " ".join("".join(c if c.isprintable() else " " for c in str(value)).split())
+    except damage():
+        return ""
+
+
+def _read_header(found: Headers, source: str, file: SourceFile) -> None:
+    parsed = _parse(file)
+    if parsed is None:
+        found.no_dicom += 1
+        start = file.head(_PREAMBLE_BYTES)
+        if PurePosixPath(source).suffix.lower() in _DICOM_SUFFIXES or (start and not any(start)):
+            raise EOFError(
+                f"it ends after {len(start)} bytes" if len(start) < _PREAMBLE_BYTES else "it has no DICOM mark"
+            )
+        if not start:
+            found.empty.append(source)
+        return
+    header, offset = parsed
+    sop_class, series_uid = str(header.get("SOPClassUID", "")), str(header.get("SeriesInstanceUID", ""))
+    if sop_class not in CT_CLASSES:
+        if not sop_class and not series_uid:
+            raise EOFError("its header ends early, or names no class and no series")
+        found.others.append(OtherFile(source, text_of(header, "Modality") or "without modality", series_uid))
+        return
+    found.images.append(_ct_file(header, offset, source, file, series_uid))
+
+
+def _ct_file(header: Dataset, offset: int, source: str, file: SourceFile, series_uid: str) -> CtFile:
+    frames: tuple[Frame, ...] = ()
+    defect = None
+    try:
+        frames = tuple(frames_of(header, source))
+        _require_whole(header, frames, offset, source, file)
+    except InputError as error:
+        defect = error
+    except damage() as error:
+        defect = damaged(source, error)
+    image_type = header.get("ImageType") or ()
+    return CtFile(
+        source=source,
+        header=header,
+        pixel_offset=offset,
+        series_uid=series_uid,
+        study_uid=str(header.get("StudyInstanceUID", "")),
+        image_type=(image_type,) if isinstance(image_type, str) else tuple(str(v).strip() for v in image_type),
+        frames=() if defect else frames,
+        defect=defect,
+    )
+
+
+def _parse(file: SourceFile) -> tuple[Dataset, int] | None:
+    """A file's header without pixels, and where these begin; None where it is no DICOM."""
+    head = file.head(_HEAD_BYTES)
+    forced = head[128:132] != b"DICM"
+    if forced and not (head[:2] in _GROUPS_AT_START and int.from_bytes(head[2:4], "little") < _LARGEST_ELEMENT):
+        return None
+    if len(head) < file.size:
+        try:
+            header, offset = _parse_bytes(head, forced=forced)
+        except damage():
+            pass  # the header may go on behind what was read: the whole file tells
+        else:
+            if offset < len(head) - 12:
+                return header, offset
+        head = file.read()
+    return _parse_bytes(head, forced=forced)
+
+
+def _parse_bytes(data: bytes, *, forced: bool) -> tuple[Dataset, int]:
+    import pydicom
+
+    stream = io.BytesIO(data)
+    header = pydicom.dcmread(stream, stop_before_pixels=True, force=forced)
+    return header, stream.tell()
+
+
+def _require_whole(header: Dataset, frames: tuple[Frame, ...], offset: int, source: str, file: SourceFile) -> None:
+    """Refuses files that are shorter than their uncompressed pixels."""
+    syntax = header.file_meta.get("TransferSyntaxUID") if hasattr(header, "file_meta") else None
+    if syntax is None or syntax.is_compressed or syntax.is_deflated:
+        return
+    pixels = frames[0].rows * frames[0].columns * len(frames) * (int(header.get("BitsAllocated", 16)) // 8)
+    if offset >= file.size:
+        raise InputError(f"{source} has no pixel data. Export the CT series with its images.")
+    if file.size < offset + pixels:
+        raise InputError(
+            f"{source} can't be decoded: it is cut off, {file.size - offset} bytes are left of {pixels} of its pixels. "
+            "Copy or export the series again."
+        )
