@@ -24,6 +24,8 @@ DUPLICATE_OVERLAP = 0.5
 """Masks that share this much of the smaller one are of the same vertebra."""
 BODY_HALF_HEIGHT_MM = 12.0
 """Where the bundle has no body mask: a scan's edge nearer to the centre than this cuts the vertebral body."""
+BODY_EDGE_STEPS = 2
+"""A network that sees a body cut short may draw an endplate just before the scan's edge: a crushed body that is none."""
 STRAY_FRACTION = 0.1
 """Parts of a mask smaller than this fraction of its main part are dropped."""
 KEEP_PROBABILITY = 0.01
@@ -141,7 +143,7 @@ def _one(
         voted_zyx = grid.to_index_zyx(centre.centre_ras_mm)
         body = _main_part(masks[spec.mask_channels.index("body")], spec.mask_threshold, spec.spacing_mm, voted_zyx)
         refined = _refined_centre(centre.centre_ras_mm, body > spec.mask_threshold, grid)
-        body_complete = not touches_edge(body > spec.mask_threshold, grid, scan)
+        body_complete = not touches_edge(body > spec.mask_threshold, grid, scan, steps_along_spine=BODY_EDGE_STEPS)
     else:
         body_complete = complete or _distance_to_edge_mm(refined, scan) >= BODY_HALF_HEIGHT_MM
     window = _support(mask if body is None else np.maximum(mask, body))
@@ -161,14 +163,18 @@ def _one(
     )
 
 
-def touches_edge(mask: npt.NDArray[np.bool_], grid: Grid, scan: Grid) -> bool:
-    """Whether a mask on ``grid`` reaches the outermost voxels of ``scan``, or comes within one of its own voxels."""
+def touches_edge(mask: npt.NDArray[np.bool_], grid: Grid, scan: Grid, *, steps_along_spine: int = 1) -> bool:
+    """Whether a mask on ``grid`` reaches the outermost voxels of ``scan``, or comes within one of its own voxels.
+
+    ``steps_along_spine`` is how many of its voxels count at the cranial and the caudal end.
+    """
     voxels = np.argwhere(mask)
     if not len(voxels):
         return False
     index_zyx = scan.to_index_zyx(grid.to_ras_mm(voxels))
-    step_mm = min(grid.spacing_xyz_mm)
-    margin = np.maximum(0.5, step_mm / np.array(scan.spacing_xyz_mm[::-1]))
+    steps = np.ones(3)
+    steps[2 - int(np.argmax(np.abs(scan.affine_ras[2, :3])))] = steps_along_spine
+    margin = np.maximum(0.5, steps * min(grid.spacing_xyz_mm) / np.array(scan.spacing_xyz_mm[::-1]))
     last = np.array(scan.shape_zyx) - 1
     return bool(((index_zyx <= margin) | (index_zyx >= last - margin)).any())
 

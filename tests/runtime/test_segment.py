@@ -211,3 +211,19 @@ def test_outputs_that_are_not_finite_or_not_as_promised_are_refused():
         segment(scan_with(BODY), voted, SPEC, FakeSession(spoil=with_nan))
     with pytest.raises(EngineError, match="promises"):
         segment(scan_with(BODY), voted, SPEC, FakeSession(spoil=lambda o: (o[0][:, :1], *o[1:])))
+
+
+def test_a_body_that_ends_just_before_the_scans_cranial_or_caudal_end_counts_as_reaching_it():
+    """Whichever index runs along the spine; at the other edges one voxel of the mask is what counts."""
+    for axis in range(3):
+        spine = 2 - axis  # its index (x, y, z)
+        affine = np.eye(4)
+        affine[:3, :3] = np.eye(3)[[*(k for k in range(3) if k != spine), spine]]
+        scan = Grid((40, 40, 40), affine)
+        for edge in range(3):
+            mask = np.zeros((40, 40, 40), bool)
+            block = [slice(10, 30)] * 3
+            block[edge] = slice(2, 20)  # index 0 and 1 are free: two voxels from the edge
+            mask[tuple(block)] = True
+            assert touches_edge(mask, scan, scan, steps_along_spine=2) == (edge == axis)
+            assert not touches_edge(mask, scan, scan)
