@@ -25,7 +25,7 @@ DUPLICATE_OVERLAP = 0.5
 BODY_HALF_HEIGHT_MM = 12.0
 """Where the bundle has no body mask: a scan's edge nearer to the centre than this cuts the vertebral body."""
 BODY_EDGE_STEPS = 2
-"""A network that sees a body cut short may draw an endplate just before the scan's edge: a crushed body that is none."""
+"""A network that sees a body cut short may draw an endplate just before the scan's edge: crushed where it is not."""
 STRAY_FRACTION = 0.1
 """Parts of a mask smaller than this fraction of its main part are dropped."""
 KEEP_PROBABILITY = 0.01
