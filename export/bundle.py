@@ -51,6 +51,7 @@ class Choices:
     min_confidence: float = 0.5
     skip_below_hu: float = 100.0
     mask_threshold: float = 0.5
+    mirrored: bool = True
     min_level_confidence: float = 0.5
 
 
@@ -172,6 +173,7 @@ def _fracsegnet_spec(trained: Trained, choices: Choices) -> FracSegNetSpec:
         spacing_mm=run.spacing_mm,
         crop_zyx=trained.example_zyx,
         crop_shift_mm=run.crop_shift_mm,
+        mirrored=choices.mirrored,
         intensity=run.intensity,
         mask_channels=run.network.mask_channels,
         mask_threshold=choices.mask_threshold,

@@ -83,6 +83,8 @@ class FracSegNetSpec:
         crop_zyx: crop, voxels.
         crop_shift_mm: (x, y, z) RAS, from the vertebra's centre to the crop's middle; none in a ``bundle.json`` without
             this key.
+        mirrored: whether the outputs are the mean of the crop's and its mirror image's, which is twice the work; not so
+            in a ``bundle.json`` without this key.
         intensity: normalisation.
         mask_channels: what each mask channel means: ``"vertebra"`` first, then ``"body"`` if the network separates it.
         mask_threshold: probability from which a voxel belongs to the mask.
@@ -99,6 +101,7 @@ class FracSegNetSpec:
     grade_names: tuple[str, ...]
     has_heights: bool
     crop_shift_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    mirrored: bool = False
 
     def grid_around(self, centre_ras_mm: npt.ArrayLike) -> Grid:
         """Where the network's input lies for a vertebra whose centre is at (x, y, z) RAS+ mm."""
@@ -318,12 +321,12 @@ def _spec_of(text: str, *, source: str) -> BundleSpec:
 
 def _read_spec(data: Any, *, source: str) -> BundleSpec:
     """The spec of parsed JSON; of its keys only ``levelnet``, ``precision`` and ``grading`` may be missing or null,
-    and ``crop_shift_mm`` of ``fracsegnet`` may be missing."""
+    and ``crop_shift_mm`` and ``mirrored`` of ``fracsegnet`` may be missing."""
     if not isinstance(data, dict):
         return from_json(BundleSpec, data, at=source)
     optional = {"levelnet": None, "grading": None, "precision": data.get("precision") or {}}
     if isinstance(data.get("fracsegnet"), dict):
-        optional["fracsegnet"] = {"crop_shift_mm": [0.0, 0.0, 0.0], **data["fracsegnet"]}
+        optional["fracsegnet"] = {"crop_shift_mm": [0.0, 0.0, 0.0], "mirrored": False, **data["fracsegnet"]}
     spec = from_json(BundleSpec, {**data, **optional}, at=source)
     if data.get("levelnet") is not None:
         spec = replace(spec, levelnet=from_json(LevelNetSpec, data["levelnet"], at=f"{source}: levelnet"))

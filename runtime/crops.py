@@ -32,6 +32,13 @@ def crop_grid(
     return Grid(shape_zyx, affine)
 
 
+def mirrored(grid: Grid) -> Grid:
+    """The same voxels' places, counted along x from the other end: an image sampled there is the mirror image."""
+    turn = np.diag([-1.0, 1.0, 1.0, 1.0])
+    turn[0, 3] = grid.shape_zyx[2] - 1
+    return Grid(grid.shape_zyx, grid.affine_ras @ turn)
+
+
 def extract_crops(volume: Volume, grids: Sequence[Grid], *, fill_hu: float = -1024.0) -> np.ndarray:
     """The scan's Hounsfield units on each grid: (n, z, y, x) float32, as :func:`runtime.resample.resample` gives them.
 

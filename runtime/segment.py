@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.bundle import FracSegNetSpec
+from runtime.crops import mirrored
 from runtime.engines.base import Session
 from runtime.errors import EngineError
 from runtime.order import cranial_to_caudal
@@ -104,14 +105,28 @@ def segment(
     for start in range(0, len(centres), batch):
         part = centres[start : start + batch]
         grids = [spec.grid_around(c.centre_ras_mm) for c in part]
-        named = dict(zip(session.output_names, access.run_crops(session, grids, spec.intensity), strict=True))
-        outputs = _checked_outputs(named, spec, len(part))
+        outputs = _outputs(grids, spec, session, access)
         for i, (centre, grid) in enumerate(zip(part, grids, strict=True)):
             one = [output[i] for output in outputs]
             found.append(_one(centre, grid, one, spec, volume.grid, source=start + i))
         if progress is not None:
             progress(start + len(part), len(centres))
     return _merge_duplicates(found, spec.mask_threshold)
+
+
+def _outputs(grids: Sequence[Grid], spec: FracSegNetSpec, session: Session, access: ScanAccess) -> list[np.ndarray]:
+    """The network's outputs for the crops on ``grids``: of one look at each, or the mean of two, one in the mirror."""
+
+    def look(at: Sequence[Grid]) -> list[np.ndarray]:
+        named = dict(zip(session.output_names, access.run_crops(session, at, spec.intensity), strict=True))
+        return _checked_outputs(named, spec, len(at))
+
+    outputs = look(grids)
+    if not spec.mirrored:
+        return outputs
+    masks, *others = look([mirrored(grid) for grid in grids])
+    turned = [masks[..., ::-1], *others]
+    return [np.float32(0.5) * (one + other) for one, other in zip(outputs, turned, strict=True)]
 
 
 def _checked_outputs(named: Mapping[str, np.ndarray], spec: FracSegNetSpec, count: int) -> list[np.ndarray]:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from runtime.crops import crop_grid, extract_crops
+from runtime.crops import crop_grid, extract_crops, mirrored
 from runtime.resample import resample
 from runtime.volume import Grid, Volume
 
@@ -43,3 +43,11 @@ def test_crops_of_different_shapes_are_refused():
 
 def test_no_grids_give_no_crops():
     assert len(extract_crops(scan(), [])) == 0
+
+
+def test_a_mirrored_grid_samples_the_mirror_image() -> None:
+    volume = scan()
+    grid = crop_grid(volume.grid.to_ras_mm([14.2, 20.3, 25.6]), spacing_mm=1.7, shape_zyx=(6, 5, 8))
+    there, back = extract_crops(volume, [grid, mirrored(grid)])
+    np.testing.assert_allclose(back, there[..., ::-1], atol=1e-3)
+    np.testing.assert_allclose(mirrored(mirrored(grid)).affine_ras, grid.affine_ras, atol=1e-12)

@@ -227,3 +227,32 @@ def test_a_body_that_ends_just_before_the_scans_cranial_or_caudal_end_counts_as_
             mask[tuple(block)] = True
             assert touches_edge(mask, scan, scan, steps_along_spine=2) == (edge == axis)
             assert not touches_edge(mask, scan, scan)
+
+
+def test_what_a_network_says_of_one_side_only_is_halved_by_the_look_in_the_mirror():
+    def with_a_right_side_only(outputs):
+        mask, grade, heights = outputs
+        mask = mask.copy()
+        mask[..., :16] *= 0.9  # the crop's left half: patients' right is where x grows
+        grade = grade + np.float32([0.1, 0, 0, -0.1]) * (mask[:, 0, 15, 15, 20, None] > 0)
+        return mask, grade, heights
+
+    volume, voted = scan_with(((30, 40), (32, 44), (24, 36), 900)), [Voted((29.5, 37.5, 34.5))]
+    session = FakeSession(spoil=with_a_right_side_only)
+    (found,) = segment(volume, voted, replace(SPEC, mirrored=True), session)
+    assert session.batches == [1, 1]
+    inside = found.mask[found.mask > 0.5]
+    np.testing.assert_allclose(inside, 0.95, atol=1e-6)
+    (plain,) = segment(volume, voted, replace(SPEC, mirrored=False), FakeSession())
+    assert (found.mask > 0.5).sum() == (plain.mask > 0.5).sum()
+    assert found.centre_ras_mm == pytest.approx(plain.centre_ras_mm)
+    assert found.heights_mm == plain.heights_mm
+
+
+def test_without_sides_the_mirror_changes_nothing():
+    blocks, voted = [BODY, ARCH], [Voted((27.0, 34.0, 37.0))]
+    (looked_twice,) = segment(scan_with(*blocks), voted, replace(SPEC, mirrored=True), FakeSession())
+    (once,) = segment(scan_with(*blocks), voted, SPEC, FakeSession())
+    assert looked_twice.centre_ras_mm == pytest.approx(once.centre_ras_mm)
+    np.testing.assert_allclose(looked_twice.mask, once.mask, atol=1e-6)
+    assert looked_twice.grade_probabilities == pytest.approx(once.grade_probabilities)
