@@ -28,7 +28,8 @@ from runtime.engines.triton_models import (
     ServedNetwork,
     served_networks,
 )
-from runtime.engines.trt_cache import EngineKey, check_engine, read_sidecar
+from runtime.engines.trt_cache import check_engine, read_sidecar
+from runtime.engines.trt_key import EngineKey
 from runtime.errors import InputError, VertscanError
 from runtime.extras import stop_without
 
@@ -224,7 +225,7 @@ def _plans(networks: Sequence[ServedNetwork], serving: Serving, bundle: Bundle) 
     files = {network.sha256: network.file for network in networks}
     found: dict[str, Path] = {}
     for path in serving.plans:
-        key = check_engine(path, trusted=tuple(bundle.spec.files.values())).key
+        key = check_engine(path, trusted=tuple(bundle.spec.trusted_engines.values())).key
         faults = list(_plan_faults(key, files, serving))
         if faults:
             raise InputError(f"The plan {path} can't be served: {'; '.join(faults)}.")

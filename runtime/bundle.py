@@ -81,8 +81,8 @@ class FracSegNetSpec:
         file: ONNX file name in the bundle.
         spacing_mm: isotropic crop resolution.
         crop_zyx: crop, voxels.
-        crop_shift_mm: (x, y, z) RAS, from the vertebra's centre to the crop's middle; a ``bundle.json`` without this key
-            is read as one without a shift.
+        crop_shift_mm: (x, y, z) RAS, from the vertebra's centre to the crop's middle; a ``bundle.json`` without this
+            key is read as one without a shift.
         intensity: normalisation.
         mask_channels: what each mask channel means: ``"vertebra"`` first, then ``"body"`` if the network separates it.
         mask_threshold: probability from which a voxel belongs to the mask.
@@ -166,6 +166,7 @@ class BundleSpec:
     levelnet: LevelNetSpec | None = None
     precision: Mapping[str, PrecisionPlan] = field(default_factory=dict)
     grading: GradingSpec | None = None
+    trusted_engines: Mapping[str, str] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -317,11 +318,12 @@ def _spec_of(text: str, *, source: str) -> BundleSpec:
 
 
 def _read_spec(data: Any, *, source: str) -> BundleSpec:
-    """The spec of parsed JSON; of its keys only ``levelnet``, ``precision`` and ``grading`` may be missing or null,
-    and ``crop_shift_mm`` of ``fracsegnet`` may be missing."""
+    """The spec of parsed JSON; of its keys only ``levelnet``, ``precision``, ``grading`` and ``trusted_engines`` may be
+    missing or null, and ``crop_shift_mm`` of ``fracsegnet`` may be missing."""
     if not isinstance(data, dict):
         return from_json(BundleSpec, data, at=source)
-    optional = {"levelnet": None, "grading": None, "precision": data.get("precision") or {}}
+    optional: dict[str, Any] = {"levelnet": None, "grading": None}
+    optional |= {key: {} if data.get(key) is None else data[key] for key in ("precision", "trusted_engines")}
     if isinstance(data.get("fracsegnet"), dict):
         optional["fracsegnet"] = {"crop_shift_mm": [0.0, 0.0, 0.0], **data["fracsegnet"]}
     spec = from_json(BundleSpec, {**data, **optional}, at=source)
