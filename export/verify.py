@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime.bundle import Bundle, open_bundle
+from runtime.bundle import Bundle, BundleSpec, open_bundle
 from runtime.crops import crop_grid
 from runtime.engines import ONLY_BY_NAME, EngineChoice, engine_module, preflights, select_engine
 from runtime.engines.base import EngineInfo, Session
@@ -122,12 +122,15 @@ def short_gate(onnx: Path, candidate: Session, *, precision: str) -> Parity:
     return gate_with_reference(onnx, candidate, precision=precision, reference=getattr(networks, names[position]))
 
 
-def candidates(engine: str | None, precision: str | None, *, device: int = 0) -> list[EngineChoice]:
+def candidates(spec: BundleSpec, engine: str | None, precision: str | None, *, device: int = 0) -> list[EngineChoice]:
     """The engines and precisions to compare: those named, or all that can run here, verification included.
 
     Raises:
-        EngineError: none can run here as named.
+        EngineError: none can run here as named, or the bundle doesn't offer the precision that is named.
     """
+    not_offered = spec.why_not_in(precision or "auto")
+    if not_offered:
+        raise EngineError(f"Bundle {spec.name} {spec.version} is not offered in {precision} ({not_offered}).")
     if engine is not None and engine != "auto":
         found = {engine: engine_module(engine).preflight(device=device)}
     else:
@@ -137,7 +140,7 @@ def candidates(engine: str | None, precision: str | None, *, device: int = 0) ->
         for name, one in found.items()
         if one.available
         for one_precision in (*one.precisions, *one.verify_only)
-        if precision in (None, "auto", one_precision)
+        if precision in (None, "auto", one_precision) and not spec.why_not_in(one_precision)
     ]
     if not pairs:
         said = "; ".join(f"{name}: {one.reason}" for name, one in found.items())
@@ -204,7 +207,7 @@ def _run(args: argparse.Namespace) -> list[Outcome]:
     with ExitStack() as stack:
         engines = [
             (choice, stack.enter_context(opened(bundle, choice, threads=args.threads)))
-            for choice in candidates(args.engine, args.precision, device=args.device)
+            for choice in candidates(bundle.spec, args.engine, args.precision, device=args.device)
         ]
         return verify(bundle, engines, scans, after_scan=_teller(bundle, args.out))
 

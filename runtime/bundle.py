@@ -175,6 +175,13 @@ class BundleSpec:
         known = (self.locnet, self.fracsegnet, self.levelnet)
         return tuple(network for network in known if network is not None)
 
+    def why_not_in(self, precision: str) -> str:
+        """Why these networks are not to be computed in a precision, or the empty text: INT8 needs its gate passed."""
+        if precision != "int8":
+            return ""
+        plans = {network.file: self.precision.get(network.file, PrecisionPlan()) for network in self.networks}
+        return "; ".join(f"{file}: {plan.why_no_int8}" for file, plan in plans.items() if plan.why_no_int8)
+
 
 @dataclass(frozen=True)
 class Bundle:
