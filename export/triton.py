@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.bundle import Bundle, open_bundle
+from runtime.console import INTERRUPTED, complain
 from runtime.engines.triton_models import (
     BUNDLE_NAME,
     BUNDLE_SHA256,
@@ -31,13 +32,15 @@ from runtime.engines.triton_models import (
 from runtime.engines.trt_cache import check_engine, read_sidecar
 from runtime.engines.trt_key import EngineKey
 from runtime.errors import InputError, VertscanError
-from runtime.extras import stop_without
+from runtime.extras import stop_interrupted, stop_without
 
 try:
     from google.protobuf import text_format
     from tritonclient.grpc import model_config_pb2
 except ModuleNotFoundError as error:
     stop_without("triton", error)
+except KeyboardInterrupt:
+    stop_interrupted()
 
 BACKENDS = {"onnxruntime": "model.onnx", "tensorrt": "model.plan"}
 """Backends, and what they call the file with the network."""
@@ -293,6 +296,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except VertscanError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status
+    except KeyboardInterrupt:
+        complain("interrupted")
+        return INTERRUPTED
     print("\n".join(models))
     print(f"Serve it with: tritonserver --model-repository={args.out.absolute()}")
     return 0

@@ -19,13 +19,14 @@ from pathlib import Path
 import numpy as np
 
 from runtime.bundle import Bundle, BundleSpec, open_bundle
+from runtime.console import INTERRUPTED, complain
 from runtime.crops import crop_grid
 from runtime.engines import ONLY_BY_NAME, EngineChoice, engine_module, preflights, select_engine
 from runtime.engines.base import EngineInfo, Session
 from runtime.engines.parity import Parity, network_spec
 from runtime.engines.parity import short_gate as gate_with_reference
 from runtime.errors import EngineError, InputError, VertscanError
-from runtime.extras import stop_without
+from runtime.extras import stop_interrupted, stop_without
 from runtime.readers import read_scan
 from runtime.volume import Volume
 
@@ -40,6 +41,8 @@ try:
     from train.phantom import render, sample_anatomy, sample_appearance
 except ModuleNotFoundError as error:
     stop_without("export", error)
+except KeyboardInterrupt:
+    stop_interrupted()
 
 FIRST_SEED = 2**31 + 2**20
 """Beyond the seeds of training and of evaluation."""
@@ -193,6 +196,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except VertscanError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status
+    except KeyboardInterrupt:
+        complain("interrupted")
+        return INTERRUPTED
     print(table(outcomes))
     return 0 if all(not outcome.faults for outcome in outcomes) else 1
 
