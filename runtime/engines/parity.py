@@ -280,13 +280,14 @@ def compare_networks(
 ) -> Parity:
     """One network on both, image by image (1, 1, z, y, x); None for ``probe_images``."""
     given = probe_images(spec) if images is None else images
-    parts = [_compare_image(reference(image), candidate(image), candidate.output_names, spec) for image in given]
+    parts = [compare_image(reference(image), candidate(image), candidate.output_names, spec) for image in given]
     return joined([*parts, compare_batches(candidate, given[0])])
 
 
-def _compare_image(
+def compare_image(
     reference: Sequence[np.ndarray], met: Sequence[np.ndarray], names: Sequence[str], spec: NetworkSpec
 ) -> Parity:
+    """What two sessions of one network gave for one image, their outputs in the order of ``names``."""
     ours, theirs = dict(zip(names, reference, strict=True)), dict(zip(names, met, strict=True))
     if not isinstance(spec, LocNetSpec):
         return compare_crops(ours, theirs, threshold=getattr(spec, "mask_threshold", 0.5))
