@@ -24,6 +24,7 @@ from runtime.engines.file_lock import file_lock
 from runtime.engines.trt_key import (
     ENGINE,
     FORMAT,
+    KERNELS,
     EngineBuild,
     EngineKey,
     Sidecar,
@@ -241,7 +242,8 @@ def list_engines(folder: Path) -> Iterator[tuple[Path, Sidecar | EngineError]]:
 
 
 def prune(folder: Path, is_kept: Callable[[Sidecar], bool]) -> list[Path]:
-    """Remove damaged engines, what interrupted builds left, and engines that ``is_kept`` says no to.
+    """Remove damaged engines, what interrupted builds left, and engines that ``is_kept`` says no to, with the kernels
+    that were compiled for them.
 
     Returns:
         The files that were removed.
@@ -252,8 +254,11 @@ def prune(folder: Path, is_kept: Callable[[Sidecar], bool]) -> list[Path]:
     if not folder.is_dir():
         return []
     with lock_folder(folder):  # nobody is writing now: what is under a temporary name was left behind
-        doomed = [path for path, found in list_engines(folder) if isinstance(found, EngineError) or not is_kept(found)]
-        doomed += [path.with_suffix(SIDECAR) for path in doomed]
+        engines = dict(list_engines(folder))
+        doomed = [path for path, found in engines.items() if isinstance(found, EngineError) or not is_kept(found)]
+        kept = {path.stem for path in engines} - {path.stem for path in doomed}
+        doomed += [path for path in folder.glob(f"*{KERNELS}") if path.stem.rpartition("-")[0] not in kept]
+        doomed += [path.with_suffix(SIDECAR) for path in engines if path in doomed]
         doomed += [path for path in folder.glob(f"*{SIDECAR}") if not path.with_suffix(ENGINE).exists()]
         doomed += list(folder.glob(f"{TEMPORARY}*/*"))
         removed = [path for path in doomed if path.exists()]

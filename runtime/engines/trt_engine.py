@@ -12,6 +12,7 @@ from runtime.engines.base import EngineInfo, Preflight, Session
 from runtime.engines.checks import check_model_file, resolve_precision
 from runtime.engines.cuda_probe import Gpu, cuda_of_toolkit, find_gpu
 from runtime.engines.trt_cache import read_engine
+from runtime.engines.trt_key import KERNELS
 from runtime.engines.trt_library import MODULES, RTX_TARGETS, RTX_TURING_PRECISIONS, load_library
 from runtime.errors import EngineError
 
@@ -132,4 +133,4 @@ def _runtime_cache_of(engine: Path, device: int) -> Path:
     """Where the kernels that TensorRT-RTX compiles for an engine on this GPU are kept."""
     gpu = find_gpu(device)
     where = hashlib.sha256(repr(gpu).encode()).hexdigest()[:8]
-    return engine.with_name(f"{engine.stem}-{where}.kernels")
+    return engine.with_name(f"{engine.stem}-{where}{KERNELS}")

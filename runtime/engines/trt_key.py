@@ -9,7 +9,7 @@ from pathlib import Path
 
 from runtime.engines.cuda_probe import Gpu
 
-ENGINE = ".engine"
+ENGINE, KERNELS = ".engine", ".kernels"
 FORMAT = 2
 """Of sidecars. 1 had the GPU in the key."""
 TYPED_GRAPH = "the typed graph"

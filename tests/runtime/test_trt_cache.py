@@ -220,6 +220,9 @@ def test_list_and_prune_tell_sound_from_damaged_and_wanted_from_old(engine, tmp_
     bad.write_bytes(b"worse")
     orphan = tmp_path / "orphan.json"
     orphan.write_text("{}")
+    kernels, orphans = (tmp_path / f"{path.stem}-0123abcd.kernels" for path in (engine, old))
+    kernels.write_bytes(b"compiled")
+    orphans.write_bytes(b"compiled")
     left = tmp_path / ".build-killed"
     left.mkdir()
     (left / "x.engine").write_bytes(b"half")
@@ -229,7 +232,9 @@ def test_list_and_prune_tell_sound_from_damaged_and_wanted_from_old(engine, tmp_
     assert isinstance(found[bad], EngineError)
     removed = prune(tmp_path, lambda one: one.key.library_version == "1.7.1")
     assert {engine, engine.with_suffix(".json")}.isdisjoint(removed)
-    assert {p.name for p in tmp_path.iterdir()} == {engine.name, engine.with_suffix(".json").name, ".lock"}
+    remaining = {engine.name, engine.with_suffix(".json").name, kernels.name, ".lock"}
+    assert {p.name for p in tmp_path.iterdir()} == remaining
+    assert orphans in removed
     assert find_engine(tmp_path, KEY, BUILD) == engine
     assert prune(tmp_path / "nowhere", lambda one: True) == []
 
