@@ -53,7 +53,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="newer versions of the library may load it; not loaded unless its hash is in the bundle",
     )  # fmt: skip
     build.add_argument(
-        "--no-gate", action="store_true", help="install the engine without comparing it with the network"
+        "--no-gate",
+        action="store_true",
+        help="install the engine without comparing it with the network; the runtime will before it uses it",
     )
     listing = commands.add_parser("list", help="what is there, and what of it this machine can use")
     listing.add_argument("--json", action="store_true", help="as JSON")

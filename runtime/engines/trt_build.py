@@ -141,12 +141,13 @@ def engine_file(
         trusted,
     )  # fmt: skip
     found = _find(job)
-    if found is None:
-        with lock_folder(job.folder):
-            # Another process may have built it while this one waited.
-            found = _find(job)
-            if found is None:
-                return _build(job, job.build)
+    if found is not None and _passes(job, found):
+        return found
+    with lock_folder(job.folder):
+        # Another process may have built it while this one waited.
+        found = find_engine(job.folder, key, job.build)
+        if found is None:
+            return _build(job, job.build)
     _gate_found(job, found)
     return found
 
@@ -258,6 +259,22 @@ def _judged_on(job: _Job, build: EngineBuild, sha256: str = "") -> str:
     if job.gpu is None or not runs_here or (build.version_compatible and sha256 not in job.trusted):
         return TYPED_GRAPH
     return ", driver ".join(gpu_and_driver(job.gpu))
+
+
+def _passes(job: _Job, engine: Path) -> bool:
+    """Whether an engine of the cache may be used: one that was built otherwise may not where the gate refuses it.
+
+    Raises:
+        EngineError: the gate refuses one that would be built just so again.
+    """
+    try:
+        _gate_found(job, engine)
+    except EngineError as error:
+        if engine.name == engine_name(job.key, job.build):
+            raise
+        logger.warning("%s is not used, and another engine is built: %s", engine.name, error)
+        return False
+    return True
 
 
 def _gate_found(job: _Job, engine: Path) -> None:

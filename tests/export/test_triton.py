@@ -202,7 +202,7 @@ def test_a_write_that_fails_leaves_what_was_there(bundle, tmp_path, monkeypatch,
 # TensorRT's plans.
 
 
-def install_plan(folder, network, **changes):
+def install_plan(folder, network, gates=("NVIDIA L4 SM 89, driver 580",), **changes):
     """A file that stands for an engine of a network, with the record that the builder writes."""
     key = EngineKey(
         network=network.file,
@@ -218,9 +218,7 @@ def install_plan(folder, network, **changes):
     content = f"plan of {network.file}".encode()
     path = folder / f"{network.file}.engine"
     digest = hashlib.sha256(content).hexdigest()
-    install_engine(
-        content, path, Sidecar(FORMAT, key, build, digest, len(content), ("L4",), "2026-01-01T00:00:00", 1.0)
-    )
+    install_engine(content, path, Sidecar(FORMAT, key, build, digest, len(content), gates, "2026-01-01T00:00:00", 1.0))
     return path
 
 
@@ -249,6 +247,7 @@ def test_plans_are_known_by_what_they_were_built_from(bundle, tmp_path):
         ({"library": "tensorrt-rtx"}, "tensorrt-rtx, which Triton does not run"),
         ({"precision": "fp32"}, "fp32, not in fp16"),
         ({"max_batch": 3}, "batches up to 3, not 4"),
+        ({"gates": ()}, "its parity gate was not asked"),
     ],
 )
 def test_plans_of_something_else_are_refused(bundle, tmp_path, changes, told):

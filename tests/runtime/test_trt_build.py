@@ -290,6 +290,27 @@ def test_what_was_built_without_a_gpu_is_what_the_runtime_finds_on_it(small, fol
 
 
 @needs_rtx
+def test_what_was_built_elsewhere_and_fails_on_the_gpu_gives_way_to_one_that_is_built_on_it(small, folder, monkeypatch):
+    monkeypatch.setattr(trt_build, "find_gpu", lambda device=0: None)
+    elsewhere = engine_file(small, **RTX, folder=folder)
+    with_gpu(monkeypatch, 120)
+    monkeypatch.setattr(trt_build, "check_serialized", lambda *_: None)  # needs the GPU
+
+    def gate(candidate):
+        if read_sidecar(candidate).build.gpu == "":
+            raise EngineError("centre shift 3 mm, limit 0.5")
+
+    usual = {"precision": "fp16", "library": "tensorrt-rtx", "folder": folder}
+    path = engine_file(small, **usual, gate=gate)
+    assert path != elsewhere
+    assert read_sidecar(path).build.gpu == "NVIDIA X SM 120"
+    monkeypatch.setattr(trt_build, "build_serialized", None)
+    assert engine_file(small, **usual, gate=gate) == path
+    with pytest.raises(EngineError, match="centre shift"):
+        engine_file(small, **usual, gate=Gate("centre shift"), options=RTX["options"])
+
+
+@needs_rtx
 def test_what_was_built_with_other_options_is_found_and_what_says_something_else_is_not(small, folder, monkeypatch):
     monkeypatch.setattr(trt_build, "find_gpu", lambda device=0: None)
     options = BuildOptions(targets=("120",), workspace_mb=512)
