@@ -77,9 +77,6 @@ def _fracsegnet_faults(net: FracSegNetSpec) -> Iterator[str]:
         yield f"fracsegnet.spacing_mm should be positive, met {net.spacing_mm:g}"
     if min(net.crop_zyx) < 1:
         yield f"fracsegnet.crop_zyx should be positive, met {net.crop_zyx}"
-    reach_mm = [net.spacing_mm * (size - 1) / 2 for size in net.crop_zyx[::-1]]
-    if any(abs(shift) > most for shift, most in zip(net.crop_shift_mm, reach_mm, strict=True)):
-        yield f"fracsegnet.crop_shift_mm should leave the vertebra's centre in the crop, met {net.crop_shift_mm}"
     if net.mask_channels[:1] != ("vertebra",) or len(set(net.mask_channels)) != len(net.mask_channels):
         yield f"fracsegnet.mask_channels should be distinct and begin with vertebra, met {net.mask_channels}"
     if not 0 <= net.mask_threshold <= 1:
