@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cases import kernels, memory, startup
+from runtime.console import INTERRUPTED, complain
 from runtime.errors import VertscanError
 from runtime.extras import stop_without
 
@@ -73,6 +74,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except VertscanError as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return error.exit_status
+    except KeyboardInterrupt:
+        complain("interrupted")
+        return INTERRUPTED
     if "contenders" in figures:
         from benchmarks.latency import latency_table
 

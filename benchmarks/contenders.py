@@ -106,7 +106,7 @@ def contenders(
         if not found.available:
             missing.append((name, found.reason))
             continue
-        for choice in candidates(name, None, device=device):
+        for choice in candidates(bundle.spec, name, None, device=device):
             there.append(Contender(name, choice.precision, _opener(bundle, choice, threads)))
     return there, missing
 

@@ -10,6 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from runtime.console import INTERRUPTED, complain
 from runtime.errors import InputError, VertscanError
 from runtime.extras import stop_without
 from train.stored_grading import read_grading, with_grading
@@ -61,6 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except VertscanError as error:
         print(f"export: {error}", file=sys.stderr)
         return error.exit_status
+    except KeyboardInterrupt:
+        complain("interrupted; no half-written bundle was left")
+        return INTERRUPTED
 
 
 def _export(args: argparse.Namespace) -> int:

@@ -17,9 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from runtime.bundle import Bundle, open_bundle, write_bundle
+from runtime.console import INTERRUPTED, complain
 from runtime.engines.parity import LIMITS, NetworkSpec, compare_networks, faults, processor_session
 from runtime.errors import InputError, VertscanError
-from runtime.extras import stop_without
+from runtime.extras import stop_interrupted, stop_without
 from runtime.precision_plan import PrecisionPlan
 from runtime.typed_graph import load_graph, typed_graph
 
@@ -30,6 +31,8 @@ try:
     from runtime.rounded_graph import rounded_graph
 except ModuleNotFoundError as error:
     stop_without("export", error)
+except KeyboardInterrupt:
+    stop_interrupted()
 
 PRECISIONS = ("fp16", "bf16", "int8")
 
@@ -163,6 +166,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except VertscanError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status
+    except KeyboardInterrupt:
+        complain("interrupted")
+        return INTERRUPTED
     print(summary(written.spec.precision))
     print(f"{written.folder}: sha256 {written.sha256[:16]}")
     return 0

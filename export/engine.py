@@ -6,14 +6,15 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
 
-from runtime.bundle import Bundle, open_bundle
+from runtime.bundle import Bundle, open_bundle, write_bundle
 from runtime.engines.trt_build import HARDWARE_COMPATIBILITY, BuildOptions, engine_file, why_stale
-from runtime.engines.trt_cache import Sidecar, engine_folder, list_engines, prune, read_sidecar
+from runtime.engines.trt_cache import check_engine, engine_folder, list_engines, prune, read_sidecar
 from runtime.engines.trt_gate import gate_for
+from runtime.engines.trt_key import Sidecar
 from runtime.engines.trt_library import MODULES
 from runtime.errors import EngineError, InputError, VertscanError
 from runtime.progress import NoProgress, Progress, TerminalProgress
@@ -52,7 +53,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="newer versions of the library may load it; not loaded unless its hash is in the bundle",
     )  # fmt: skip
     build.add_argument(
-        "--no-gate", action="store_true", help="install the engine without comparing it with the network"
+        "--no-gate",
+        action="store_true",
+        help="install the engine without comparing it with the network; the runtime will before it uses it",
     )
     listing = commands.add_parser("list", help="what is there, and what of it this machine can use")
     listing.add_argument("--json", action="store_true", help="as JSON")
@@ -61,6 +64,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     cleaning.add_argument("--bundle", type=Path, help="also those that aren't of this bundle's networks")
     cleaning.add_argument("--all", action="store_true", help="remove every engine")
+    trusting = commands.add_parser(
+        "trust", help="list version-compatible engines in a bundle, so that the runtime may load them"
+    )
+    trusting.add_argument("engines", metavar="ENGINE", nargs="+", type=Path, help="engine files that you built")
+    trusting.add_argument("--bundle", type=Path, help="default: the one that ships")
+    trusting.add_argument("-o", "--out", metavar="DIR", type=Path, required=True, help="where the new bundle goes")
     for command in (build, listing, cleaning):
         command.add_argument(
             "-o", "--out", metavar="DIR", type=Path, help="where engines are (default: the user's cache)"
@@ -72,7 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return the exit status."""
     args = build_parser().parse_args(argv)
-    commands = {"build": _build, "list": _list, "prune": _prune}
+    commands = {"build": _build, "list": _list, "prune": _prune, "trust": _trust}
     try:
         commands[args.command](args)
     except VertscanError as error:
@@ -125,14 +134,15 @@ def _files(bundle: Bundle, names: Sequence[str] | None) -> list[str]:
 
 
 def _list(args: argparse.Namespace) -> None:
-    found = list(list_engines(args.out or engine_folder()))
+    folder = args.out or engine_folder()
+    found = list(list_engines(folder)) if folder.exists() else []
     if args.json:
         print(json.dumps([_as_json(path, one) for path, one in found], indent=1))
         return
     for path, one in found:
         print(f"{path}: damaged: {one}" if isinstance(one, EngineError) else _described(path, one))
     if not found:
-        print(f"no engines in {args.out or engine_folder()}")
+        print(f"no engines in {folder}" + ("" if folder.exists() else ", which is not there yet"))
 
 
 def _prune(args: argparse.Namespace) -> None:
@@ -140,7 +150,7 @@ def _prune(args: argparse.Namespace) -> None:
 
     def is_kept(sidecar: Sidecar) -> bool:
         of_bundle = hashes is None or sidecar.key.onnx_sha256 in hashes
-        return not args.all and of_bundle and not why_stale(sidecar.key)
+        return not args.all and of_bundle and not why_stale(sidecar)
 
     folder = args.out or engine_folder()
     removed = prune(folder, is_kept)
@@ -149,21 +159,42 @@ def _prune(args: argparse.Namespace) -> None:
     print(f"{len(removed)} files removed from {folder}")
 
 
+def _trust(args: argparse.Namespace) -> None:
+    bundle = open_bundle(args.bundle)
+    digests = {path.name: _to_trust(path, bundle) for path in args.engines}
+    spec = replace(bundle.spec, trusted_engines={**bundle.spec.trusted_engines, **digests})
+    written = write_bundle(spec, {name: bundle.path_of(name) for name in spec.files}, args.out)
+    for name, digest in digests.items():
+        print(f"{name}: sha256 {digest}")
+    print(f"{written.folder}: trusts {len(spec.trusted_engines)} engines")
+
+
+def _to_trust(path: Path, bundle: Bundle) -> str:
+    """The digest of an engine file that a bundle may list. Raises InputError where listing it makes no sense."""
+    sidecar = check_engine(path, trusted=(read_sidecar(path).sha256,))
+    if not sidecar.host_code:
+        raise InputError(f"{path} carries no code for the host: it is loaded without being listed.")
+    if bundle.spec.files.get(sidecar.key.network) != sidecar.key.onnx_sha256:
+        raise InputError(f"{path} was built from another {sidecar.key.network} than this bundle's.")
+    return sidecar.sha256
+
+
 def _described(path: Path, sidecar: Sidecar) -> str:
-    key = sidecar.key
-    target = key.gpu or f"SM {', '.join(key.targets)}"
-    stale = why_stale(key)
+    key, build = sidecar.key, sidecar.build
+    target = build.gpu or f"SM {', '.join(build.targets)}"
+    gate = f"passed by {' and '.join(sidecar.gates)}" if sidecar.gates else "not asked"
+    stale = why_stale(sidecar)
     return (
         f"{path}\n  {key.network} {key.precision}, batch 1..{key.max_batch}, {key.library} {key.library_version}, for "
-        f"{target}; {sidecar.size / 2**20:.1f} MiB, built {sidecar.built} in {sidecar.build_s:.1f} s; gate: "
-        f"{sidecar.gate}; sha256 {sidecar.sha256[:16]}" + (f"\n  cannot be used any more: {stale}" if stale else "")
+        f"{target}; {sidecar.size / 2**20:.1f} MiB, built {sidecar.built} in {sidecar.build_s:.1f} s; gate: {gate}; "
+        f"sha256 {sidecar.sha256[:16]}" + (f"\n  cannot be used any more: {stale}" if stale else "")
     )
 
 
 def _as_json(path: Path, found: Sidecar | EngineError) -> dict[str, object]:
     if isinstance(found, EngineError):
         return {"path": str(path), "damaged": str(found)}
-    return {"path": str(path), **asdict(found), "stale": why_stale(found.key)}
+    return {"path": str(path), **asdict(found), "stale": why_stale(found)}
 
 
 def _progress(args: argparse.Namespace) -> Progress:

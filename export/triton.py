@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.bundle import Bundle, open_bundle
+from runtime.console import INTERRUPTED, complain
 from runtime.engines.triton_models import (
     BUNDLE_NAME,
     BUNDLE_SHA256,
@@ -28,15 +29,18 @@ from runtime.engines.triton_models import (
     ServedNetwork,
     served_networks,
 )
-from runtime.engines.trt_cache import EngineKey, check_engine, read_sidecar
+from runtime.engines.trt_cache import check_engine, read_sidecar
+from runtime.engines.trt_key import Sidecar
 from runtime.errors import InputError, VertscanError
-from runtime.extras import stop_without
+from runtime.extras import stop_interrupted, stop_without
 
 try:
     from google.protobuf import text_format
     from tritonclient.grpc import model_config_pb2
 except ModuleNotFoundError as error:
     stop_without("triton", error)
+except KeyboardInterrupt:
+    stop_interrupted()
 
 BACKENDS = {"onnxruntime": "model.onnx", "tensorrt": "model.plan"}
 """Backends, and what they call the file with the network."""
@@ -224,11 +228,11 @@ def _plans(networks: Sequence[ServedNetwork], serving: Serving, bundle: Bundle) 
     files = {network.sha256: network.file for network in networks}
     found: dict[str, Path] = {}
     for path in serving.plans:
-        key = check_engine(path, trusted=tuple(bundle.spec.files.values())).key
-        faults = list(_plan_faults(key, files, serving))
+        sidecar = check_engine(path, trusted=tuple(bundle.spec.trusted_engines.values()))
+        faults = list(_plan_faults(sidecar, files, serving))
         if faults:
             raise InputError(f"The plan {path} can't be served: {'; '.join(faults)}.")
-        found[files[key.onnx_sha256]] = path
+        found[files[sidecar.key.onnx_sha256]] = path
     missing = sorted(set(files.values()) - set(found))
     if missing:
         raise InputError(
@@ -238,7 +242,8 @@ def _plans(networks: Sequence[ServedNetwork], serving: Serving, bundle: Bundle) 
     return found
 
 
-def _plan_faults(key: EngineKey, files: Mapping[str, str], serving: Serving) -> Iterator[str]:
+def _plan_faults(sidecar: Sidecar, files: Mapping[str, str], serving: Serving) -> Iterator[str]:
+    key = sidecar.key
     if key.onnx_sha256 not in files:
         yield f"it was built from another {key.network} than this bundle's"
     if key.library != "tensorrt":
@@ -247,6 +252,8 @@ def _plan_faults(key: EngineKey, files: Mapping[str, str], serving: Serving) -> 
         yield f"it computes in {key.precision}, not in {serving.precision}"
     if key.max_batch < serving.max_batch:
         yield f"it takes batches up to {key.max_batch}, not {serving.max_batch}; see --max-batch"
+    if not sidecar.gates:
+        yield "its parity gate was not asked; build it again without --no-gate, which asks it"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -292,6 +299,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except VertscanError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status
+    except KeyboardInterrupt:
+        complain("interrupted")
+        return INTERRUPTED
     print("\n".join(models))
     print(f"Serve it with: tritonserver --model-repository={args.out.absolute()}")
     return 0

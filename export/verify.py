@@ -18,14 +18,15 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime.bundle import Bundle, open_bundle
+from runtime.bundle import Bundle, BundleSpec, open_bundle
+from runtime.console import INTERRUPTED, complain
 from runtime.crops import crop_grid
 from runtime.engines import ONLY_BY_NAME, EngineChoice, engine_module, preflights, select_engine
 from runtime.engines.base import EngineInfo, Session
 from runtime.engines.parity import Parity, network_spec
 from runtime.engines.parity import short_gate as gate_with_reference
 from runtime.errors import EngineError, InputError, VertscanError
-from runtime.extras import stop_without
+from runtime.extras import stop_interrupted, stop_without
 from runtime.readers import read_scan
 from runtime.volume import Volume
 
@@ -40,6 +41,8 @@ try:
     from train.phantom import render, sample_anatomy, sample_appearance
 except ModuleNotFoundError as error:
     stop_without("export", error)
+except KeyboardInterrupt:
+    stop_interrupted()
 
 FIRST_SEED = 2**31 + 2**20
 """Beyond the seeds of training and of evaluation."""
@@ -122,12 +125,15 @@ def short_gate(onnx: Path, candidate: Session, *, precision: str) -> Parity:
     return gate_with_reference(onnx, candidate, precision=precision, reference=getattr(networks, names[position]))
 
 
-def candidates(engine: str | None, precision: str | None, *, device: int = 0) -> list[EngineChoice]:
+def candidates(spec: BundleSpec, engine: str | None, precision: str | None, *, device: int = 0) -> list[EngineChoice]:
     """The engines and precisions to compare: those named, or all that can run here, verification included.
 
     Raises:
-        EngineError: none can run here as named.
+        EngineError: none can run here as named, or the bundle doesn't offer the precision that is named.
     """
+    not_offered = spec.why_not_in(precision or "auto")
+    if not_offered:
+        raise EngineError(f"Bundle {spec.name} {spec.version} is not offered in {precision} ({not_offered}).")
     if engine is not None and engine != "auto":
         found = {engine: engine_module(engine).preflight(device=device)}
     else:
@@ -137,7 +143,7 @@ def candidates(engine: str | None, precision: str | None, *, device: int = 0) ->
         for name, one in found.items()
         if one.available
         for one_precision in (*one.precisions, *one.verify_only)
-        if precision in (None, "auto", one_precision)
+        if precision in (None, "auto", one_precision) and not spec.why_not_in(one_precision)
     ]
     if not pairs:
         said = "; ".join(f"{name}: {one.reason}" for name, one in found.items())
@@ -190,6 +196,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except VertscanError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status
+    except KeyboardInterrupt:
+        complain("interrupted")
+        return INTERRUPTED
     print(table(outcomes))
     return 0 if all(not outcome.faults for outcome in outcomes) else 1
 
@@ -204,7 +213,7 @@ def _run(args: argparse.Namespace) -> list[Outcome]:
     with ExitStack() as stack:
         engines = [
             (choice, stack.enter_context(opened(bundle, choice, threads=args.threads)))
-            for choice in candidates(args.engine, args.precision, device=args.device)
+            for choice in candidates(bundle.spec, args.engine, args.precision, device=args.device)
         ]
         return verify(bundle, engines, scans, after_scan=_teller(bundle, args.out))
 

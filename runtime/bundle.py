@@ -169,6 +169,7 @@ class BundleSpec:
     levelnet: LevelNetSpec | None = None
     precision: Mapping[str, PrecisionPlan] = field(default_factory=dict)
     grading: GradingSpec | None = None
+    trusted_engines: Mapping[str, str] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -176,6 +177,13 @@ class BundleSpec:
         """The networks that there are."""
         known = (self.locnet, self.fracsegnet, self.levelnet)
         return tuple(network for network in known if network is not None)
+
+    def why_not_in(self, precision: str) -> str:
+        """Why these networks are not to be computed in a precision, or the empty text: INT8 needs its gate passed."""
+        if precision != "int8":
+            return ""
+        plans = {network.file: self.precision.get(network.file, PrecisionPlan()) for network in self.networks}
+        return "; ".join(f"{file}: {plan.why_no_int8}" for file, plan in plans.items() if plan.why_no_int8)
 
 
 @dataclass(frozen=True)
@@ -320,11 +328,12 @@ def _spec_of(text: str, *, source: str) -> BundleSpec:
 
 
 def _read_spec(data: Any, *, source: str) -> BundleSpec:
-    """The spec of parsed JSON; of its keys only ``levelnet``, ``precision`` and ``grading`` may be missing or null,
-    and ``crop_shift_mm`` and ``mirrored`` of ``fracsegnet`` may be missing."""
+    """The spec of parsed JSON; of its keys only ``levelnet``, ``precision``, ``grading`` and ``trusted_engines`` may be
+    missing or null, and ``crop_shift_mm`` and ``mirrored`` of ``fracsegnet`` may be missing."""
     if not isinstance(data, dict):
         return from_json(BundleSpec, data, at=source)
-    optional = {"levelnet": None, "grading": None, "precision": data.get("precision") or {}}
+    optional: dict[str, Any] = {"levelnet": None, "grading": None}
+    optional |= {key: {} if data.get(key) is None else data[key] for key in ("precision", "trusted_engines")}
     if isinstance(data.get("fracsegnet"), dict):
         optional["fracsegnet"] = {"crop_shift_mm": [0.0, 0.0, 0.0], "mirrored": False, **data["fracsegnet"]}
     spec = from_json(BundleSpec, {**data, **optional}, at=source)

@@ -40,6 +40,9 @@ def _file_faults(spec: BundleSpec) -> Iterator[str]:
             yield f"{name!r} cannot be the name of a file in a bundle"
         if not _DIGEST.fullmatch(digest):
             yield f"the SHA-256 of {name} should be 64 lower-case hex digits, met {digest!r}"
+    for name, digest in spec.trusted_engines.items():
+        if not _DIGEST.fullmatch(digest):
+            yield f"the SHA-256 of the engine {name} should be 64 lower-case hex digits, met {digest!r}"
     for network in spec.networks:
         if network.file not in spec.files:
             yield f"the network file {network.file!r} is not among its files"

@@ -1,11 +1,18 @@
-"""What to say when a command needs packages of an extra that isn't installed."""
+"""What to say when a command's imports fail or are interrupted: those of the extras take seconds."""
 
 from __future__ import annotations
 
 import sys
 from typing import NoReturn
 
+from runtime.console import INTERRUPTED, complain
 from runtime.errors import InputError
+
+
+def stop_interrupted() -> NoReturn:
+    """End a command that Ctrl-C met in its imports: one line, exit status 130."""
+    complain("interrupted")
+    raise SystemExit(INTERRUPTED)
 
 
 def stop_without(extra: str, error: ModuleNotFoundError) -> NoReturn:

@@ -16,18 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runtime.console import INTERRUPTED, complain, say
-from runtime.engines import ENGINES, ONLY_BY_NAME, PRECISIONS
-from runtime.engines.triton_server import TIMEOUT_S, TritonServer
 from runtime.errors import InputError, OutOfMemoryError, VertscanError
-from runtime.findings import to_json
-from runtime.output import check_is_kept, check_replaceable, result_folders, write_results
-from runtime.readers import scan_name
-from runtime.report import table
-from runtime.series import add_reading_options, reading_options
 
 if TYPE_CHECKING:
+    from runtime.engines.triton_server import TritonServer
     from runtime.pipeline import Pipeline
     from runtime.progress import Progress
+
+# What takes time to import is imported inside ``main``, where Ctrl-C ends it as it ends the rest.
 
 _SERVER_OPTIONS = ("url", "tls-ca", "tls-cert", "tls-key", "server-timeout")
 DEFECT = 1
@@ -35,6 +31,9 @@ DEFECT = 1
 
 def build_parser() -> argparse.ArgumentParser:
     """The options of ``python -m runtime.infer``."""
+    from runtime.engines import ENGINES, PRECISIONS
+    from runtime.series import add_reading_options
+
     parser = argparse.ArgumentParser(
         prog="vertscan-infer",
         description="Finds every vertebra in CT scans, draws its mask and grades its fracture after Genant.",
@@ -79,6 +78,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_server_options(group: argparse._ArgumentGroup) -> None:
+    from runtime.engines.triton_server import TIMEOUT_S
+
     group.add_argument("--url", help="grpc://HOST:8001, or grpcs://HOST:8001 for TLS; the scan's voxels are sent there")
     group.add_argument(
         "--tls-ca", metavar="FILE", type=Path, help="PEM certificates to trust instead of the usual ones"
@@ -96,6 +97,9 @@ def _server(arguments: argparse.Namespace) -> TritonServer | None:
     Raises:
         InputError: an engine elsewhere without its address, or options of one without the engine.
     """
+    from runtime.engines import ONLY_BY_NAME
+    from runtime.engines.triton_server import TIMEOUT_S, TritonServer
+
     options = {f"--{name}": getattr(arguments, name.replace("-", "_")) for name in _SERVER_OPTIONS}
     given = [option for option, value in options.items() if value is not None]
     if arguments.engine not in ONLY_BY_NAME:
@@ -117,14 +121,16 @@ def _scan_path(text: str) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status; argparse itself exits with 2 on wrong usage."""
-    arguments = build_parser().parse_args(argv)
+    try:
+        arguments = build_parser().parse_args(argv)
+    except KeyboardInterrupt:
+        return _interrupted()
     talks = sys.stderr.isatty() and not arguments.quiet
     try:
         with _log_to(logging.StreamHandler(sys.stderr) if talks else logging.NullHandler()):
             return _run(arguments, talks=talks)
     except KeyboardInterrupt:
-        complain("interrupted; no half-written result was left")
-        return INTERRUPTED
+        return _interrupted()
     except VertscanError as error:
         complain(str(error))
         return error.exit_status
@@ -135,8 +141,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _internal_error(error, debug=arguments.debug)
 
 
+def _interrupted() -> int:
+    complain("interrupted; no half-written result was left")
+    return INTERRUPTED
+
+
 def _run(arguments: argparse.Namespace, *, talks: bool) -> int:
     """Run all scans over one open pipeline; the status of the first that failed, else 0."""
+    from runtime.output import check_is_kept, check_replaceable, result_folders
+
     folders = result_folders(arguments.scans, arguments.output)
     for scan, folder in zip(arguments.scans, folders, strict=True):
         check_is_kept(scan, folder)
@@ -162,7 +175,12 @@ def _run(arguments: argparse.Namespace, *, talks: bool) -> int:
 
 def _one_scan(pipeline: Pipeline, scan: Path, folder: Path, arguments: argparse.Namespace, *, talks: bool) -> int:
     """Run one scan and write its results; what fails is told on stderr and given as the status."""
+    from runtime.findings import to_json
+    from runtime.output import write_results
     from runtime.progress import NoProgress, TerminalProgress
+    from runtime.readers import scan_name
+    from runtime.report import table
+    from runtime.series import reading_options
 
     progress: Progress = TerminalProgress(sys.stderr, scan_name(scan)) if talks else NoProgress()
     try:

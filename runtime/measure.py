@@ -11,16 +11,21 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from runtime.console import INTERRUPTED, complain, say
 from runtime.errors import OutOfMemoryError, VertscanError
-from runtime.label_map import is_own_mask, read_labels
-from runtime.mask_measurement import SCHEMES, LabelledVertebra, measure_label_map
-from runtime.readers import read_scan
+
+if TYPE_CHECKING:
+    from runtime.mask_measurement import LabelledVertebra
+
+# What takes time to import is imported inside ``main``, where Ctrl-C ends it as it ends the rest.
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The options of ``python -m runtime.measure``."""
+    from runtime.mask_measurement import SCHEMES
+
     parser = argparse.ArgumentParser(
         prog="vertscan-measure",
         description="Measures the vertebrae of a label map: heights of the bodies in mm, height loss, Genant grade and "
@@ -54,11 +59,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status; argparse itself exits with 2 on wrong usage."""
-    parser = build_parser()
-    arguments = parser.parse_args(argv)
-    if arguments.subregions is not None and not arguments.body_labels:
-        parser.error("--subregions needs --body-labels: which of its labels are the vertebral body")
     try:
+        parser = build_parser()
+        arguments = parser.parse_args(argv)
+        if arguments.subregions is not None and not arguments.body_labels:
+            parser.error("--subregions needs --body-labels: which of its labels are the vertebral body")
         _measure(arguments)
     except VertscanError as error:
         complain(str(error))
@@ -73,6 +78,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _measure(arguments: argparse.Namespace) -> None:
+    from runtime.label_map import is_own_mask, read_labels
+    from runtime.mask_measurement import measure_label_map
+    from runtime.readers import read_scan
+
     labels = read_labels(arguments.mask)
     # This software's own masks number the vertebrae from 1 wherever the scan begins: 1 is no C1 there.
     own = arguments.labels == "auto" and is_own_mask(arguments.mask)

@@ -18,7 +18,7 @@ from runtime.device.session import offers_device_tensors
 from runtime.engines import open_session, select_engine, triton
 from runtime.engines.base import EngineInfo, Session
 from runtime.engines.triton_server import TritonServer
-from runtime.errors import BundleError, InputError, OutOfMemoryError
+from runtime.errors import BundleError, EngineError, InputError, OutOfMemoryError
 from runtime.findings import BundleInfo, Findings, ScanInfo
 from runtime.levels import LevelCall, decode_levels, level_evidence
 from runtime.localise import Centre
@@ -157,7 +157,7 @@ class Pipeline:
 
         Raises:
             BundleError: the bundle is missing, damaged or of another kind.
-            EngineError: the engine or precision can't be had here.
+            EngineError: the engine or precision can't be had here, or the bundle doesn't offer that precision.
         """
         opened = open_bundle(None if bundle is None else Path(bundle))
         spec = opened.spec
@@ -166,6 +166,9 @@ class Pipeline:
                 f"Bundle {spec.name} has the grades {', '.join(spec.fracsegnet.grade_names)}; "
                 f"this software reports Genant's {GRADES}."
             )
+        not_offered = spec.why_not_in(precision)
+        if not_offered:
+            raise EngineError(f"Bundle {spec.name} {spec.version} is not offered in {precision} ({not_offered}).")
         if server is not None:
             choice = triton.choose(server, opened, engine=engine, precision=precision, device=device)
         else:

@@ -36,3 +36,11 @@ class PrecisionPlan:
     fp16_rounding_at: str = ""
     int8_ranges: Mapping[str, float] = field(default_factory=dict)
     gates: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+    @property
+    def why_no_int8(self) -> str:
+        """Why the network is not offered in INT8, or the empty text where it is."""
+        if self.int8_ranges:
+            return ""
+        reached = ", ".join(f"{name} {value:.4g}" for name, value in self.gates.get("int8", {}).items() if value)
+        return f"it did not pass its accuracy gate ({reached})" if reached else "it was not calibrated for it"

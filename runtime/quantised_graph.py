@@ -25,11 +25,9 @@ def quantise(model: Any, plan: PrecisionPlan, *, name: str) -> Any:
     """
     import onnx
 
-    if not plan.int8_ranges:
-        reached = ", ".join(f"{key} {value:.4g}" for key, value in plan.gates.get("int8", {}).items())
-        why = f"it did not pass its accuracy gate ({reached})" if reached else "it was not calibrated for it"
+    if plan.why_no_int8:
         raise EngineError(
-            f"{name} is not offered in int8: {why}. Use fp16, or calibrate it: python -m export.calibrate."
+            f"{name} is not offered in int8: {plan.why_no_int8}. Use fp16, or calibrate it: python -m export.calibrate."
         )
     quantised = onnx.ModelProto()
     quantised.CopyFrom(model)

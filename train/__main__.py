@@ -10,13 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from runtime.errors import InputError, VertscanError
-from runtime.extras import stop_without
+from runtime.extras import stop_interrupted, stop_without
 
 try:
     from train.config import Run, load, override
     from train.presets import presets
 except ModuleNotFoundError as error:
     stop_without("train", error)
+except KeyboardInterrupt:
+    stop_interrupted()
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -22,7 +22,7 @@ from pathlib import Path
 from runtime.bundle import Bundle, open_bundle
 from runtime.engines import select_engine
 from runtime.errors import InputError, VertscanError
-from runtime.extras import stop_without
+from runtime.extras import stop_interrupted, stop_without
 from runtime.pipeline import Pipeline
 from train.evaluation import plots
 from train.evaluation.plain import to_plain, write_json, write_text
@@ -47,6 +47,8 @@ try:
     from tqdm import tqdm
 except ModuleNotFoundError as error:
     stop_without("train", error)
+except KeyboardInterrupt:
+    stop_interrupted()
 
 __all__ = [
     "HELD_OUT_SEED",

@@ -76,6 +76,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except VertscanError as error:
         print(f"fit_grades: {error}", file=sys.stderr)
         return error.exit_status
+    except KeyboardInterrupt:
+        print("fit_grades: interrupted; the same command goes on from here.", file=sys.stderr)
+        return 130
 
 
 def _fit(args: argparse.Namespace, command: str) -> int:

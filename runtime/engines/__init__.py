@@ -27,7 +27,7 @@ ENGINES: dict[str, str] = {
 ONLY_BY_NAME = frozenset({"triton"})
 """Engines that ``auto`` never takes nor speaks of: with them a scan leaves the machine."""
 
-PRECISIONS = ("fp32", "fp16", "bf16")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def select_engine(
     Args:
         name: key of the engine table, which is then used or refused, or ``"auto"``: of the engines that can run here
             in that precision one on a GPU before one on the processor, then the first in the table.
-        precision: ``"fp32"``, ``"fp16"``, ``"bf16"``, or ``"auto"`` for the engine's own first choice.
+        precision: ``"fp32"``, ``"fp16"``, ``"bf16"``, ``"int8"``, or ``"auto"`` for the engine's own first choice.
         device: GPU number.
         verification: whether an engine that is named may compute in what serves comparisons alone.
 

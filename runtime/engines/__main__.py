@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from runtime.console import INTERRUPTED, complain
 from runtime.engines import ENGINES, ONLY_BY_NAME, PRECISIONS, preflights, select_engine
 from runtime.engines.base import Preflight
 from runtime.engines.checks import usable_cores
@@ -45,7 +46,15 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the machine, every engine's preflight and the choice."""
+    """Print the machine, every engine's preflight and the choice; returns the exit status."""
+    try:
+        return _main(argv)
+    except KeyboardInterrupt:
+        complain("interrupted")
+        return INTERRUPTED
+
+
+def _main(argv: Sequence[str] | None) -> int:
     args = build_parser().parse_args(argv)
     gpu, found = find_gpu(args.device), preflights(device=args.device)
     chosen, refusal = _choice(args)

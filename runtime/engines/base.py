@@ -16,7 +16,7 @@ class EngineInfo:
     Args:
         name: key of the engine table: ``"openvino"``, ``"onnxruntime"``, ...
         version: of the library.
-        precision: ``"fp32"``, ``"fp16"`` or ``"bf16"``: what the library was told to compute in.
+        precision: ``"fp32"``, ``"fp16"``, ``"bf16"`` or ``"int8"``: what the library was told to compute in.
         device: such as ``"CPU"`` or the GPU's name.
         reason: one sentence: why this engine was chosen.
     """
@@ -37,7 +37,8 @@ class Preflight:
         reason: one line: what was found, or what is missing and which package brings it.
         version: of the library, ``""`` when it is not installed.
         device: where it would run: ``"CPU"`` or the GPU's name.
-        precisions: what it can compute in on that device; the first is what ``"auto"`` means.
+        precisions: what it can compute in on that device; the first is what ``"auto"`` means. Whether a bundle's
+            networks are offered in INT8 is theirs to say (``BundleSpec.why_not_in``).
         verify_only: what it can compute in besides, for comparisons alone: right, but slower than ``precisions``.
     """
 
@@ -82,5 +83,5 @@ class EngineModule(Protocol):
         ...
 
     def open_session(self, model: Path, *, precision: str, device: int, threads: int | None, reason: str) -> Session:
-        """Load an ONNX file. ``precision`` is fp32, fp16, bf16 or auto; raises EngineError when it can't be had."""
+        """Load an ONNX file. ``precision`` is one of the preflight's, or auto. Raises EngineError without it."""
         ...

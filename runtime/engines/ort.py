@@ -30,7 +30,7 @@ _MOST_ON_DEVICE = 4
 def preflight(*, device: int = 0) -> Preflight:
     """Whether onnxruntime is installed, and whether it would run on GPU number ``device`` or on the processor.
 
-    On the processor FP16 and BF16 are for verification alone: numbers are rounded as on a GPU, slower than FP32.
+    On the processor all but FP32 is for verification alone: numbers are rounded as on a GPU, slower than FP32.
     """
     unusable = why_not_loadable()
     if unusable:
@@ -48,7 +48,7 @@ def preflight(*, device: int = 0) -> Preflight:
     if device != 0:
         return Preflight(False, f"onnxruntime {version} cannot use GPU {device}: {without_cuda}{remark}", version)
     said = f"onnxruntime {version} runs on the CPU in fp32 ({without_cuda}{remark})"
-    return Preflight(True, said, version, "CPU", ("fp32",), verify_only=("fp16", "bf16") if can_type else ())
+    return Preflight(True, said, version, "CPU", ("fp32",), verify_only=("fp16", "bf16", "int8") if can_type else ())
 
 
 def open_session(model: Path, *, precision: str, device: int, threads: int | None, reason: str) -> Session:
@@ -57,7 +57,7 @@ def open_session(model: Path, *, precision: str, device: int, threads: int | Non
     Args:
         model: the ONNX file.
         precision: ``"fp32"``, or ``"auto"``, which means it; with the package onnx also ``"fp16"``, and on the
-            processor ``"bf16"``.
+            processor ``"bf16"`` and ``"int8"``.
         device: GPU number; 0 also means the processor where no GPU can be used.
         threads: on the processor; None for as many as this process may use.
         reason: why this engine was chosen; goes into the session's info.

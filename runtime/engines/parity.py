@@ -280,13 +280,14 @@ def compare_networks(
 ) -> Parity:
     """One network on both, image by image (1, 1, z, y, x); None for ``probe_images``."""
     given = probe_images(spec) if images is None else images
-    parts = [_compare_image(reference(image), candidate(image), candidate.output_names, spec) for image in given]
+    parts = [compare_image(reference(image), candidate(image), candidate.output_names, spec) for image in given]
     return joined([*parts, compare_batches(candidate, given[0])])
 
 
-def _compare_image(
+def compare_image(
     reference: Sequence[np.ndarray], met: Sequence[np.ndarray], names: Sequence[str], spec: NetworkSpec
 ) -> Parity:
+    """What two sessions of one network gave for one image, their outputs in the order of ``names``."""
     ours, theirs = dict(zip(names, reference, strict=True)), dict(zip(names, met, strict=True))
     if not isinstance(spec, LocNetSpec):
         return compare_crops(ours, theirs, threshold=getattr(spec, "mask_threshold", 0.5))
@@ -323,22 +324,36 @@ def processor_session(onnx: Path) -> Session:
 
 
 def probe_images(spec: NetworkSpec) -> list[np.ndarray]:
-    """Inputs (1, 1, z, y, x) float32 that are drawn: a spine, another with noise, and one flat value."""
+    """Inputs (1, 1, z, y, x) float32 that are drawn: a spine, another with noise, and one flat value.
+
+    In a crop the vertebra lies where the bundle has it: off the middle, where crops are shifted.
+    """
     shape = spec.window_zyx if isinstance(spec, LocNetSpec) else spec.crop_zyx
     rng = np.random.default_rng(20)
-    spine = _drawn_spine(shape, spec.spacing_mm, spec.intensity, shift_mm=0.0)
-    tilted = _drawn_spine(shape, spec.spacing_mm, spec.intensity, shift_mm=9.0)
+    shift = spec.crop_shift_mm if isinstance(spec, FracSegNetSpec) else (0.0, 0.0, 0.0)
+    spine, tilted = (
+        _drawn_spine(shape, spec.spacing_mm, spec.intensity, middle_mm=(shift[0], shift[1], shift[2] + further_up_mm))
+        for further_up_mm in (0.0, 9.0)
+    )
     noisy = (tilted + rng.normal(0, 0.03, shape)).clip(0, 1)
     images = (spine, noisy, np.full(shape, 0.5))
     return [np.ascontiguousarray(image, np.float32)[None, None] for image in images]
 
 
 def _drawn_spine(
-    shape_zyx: tuple[int, int, int], spacing_mm: float, window: IntensityWindow, *, shift_mm: float
+    shape_zyx: tuple[int, int, int],
+    spacing_mm: float,
+    window: IntensityWindow,
+    *,
+    middle_mm: tuple[float, float, float],
 ) -> np.ndarray:
-    """Vertebral bodies of 25 mm with denser shells, discs of 7 mm between them, canal and arch behind, in a trunk."""
-    z, y, x = np.meshgrid(*(spacing_mm * (np.arange(n) - (n - 1) / 2) for n in shape_zyx), indexing="ij")
-    z = (z + shift_mm + 0.1 * y + 16.0) % 32.0 - 16.0
+    """Vertebral bodies of 25 mm with denser shells, discs of 7 mm between them, canal and arch behind, in a trunk.
+
+    ``middle_mm`` is where the image's middle lies, (x, y, z) RAS from a vertebra's centre.
+    """
+    axes = zip(shape_zyx, middle_mm[::-1], strict=True)
+    z, y, x = np.meshgrid(*(spacing_mm * (np.arange(n) - (n - 1) / 2) + at for n, at in axes), indexing="ij")
+    z = (z + 0.1 * y + 16.0) % 32.0 - 16.0
     hu = np.where((x / 150) ** 2 + ((y + 20) / 100) ** 2 < 1, 45.0, -1000.0)
     across = np.hypot(x / 22.0, y / 16.0)
     hu[(across < 1) & (np.abs(z) < 12.5)] = 180.0

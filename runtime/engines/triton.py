@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from runtime.bundle import Bundle, sha256_of
+from runtime.bundle_checks import BUNDLE_JSON
 from runtime.engines import EngineChoice
 from runtime.engines.base import EngineInfo, Preflight, Session
 from runtime.engines.checks import check_image, check_model_file, resolve_precision
@@ -134,7 +135,14 @@ class TritonEngine:
         except BaseException:
             client.close()
             raise
-        return TritonSession(client, self._server, network, info, most)
+        session = TritonSession(client, self._server, network, info, most)
+        if (model.parent / BUNDLE_JSON).is_file():  # what a network must say is known of a bundle's networks alone
+            try:
+                _check_answer(session, model, self._server)
+            except BaseException:
+                session.close()
+                raise
+        return session
 
 
 class TritonSession:
@@ -253,6 +261,30 @@ def _config(client: Any, server: TritonServer, network: ServedNetwork, precision
             "write the server's model repository anew with python -m export.triton"
         )
     return config
+
+
+def _check_answer(session: TritonSession, model: Path, server: TritonServer) -> None:
+    """Ask a drawn window and refuse a model that does not say what the FP32 file says on this machine's processor.
+
+    Its configuration tells which network the server was set up for; what it answers tells which one runs.
+
+    Raises:
+        EngineError: it says something else, or can't be asked.
+    """
+    from runtime.engines.parity import LIMITS, compare_image, faults, network_spec, probe_images, processor_session
+
+    spec = network_spec(model)
+    image, precision = probe_images(spec)[0], session.info.precision
+    with processor_session(model) as reference:
+        found = compare_image(reference(image), session(image), session.output_names, spec)
+    wrong = faults(found, LIMITS[precision])
+    if wrong:
+        raise EngineError(
+            f"The Triton server at {server.url} is set up for this bundle's {model.name} in {precision}, and what it "
+            f"runs says something else ({'; '.join(wrong)}): its model file was exchanged, or its library computes "
+            "otherwise. Write its model repository anew with python -m export.triton, and restart it."
+        )
+    logger.info("the Triton server at %s says of a drawn window what %s says here", server.host, model.name)
 
 
 def _why_not_ready(client: Any, server: TritonServer, network: ServedNetwork, name: str) -> str:

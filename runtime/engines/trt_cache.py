@@ -1,103 +1,43 @@
 """Engine files in the user's cache: each with a sidecar that says what it was built from and for.
 
-``NAME.engine`` is the engine as the library serialised it; ``NAME.json`` states the key (network, precision, shapes,
-library, GPU, driver), size and SHA-256. An engine without its sidecar is none. Both are written under temporary names
-and renamed, the sidecar last, so that nothing half-written is ever found.
+``NAME.engine`` is the engine as the library serialised it; ``NAME.json`` states what it computes, for which GPUs it was
+built (``runtime.engines.trt_key``), size and SHA-256. An engine without its sidecar is none. Both are written under
+temporary names and renamed, the sidecar last, so that nothing half-written is ever found.
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import logging
 import os
 import tempfile
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from runtime.bundle_json import from_json, parse_json, to_json
 from runtime.cache import user_cache_folder
+from runtime.engines.cuda_probe import Gpu
 from runtime.engines.file_lock import file_lock
+from runtime.engines.trt_key import (
+    ENGINE,
+    FORMAT,
+    KERNELS,
+    EngineBuild,
+    EngineKey,
+    Sidecar,
+    engine_name,
+    preference,
+    why_other_gpu,
+    why_other_version,
+)
 from runtime.errors import BundleError, EngineError
 
 logger = logging.getLogger(__name__)
 
-ENGINE, SIDECAR, TEMPORARY = ".engine", ".json", ".build-"
-FORMAT = 1
-
-
-@dataclass(frozen=True)
-class EngineKey:
-    """All that an engine file depends on: another value of any of these is another engine.
-
-    Args:
-        network: name of the ONNX file.
-        onnx_sha256: hex digest of that FP32 file.
-        precision: ``"fp32"``, ``"fp16"``, ``"bf16"`` or ``"int8"``.
-        conversion: digest of the precision plan and of the version of the conversion to typed graphs.
-        max_batch: the profile allows batches from 1 to this, at the input size of the file.
-        workspace_mb: scratch memory that the builder may plan with, MiB.
-        library: ``"tensorrt"`` or ``"tensorrt-rtx"``.
-        library_version: exact; engines don't move between releases.
-        targets: compute capabilities that it was built for, such as ``("86", "120")``; ``("current",)``, where it was
-            built on its GPU.
-        gpu: the GPU's name, ``""`` where it was built without one.
-        driver: the driver's version, ``""`` likewise.
-        hardware_compatibility: ``"none"``, ``"ampere_plus"`` or ``"same_compute_capability"``.
-        version_compatible: whether newer versions of the library may load it. Such engines carry code for the host.
-    """
-
-    network: str
-    onnx_sha256: str
-    precision: str
-    conversion: str
-    max_batch: int
-    workspace_mb: int
-    library: str
-    library_version: str
-    targets: tuple[str, ...]
-    gpu: str
-    driver: str
-    hardware_compatibility: str
-    version_compatible: bool
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of the key, hex."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
-
-    @property
-    def file_name(self) -> str:
-        """Where the engine lies in its folder."""
-        return f"{Path(self.network).stem}-{self.precision}-{self.library}-{self.digest[:16]}{ENGINE}"
-
-
-@dataclass(frozen=True)
-class Sidecar:
-    """What stands beside an engine file.
-
-    Args:
-        format: ``FORMAT``.
-        key: what it was built from and for.
-        sha256: hex digest of the engine file.
-        size: its bytes.
-        host_code: whether loading it runs code for the host that it carries.
-        gate: what the parity gate said: ``"passed"``, or why it was not asked.
-        built: when, UTC, ISO 8601.
-        build_s: how long the library took, seconds.
-    """
-
-    format: int
-    key: EngineKey
-    sha256: str
-    size: int
-    host_code: bool
-    gate: str
-    built: str
-    build_s: float
+SIDECAR, TEMPORARY = ".json", ".build-"
 
 
 def engine_folder() -> Path:
@@ -106,13 +46,18 @@ def engine_folder() -> Path:
 
 
 def check_engine(engine: Path, *, key: EngineKey | None = None, trusted: Collection[str] = ()) -> Sidecar:
-    """Refuse an engine file that isn't whole, isn't what was asked for, or carries code that nobody vouches for.
+    """What stands beside an engine file, once ``read_engine`` has nothing against it."""
+    return read_engine(engine, key=key, trusted=trusted)[0]
+
+
+def read_engine(engine: Path, *, key: EngineKey | None = None, trusted: Collection[str] = ()) -> tuple[Sidecar, bytes]:
+    """An engine file with its sidecar, unless it isn't whole, isn't what was asked for, or carries code that nobody
+    vouches for. The bytes are those that were checked, whatever becomes of the file.
 
     Args:
         engine: the file.
-        key: what it must have been built from and for; None for anything.
-        trusted: SHA-256 digests of the bundle's files: engines with host code are only let through if theirs is among
-            them.
+        key: what it must have been built from; None for anything.
+        trusted: SHA-256 digests of engines that may run code for the host: those that the bundle lists.
 
     Raises:
         EngineError: says which of these it is, and what to do.
@@ -120,24 +65,24 @@ def check_engine(engine: Path, *, key: EngineKey | None = None, trusted: Collect
     again = "Build it again: python -m export.engine build"
     sidecar = read_sidecar(engine)
     try:
-        size = engine.stat().st_size
-        met = _sha256(engine) if size == sidecar.size else ""
+        content = engine.read_bytes()
     except OSError as error:
         raise EngineError(f"The engine {engine} cannot be read ({error.strerror}). {again}.") from error
-    if size != sidecar.size:
-        raise EngineError(f"The engine {engine} is cut off: {size} bytes of {sidecar.size}. {again}.")
-    if met != sidecar.sha256:
+    if len(content) != sidecar.size:
+        raise EngineError(f"The engine {engine} is cut off: {len(content)} bytes of {sidecar.size}. {again}.")
+    if hashlib.sha256(content).hexdigest() != sidecar.sha256:
         raise EngineError(f"The engine {engine} was damaged or changed: its SHA-256 is another. {again}.")
     if key is not None and key != sidecar.key:
         raise EngineError(
             f"The engine {engine} was built for something else ({_differences(sidecar.key, key)}). {again}."
         )
-    if sidecar.host_code and met not in trusted:
+    if sidecar.host_code and sidecar.sha256 not in trusted:
         raise EngineError(
             f"The engine {engine} is version-compatible, so it carries code that loading would run, and its hash is "
-            "not in the bundle: it is not loaded. Build one without --version-compatible, or add it to the bundle."
+            "not in the bundle: it is not loaded. Build one without --version-compatible, or add it to the bundle: "
+            "python -m export.engine trust."
         )
-    return sidecar
+    return sidecar, content
 
 
 def read_sidecar(engine: Path) -> Sidecar:
@@ -149,7 +94,9 @@ def read_sidecar(engine: Path) -> Sidecar:
     path = engine.with_suffix(SIDECAR)
     try:
         data = parse_json(path.read_text(encoding="utf-8"), source=str(path))
-        sidecar = from_json(Sidecar, data, at=str(path))
+        met = data.get("format", FORMAT) if isinstance(data, dict) else FORMAT
+        if met == FORMAT:
+            return from_json(Sidecar, data, at=str(path))
     except FileNotFoundError as error:
         raise EngineError(
             f"{engine} is not an engine of this software: it has no {path.name} beside it. Build it: "
@@ -157,23 +104,76 @@ def read_sidecar(engine: Path) -> Sidecar:
         ) from error
     except (OSError, UnicodeDecodeError, BundleError) as error:
         raise EngineError(f"The engine {engine} cannot be used: {path.name} is not readable ({error}).") from error
-    if sidecar.format != FORMAT:
-        raise EngineError(f"{path} has format {sidecar.format}; this software reads {FORMAT}. Build the engine again.")
-    return sidecar
+    raise EngineError(f"{path} has format {met}; this software reads {FORMAT}. Build the engine again.")
 
 
-def find_engine(folder: Path, key: EngineKey) -> Path | None:
-    """The engine for a key, if the folder holds it sound; why one that is there can't be used is logged."""
-    path = folder / key.file_name
+def find_engine(folder: Path, key: EngineKey, build: EngineBuild) -> Path | None:
+    """The engine of a key that was built just so, if the folder holds it sound; why one can't be used is logged.
+
+    Host code is not judged here but where the engine is loaded.
+    """
+    path = folder / engine_name(key, build)
     if not path.exists() and not path.with_suffix(SIDECAR).exists():
         return None
     try:
-        # Host code is not judged here but where the engine is loaded: what this process built it may keep.
-        check_engine(path, key=key, trusted=(read_sidecar(path).sha256,))
+        sidecar = check_engine(path, key=key, trusted=(read_sidecar(path).sha256,))
+        if sidecar.build != build:
+            raise EngineError(f"The engine {path} was built otherwise ({_differences(sidecar.build, build)}).")
     except EngineError as error:
         logger.warning("a cached engine is built again: %s", error)
         return None
     return path
+
+
+def find_engine_for(folder: Path, key: EngineKey, gpu: Gpu, *, trusted: Collection[str] = ()) -> Path | None:
+    """The best engine of a key that may run on a GPU, whoever built it and however, if the folder holds one sound.
+
+    Why one of this key can't be used, though it was built for this GPU, is logged.
+
+    Args:
+        folder: where engines are.
+        key: what it must compute, and the version of the library that is installed.
+        gpu: that it must be for.
+        trusted: see ``read_engine``.
+    """
+    found: list[tuple[Path, Sidecar]] = []
+    for path in _engine_paths(folder) if folder.exists() else ():
+        try:
+            sidecar = read_sidecar(path)
+        except EngineError as error:
+            logger.debug("%s", error)
+            continue
+        is_of_key = replace(sidecar.key, library_version=key.library_version) == key
+        other = why_other_version(sidecar.key, sidecar.build, key.library_version) or why_other_gpu(sidecar.build, gpu)
+        if is_of_key and not other:
+            found.append((path, sidecar))
+    found.sort(key=lambda one: one[1].built, reverse=True)
+    for path, sidecar in sorted(found, key=lambda one: preference(one[1].build, gpu)):
+        try:
+            check_engine(path, key=sidecar.key, trusted=trusted)
+        except EngineError as error:
+            logger.warning("a cached engine is not used: %s", error)
+            continue
+        return path
+    return None
+
+
+def note_gate(engine: Path, sidecar: Sidecar, judged: str) -> None:
+    """Write down beside an engine file that it passed the gate, so that it need not be asked again.
+
+    Args:
+        engine: the file.
+        sidecar: that was read when it was judged; where another engine lies there now, nothing is written.
+        judged: see ``Sidecar.gates``.
+
+    Raises:
+        EngineError: it can't be written.
+    """
+    with lock_folder(engine.parent):
+        now = read_sidecar(engine)
+        if now.sha256 == sidecar.sha256 and judged not in now.gates:
+            noted = replace(now, gates=(*now.gates, judged))
+            replace_file(engine.with_suffix(SIDECAR), to_json(noted).encode())
 
 
 def install_engine(engine: bytes, path: Path, sidecar: Sidecar, *, gate: Callable[[Path], None] | None = None) -> None:
@@ -229,8 +229,12 @@ def lock_folder(folder: Path) -> AbstractContextManager[None]:
 
 
 def list_engines(folder: Path) -> Iterator[tuple[Path, Sidecar | EngineError]]:
-    """Every engine file in a folder, with its sidecar or with what is wrong with it, by name."""
-    for path in sorted(folder.glob(f"*{ENGINE}")):
+    """Every engine file in a folder, with its sidecar or with what is wrong with it, by name.
+
+    Raises:
+        EngineError: the folder can't be read.
+    """
+    for path in _engine_paths(folder):
         try:
             yield path, check_engine(path, trusted=(read_sidecar(path).sha256,))
         except EngineError as error:
@@ -238,7 +242,8 @@ def list_engines(folder: Path) -> Iterator[tuple[Path, Sidecar | EngineError]]:
 
 
 def prune(folder: Path, is_kept: Callable[[Sidecar], bool]) -> list[Path]:
-    """Remove damaged engines, what interrupted builds left, and engines that ``is_kept`` says no to.
+    """Remove damaged engines, what interrupted builds left, and engines that ``is_kept`` says no to, with the kernels
+    that were compiled for them.
 
     Returns:
         The files that were removed.
@@ -249,8 +254,11 @@ def prune(folder: Path, is_kept: Callable[[Sidecar], bool]) -> list[Path]:
     if not folder.is_dir():
         return []
     with lock_folder(folder):  # nobody is writing now: what is under a temporary name was left behind
-        doomed = [path for path, found in list_engines(folder) if isinstance(found, EngineError) or not is_kept(found)]
-        doomed += [path.with_suffix(SIDECAR) for path in doomed]
+        engines = dict(list_engines(folder))
+        doomed = [path for path, found in engines.items() if isinstance(found, EngineError) or not is_kept(found)]
+        kept = {path.stem for path in engines} - {path.stem for path in doomed}
+        doomed += [path for path in folder.glob(f"*{KERNELS}") if path.stem.rpartition("-")[0] not in kept]
+        doomed += [path.with_suffix(SIDECAR) for path in engines if path in doomed]
         doomed += [path for path in folder.glob(f"*{SIDECAR}") if not path.with_suffix(ENGINE).exists()]
         doomed += list(folder.glob(f"{TEMPORARY}*/*"))
         removed = [path for path in doomed if path.exists()]
@@ -264,6 +272,14 @@ def prune(folder: Path, is_kept: Callable[[Sidecar], bool]) -> list[Path]:
     return removed
 
 
+def _engine_paths(folder: Path) -> list[Path]:
+    """The engine files in a folder, by name. Raises EngineError when it is no folder, or can't be read."""
+    try:
+        return sorted(Path(entry.path) for entry in os.scandir(folder) if entry.name.endswith(ENGINE))
+    except OSError as error:
+        raise EngineError(f"The folder of engines {folder} cannot be read ({error.strerror}).") from error
+
+
 def _write(path: Path, data: bytes) -> None:
     with open(path, "wb") as stream:
         stream.write(data)
@@ -271,12 +287,7 @@ def _write(path: Path, data: bytes) -> None:
         os.fsync(stream.fileno())
 
 
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _differences(met: EngineKey, wanted: EngineKey) -> str:
+def _differences(met: EngineKey | EngineBuild, wanted: EngineKey | EngineBuild) -> str:
     met_values, wanted_values = asdict(met), asdict(wanted)
     return ", ".join(
         f"{name.replace('_', ' ')} {met_values[name]}, not {wanted_values[name]}"

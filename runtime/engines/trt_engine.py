@@ -11,8 +11,9 @@ from runtime.bundle_checks import BUNDLE_JSON
 from runtime.engines.base import EngineInfo, Preflight, Session
 from runtime.engines.checks import check_model_file, resolve_precision
 from runtime.engines.cuda_probe import Gpu, cuda_of_toolkit, find_gpu
-from runtime.engines.trt_cache import check_engine
-from runtime.engines.trt_library import MODULES, RTX_TARGETS, load_library
+from runtime.engines.trt_cache import read_engine
+from runtime.engines.trt_key import KERNELS
+from runtime.engines.trt_library import MODULES, RTX_TARGETS, RTX_TURING_PRECISIONS, load_library
 from runtime.errors import EngineError
 
 _TITLES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
@@ -59,9 +60,8 @@ def preflight(name: str, *, device: int) -> Preflight:
 def _precisions(gpu: Gpu, name: str) -> tuple[str, ...]:
     """What the library computes in on a GPU, FP16 first: it is what these libraries are for."""
     if gpu.sm >= _OLDEST_SM_OF_BF16:
-        return "fp16", "fp32", "bf16"
-    # On Turing TensorRT-RTX has no 3D convolution in FP32.
-    return ("fp16",) if name == "tensorrt-rtx" else ("fp16", "fp32")
+        return "fp16", "fp32", "bf16", "int8"
+    return RTX_TURING_PRECISIONS if name == "tensorrt-rtx" else ("fp16", "fp32", "int8")
 
 
 def _why_not_on(gpu: Gpu, name: str) -> str:
@@ -100,6 +100,7 @@ def open_session(name: str, model: Path, *, precision: str, device: int, reason:
     Raises:
         EngineError: the library can't be had, or can't build, load or run the engine.
     """
+    from runtime.bundle import read_spec
     from runtime.device.stream import Stream
     from runtime.engines.trt_build import engine_file
     from runtime.engines.trt_gate import gate_for
@@ -110,19 +111,21 @@ def open_session(name: str, model: Path, *, precision: str, device: int, reason:
     if not found.available:
         raise EngineError(f"The engine {name} cannot be used: {found.reason}.")
     precision = resolve_precision(precision, found, engine=name)
-    gate = None
+    gate, trusted = None, frozenset[str]()
     if (model.parent / BUNDLE_JSON).is_file():  # what a network must say is known of a bundle's networks alone
-        gate = gate_for(model, precision=precision, library=name, device=device)
-    path = engine_file(model, precision=precision, library=name, device=device, gate=gate)
-    check_engine(path)
+        trusted = frozenset(read_spec(model.parent).trusted_engines.values())
+        gate = gate_for(model, precision=precision, library=name, device=device, trusted=trusted)
+    path = engine_file(model, precision=precision, library=name, device=device, gate=gate, trusted=trusted)
+    sidecar, content = read_engine(path, trusted=trusted)
     return TensorRtSession(
         load_library(name),
-        path.read_bytes(),
+        content,
         Stream(device),
         info=EngineInfo(name, found.version, precision, found.device, reason),
         model=model.name,
         device=device,
         runtime_cache=_runtime_cache_of(path, device) if name == "tensorrt-rtx" else None,
+        host_code=sidecar.host_code,
     )
 
 
@@ -130,4 +133,4 @@ def _runtime_cache_of(engine: Path, device: int) -> Path:
     """Where the kernels that TensorRT-RTX compiles for an engine on this GPU are kept."""
     gpu = find_gpu(device)
     where = hashlib.sha256(repr(gpu).encode()).hexdigest()[:8]
-    return engine.with_name(f"{engine.stem}-{where}.kernels")
+    return engine.with_name(f"{engine.stem}-{where}{KERNELS}")

@@ -16,8 +16,11 @@ MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 """Engine name to the module that its package brings."""
 RTX_TARGETS = ("75", "80", "86", "89", "120", "121")
 """Compute capabilities that TensorRT-RTX 1.x builds for."""
-RTX_DEFAULT_TARGETS = RTX_TARGETS[1:]
-"""Those of an engine that is built without its GPU: for Turing (75) the library has no 3D convolution in FP32."""
+TURING = "75"
+RTX_TURING_PRECISIONS = ("fp16", "int8")
+"""What TensorRT-RTX has 3D convolutions of on Turing; FP32 and BF16 it refuses."""
+RTX_DEFAULT_TARGETS = tuple(target for target in RTX_TARGETS if target != TURING)
+"""Those of an engine that is built without its GPU: for Turing the graph is another one, and it is named if wanted."""
 
 
 def load_library(name: str) -> ModuleType:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from runtime.engines.trt_cache import EngineKey
+from runtime.engines.trt_key import EngineBuild, EngineKey
 from runtime.engines.trt_library import first_error, new_log
 from runtime.errors import EngineError
 from runtime.progress import Progress
@@ -31,14 +31,21 @@ class Built:
 
 
 def build_serialized(
-    library: ModuleType, graph: bytes, key: EngineKey, *, progress: Progress, timing_cache: bytes | None = None
+    library: ModuleType,
+    graph: bytes,
+    key: EngineKey,
+    build: EngineBuild,
+    *,
+    progress: Progress,
+    timing_cache: bytes | None = None,
 ) -> Built:
     """Build an engine and check that its types, names and shapes are those of the graph.
 
     Args:
         library: what ``load_library`` gave.
         graph: typed ONNX model.
-        key: precision, profile, targets and so on.
+        key: precision and profile.
+        build: targets, compatibility, memory.
         progress: told of the build's steps.
         timing_cache: what earlier builds measured, ``b""`` for nothing yet; None where none is to be used, since it
             keeps TensorRT-RTX from building without a GPU.
@@ -55,7 +62,7 @@ def build_serialized(
         raise EngineError(f"{library.__name__} cannot read the network: {said[:300]}.")
     check_network(network, graph, precision=key.precision, layer_type=library.LayerType)
     config = builder.create_builder_config()
-    _configure(library, config, key)
+    _configure(library, config, build)
     _add_profile(builder, config, network.get_input(0), key.max_batch)
     cache = _timing_cache(config, timing_cache)
     monitor = _monitor(library, progress)
@@ -127,7 +134,7 @@ def expected_signature(graph: bytes) -> dict[str, tuple[str, tuple[int, ...]]]:
     }
 
 
-def check_serialized(library: ModuleType, engine: bytes, graph: bytes, key: EngineKey) -> None:
+def check_serialized(library: ModuleType, engine: bytes, graph: bytes, key: EngineKey, build: EngineBuild) -> None:
     """Load a fresh engine on the GPU that is there and refuse one that isn't what was asked for.
 
     Raises:
@@ -135,7 +142,7 @@ def check_serialized(library: ModuleType, engine: bytes, graph: bytes, key: Engi
     """
     log = new_log(library)
     runtime = library.Runtime(log)
-    if key.version_compatible:
+    if build.version_compatible:
         runtime.engine_host_code_allowed = True  # it was built in this very process
     loaded = runtime.deserialize_cuda_engine(engine)
     if loaded is None:
@@ -171,19 +178,19 @@ def _strongly_typed(library: ModuleType) -> int:
     return 0 if flag is None else 1 << int(flag)
 
 
-def _configure(library: ModuleType, config: Any, key: EngineKey) -> None:
-    config.set_memory_pool_limit(library.MemoryPoolType.WORKSPACE, key.workspace_mb * 2**20)
+def _configure(library: ModuleType, config: Any, build: EngineBuild) -> None:
+    config.set_memory_pool_limit(library.MemoryPoolType.WORKSPACE, build.workspace_mb * 2**20)
     # TF32 rounds like FP16: what is called FP32 here is FP32.
     config.clear_flag(library.BuilderFlag.TF32)
-    if key.version_compatible:
+    if build.version_compatible:
         config.set_flag(library.BuilderFlag.VERSION_COMPATIBLE)
-    if key.hardware_compatibility != "none":
-        level = getattr(library.HardwareCompatibilityLevel, key.hardware_compatibility.upper())
+    if build.hardware_compatibility != "none":
+        level = getattr(library.HardwareCompatibilityLevel, build.hardware_compatibility.upper())
         config.hardware_compatibility_level = level
-    if key.targets == ("current",):
+    if build.gpu:
         return
-    config.num_compute_capabilities = len(key.targets)
-    for i, target in enumerate(key.targets):
+    config.num_compute_capabilities = len(build.targets)
+    for i, target in enumerate(build.targets):
         if not config.set_compute_capability(getattr(library.ComputeCapability, f"SM{target}"), i):
             raise EngineError(f"{library.__name__} {library.__version__} cannot build for SM {target}.")
 

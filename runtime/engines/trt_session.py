@@ -35,6 +35,7 @@ class TensorRtSession:
         model: the network's name, for messages.
         device: GPU number of the stream.
         runtime_cache: where TensorRT-RTX keeps the kernels that it compiles on this GPU; None for TensorRT.
+        host_code: whether the engine may run code for the host that it carries; it was vouched for.
 
     Raises:
         EngineError: the library can't load the engine, or it isn't one of this software's.
@@ -42,7 +43,7 @@ class TensorRtSession:
 
     def __init__(
         self, library: Any, engine: bytes, stream: Stream, *, info: EngineInfo, model: str, device: int = 0,
-        runtime_cache: Path | None = None,
+        runtime_cache: Path | None = None, host_code: bool = False,
     ) -> None:  # fmt: skip
         self.info, self.device, self._model = info, device, model
         self._library, self._stream = library, stream
@@ -54,13 +55,15 @@ class TensorRtSession:
         with ExitStack() as undo:
             undo.callback(self.close)
             with stream.active():
-                self._load(engine, runtime_cache)
+                self._load(engine, runtime_cache, host_code)
             undo.pop_all()
 
-    def _load(self, engine: bytes, runtime_cache: Path | None) -> None:
+    def _load(self, engine: bytes, runtime_cache: Path | None, host_code: bool) -> None:
         trt = self._library
         self._log = new_log(trt)
         self._runtime = trt.Runtime(self._log)
+        if host_code:
+            self._runtime.engine_host_code_allowed = True
         self._engine = self._runtime.deserialize_cuda_engine(engine)
         if self._engine is None:
             raise EngineError(f"{self.info.name} cannot load the engine of {self._model}: {first_error(self._log)}.")

@@ -1,14 +1,18 @@
 """``python -m export.engine``: build, list, prune."""
 
+import hashlib
 import json
+from dataclasses import replace
 from importlib.util import find_spec
 
 import pytest
 
 from export import engine
 from export.engine import build_parser, main
-from runtime.engines.trt_cache import check_engine
+from runtime.bundle import open_bundle
+from runtime.engines.trt_key import EngineBuild
 from runtime.errors import EngineError
+from tests.runtime.test_trt_cache import KEY, install
 
 needs_rtx = pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx is not installed")
 
@@ -33,7 +37,6 @@ def test_build_list_and_prune(bundle, folder, capsys):
     listed = json.loads(capsys.readouterr().out)
     assert {one["key"]["network"] for one in listed} == {"locnet.onnx", "fracsegnet.onnx", "levelnet.onnx"}
     assert {one["stale"] for one in listed} == {""}
-    check_engine(next(folder.glob("locnet*.engine"))).key.library_version  # noqa: B018
     harmed = next(folder.glob("levelnet*.engine"))
     harmed.write_bytes(b"")
     assert main(["list", "-o", str(folder)]) == 0
@@ -78,12 +81,53 @@ def test_the_gate_judges_the_rounded_graph_against_the_file(bundle, folder, caps
     assert "gate: passed by the typed graph" in capsys.readouterr().out
 
 
+@needs_rtx
+def test_an_engine_that_was_built_without_its_gate_is_gated_when_that_is_wanted(bundle, folder, capsys, monkeypatch):
+    only = ("--network", "levelnet")
+    assert main(command(bundle, folder, *only, "--no-gate")) == 0
+    assert "gate: not asked" in capsys.readouterr().out
+    monkeypatch.setattr("runtime.engines.trt_build.build_serialized", None)
+    assert main(command(bundle, folder, *only)) == 0
+    assert "gate: passed by the typed graph" in capsys.readouterr().out
+
+
+def test_a_folder_that_is_not_there_is_told_from_one_that_cannot_be_read(tmp_path, capsys):
+    assert main(["list", "-o", str(tmp_path / "none")]) == 0
+    assert "which is not there yet" in capsys.readouterr().out
+    (tmp_path / "file").write_text("")
+    assert main(["list", "-o", str(tmp_path / "file")]) == 3
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "cannot be read (Not a directory)" in said.err
+
+
+def test_what_carries_code_for_the_host_is_trusted_by_name_and_hash(bundle, tmp_path, capsys):
+    key = replace(KEY, network="levelnet.onnx", onnx_sha256=bundle.spec.files["levelnet.onnx"])
+    build = EngineBuild(("89",), "NVIDIA L4 SM 89", "580", version_compatible=True)
+    good, plain = install(tmp_path, b"code", key, build), install(tmp_path, b"plain", key)
+    other = install(tmp_path, b"other", KEY, build)
+    out = tmp_path / "trusting"
+    fixed = ["--bundle", str(bundle.folder), "-o", str(out)]
+    for path, said in ((plain, "carries no code for the host"), (other, "another locnet.onnx than this bundle's")):
+        assert main(["trust", str(path), *fixed]) == 2
+        assert said in capsys.readouterr().err
+    assert not out.exists()
+    assert main(["trust", str(good), *fixed]) == 0
+    assert "trusts 1 engines" in capsys.readouterr().out
+    written = open_bundle(out).spec
+    assert written.trusted_engines == {good.name: hashlib.sha256(b"code").hexdigest()}
+    assert replace(written, trusted_engines={}) == bundle.spec
+    good.write_bytes(b"CODE")
+    assert main(["trust", str(good), *fixed]) == 3
+
+
 @pytest.mark.parametrize(
     ("options", "status", "said"),
     [
         (["--network", "none"], 2, r"no network none.onnx; it has locnet.onnx"),
         (["--bundle", "nowhere"], 3, "no bundle at nowhere"),
         (["--targets", "90"], 3, "not for SM 90"),
+        (["--targets", "75", "--precision", "fp32"], 3, "fp16 or int8 on Turing (SM 75), not in fp32"),
     ],
 )
 @needs_rtx

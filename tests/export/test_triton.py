@@ -25,7 +25,8 @@ from runtime.bundle import open_bundle, sha256_of
 from runtime.crops import crop_grid
 from runtime.engines.triton_models import served_networks
 from runtime.engines.triton_server import TritonServer
-from runtime.engines.trt_cache import EngineKey, Sidecar, install_engine
+from runtime.engines.trt_cache import install_engine
+from runtime.engines.trt_key import FORMAT, EngineBuild, EngineKey, Sidecar
 from runtime.errors import EngineError, InputError
 from runtime.pipeline import Pipeline
 from tests.runtime.triton_stand_in import StandIn, serving
@@ -201,7 +202,7 @@ def test_a_write_that_fails_leaves_what_was_there(bundle, tmp_path, monkeypatch,
 # TensorRT's plans.
 
 
-def install_plan(folder, network, **changes):
+def install_plan(folder, network, gates=("NVIDIA L4 SM 89, driver 580",), **changes):
     """A file that stands for an engine of a network, with the record that the builder writes."""
     key = EngineKey(
         network=network.file,
@@ -209,20 +210,15 @@ def install_plan(folder, network, **changes):
         precision="fp16",
         conversion="0",
         max_batch=4,
-        workspace_mb=1024,
         library="tensorrt",
         library_version="10.13.0",
-        targets=("current",),
-        gpu="NVIDIA L4",
-        driver="580",
-        hardware_compatibility="none",
-        version_compatible=False,
     )
+    build = EngineBuild(("89",), "NVIDIA L4", "580")
     key = replace(key, **changes)
     content = f"plan of {network.file}".encode()
     path = folder / f"{network.file}.engine"
     digest = hashlib.sha256(content).hexdigest()
-    install_engine(content, path, Sidecar(1, key, digest, len(content), False, "passed", "2026-01-01T00:00:00", 1.0))
+    install_engine(content, path, Sidecar(FORMAT, key, build, digest, len(content), gates, "2026-01-01T00:00:00", 1.0))
     return path
 
 
@@ -241,7 +237,7 @@ def test_plans_are_known_by_what_they_were_built_from(bundle, tmp_path):
         assert config.instance_group[0].kind == model_config_pb2.ModelInstanceGroup.KIND_GPU
         assert not config.optimization.execution_accelerators.gpu_execution_accelerator
     told = json.loads((tmp_path / "models" / MARKER).read_text())
-    assert told["plans"]["locnet.onnx"]["key"]["gpu"] == "NVIDIA L4"
+    assert told["plans"]["locnet.onnx"]["build"]["gpu"] == "NVIDIA L4"
 
 
 @pytest.mark.parametrize(
@@ -251,6 +247,7 @@ def test_plans_are_known_by_what_they_were_built_from(bundle, tmp_path):
         ({"library": "tensorrt-rtx"}, "tensorrt-rtx, which Triton does not run"),
         ({"precision": "fp32"}, "fp32, not in fp16"),
         ({"max_batch": 3}, "batches up to 3, not 4"),
+        ({"gates": ()}, "its parity gate was not asked"),
     ],
 )
 def test_plans_of_something_else_are_refused(bundle, tmp_path, changes, told):

@@ -1,6 +1,7 @@
 """Engines against torch on whole scans: right ones pass, wrong ones are found out, and the command says so."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,10 +11,11 @@ from export import verify as command
 from export.parity_on_scans import Networks, compare_on_scan, opened, prepare
 from export.verify import candidates, main, phantoms, reference_networks, short_gate
 from runtime.bundle import open_bundle
-from runtime.engines import select_engine
+from runtime.engines import open_session, select_engine
 from runtime.engines.parity import LIMITS, faults, probe_images, processor_session
 from runtime.errors import EngineError
 from runtime.localise import Centre
+from runtime.precision_plan import PrecisionPlan
 from runtime.volume import Grid, Volume
 
 
@@ -106,7 +108,8 @@ def test_the_command_compares_all_that_is_here(monkeypatch, bundle, small, tmp_p
 def test_what_was_found_so_far_is_kept_when_a_later_scan_cannot_be_read(monkeypatch, bundle, small, tmp_path, capsys):
     monkeypatch.setattr(command, "phantoms", lambda count: iter([small]))
     out = tmp_path / "parity.json"
-    options = ["--bundle", str(bundle.folder), "--engine", "openvino", "--phantoms", "1", "-o", str(out)]
+    chosen = ["--engine", "openvino", "--precision", "fp32"]
+    options = ["--bundle", str(bundle.folder), *chosen, "--phantoms", "1", "-o", str(out)]
     assert main([*options, str(tmp_path / "none.nii.gz")]) == 2
     (engine,) = json.loads(out.read_text())["engines"]
     assert [scan["scan"] for scan in engine["scans"]] == ["small"]
@@ -158,11 +161,37 @@ def test_what_cannot_be_compared_is_said(options, status, said, capsys):
 
 
 def test_candidates_are_those_named_or_all_that_are_here():
-    assert [(c.name, c.precision) for c in candidates("onnxruntime", "fp16")] == [("onnxruntime", "fp16")]
-    every = {(c.name, c.precision) for c in candidates(None, None)}
+    spec = open_bundle(None).spec
+    assert [(c.name, c.precision) for c in candidates(spec, "onnxruntime", "fp16")] == [("onnxruntime", "fp16")]
+    every = {(c.name, c.precision) for c in candidates(spec, None, None)}
     assert ("onnxruntime", "fp16") in every
-    assert every >= {(c.name, c.precision) for c in candidates("openvino", None)}
-    assert {p for _, p in ((c.name, c.precision) for c in candidates(None, "fp32"))} == {"fp32"}
+    assert every >= {(c.name, c.precision) for c in candidates(spec, "openvino", None)}
+    assert {p for _, p in ((c.name, c.precision) for c in candidates(spec, None, "fp32"))} == {"fp32"}
+
+
+def test_int8_is_compared_where_the_bundle_offers_it_and_otherwise_refused_with_the_reason():
+    spec = open_bundle(None).spec
+    offered = replace(spec, precision={n.file: PrecisionPlan(int8_ranges={"x": 1.0}) for n in spec.networks})
+    assert ("onnxruntime", "int8") in {(c.name, c.precision) for c in candidates(offered, None, None)}
+    assert [c.precision for c in candidates(offered, "onnxruntime", "int8")] == ["int8"]
+    failed = {**offered.precision, "levelnet.onnx": PrecisionPlan(gates={"int8": {"dice": 0.9}})}
+    without = replace(spec, precision=failed)
+    assert "int8" not in {c.precision for c in candidates(without, None, None)}
+    with pytest.raises(EngineError, match=r"int8 \(levelnet\.onnx: it did not pass its accuracy gate \(dice 0\.9\)\)"):
+        candidates(without, None, "int8")
+
+
+def test_int8_is_computed_in_int8(tmp_path):
+    bundle = open_bundle(None)
+    if bundle.spec.why_not_in("int8"):
+        pytest.skip("the default bundle does not offer it")
+    onnx = bundle.path_of(bundle.spec.levelnet.file)
+    image = probe_images(bundle.spec.levelnet)[0]
+    (choice,) = candidates(bundle.spec, "onnxruntime", "int8")
+    with processor_session(onnx) as right, open_session(choice, onnx) as session:
+        assert session.info.precision == "int8"
+        assert short_gate(onnx, session, precision="int8").levels > 0
+        assert np.abs(session(image)[0] - right(image)[0]).max() > 1e-5
 
 
 def test_the_short_gate_with_torch_as_reference(bundle):

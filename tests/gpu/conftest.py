@@ -2,6 +2,7 @@
 
 import pytest
 
+from runtime.bundle import open_bundle
 from runtime.engines import preflights
 from runtime.engines.cuda_probe import find_gpu
 
@@ -25,6 +26,7 @@ def engines_on_gpu(*names):
         for name, one in found.items()
         if one.available and one.device != "CPU"
         for precision in one.precisions
+        if not open_bundle().spec.why_not_in(precision)
     ]
     said = "; ".join(f"{name}: {one.reason}" for name, one in found.items())
     return usable or [pytest.param(None, None, id="none", marks=pytest.mark.skip(reason=said))]

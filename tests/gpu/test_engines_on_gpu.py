@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 
 from runtime.bundle import open_bundle
-from runtime.engines import open_session, select_engine
+from runtime.engines import engine_module, open_session, select_engine
 from runtime.engines.parity import LIMITS, short_gate
+from runtime.engines.trt_build import BuildOptions, engine_file
+from runtime.engines.trt_cache import read_sidecar
+from runtime.engines.trt_gate import gate_for
 from runtime.pipeline import Pipeline
 from runtime.scan_access import ScanOnHost
-from tests.gpu.conftest import engines_on_gpu
+from tests.gpu.conftest import GPU, engines_on_gpu
 
 REPEATS = 3
 
@@ -42,6 +45,19 @@ def networks():
 def test_an_engine_says_what_the_processor_says(name, precision, network):
     with open_session(select_engine(name, precision=precision), network) as session:
         short_gate(network, session, precision=precision)
+
+
+@pytest.mark.parametrize("network", networks())
+def test_an_engine_that_was_built_without_the_gpu_is_taken_and_judged_on_it(network, tmp_path):
+    found = engine_module("tensorrt-rtx").preflight()
+    if not found.available:
+        pytest.skip(found.reason)
+    usual = {"precision": "fp16", "library": "tensorrt-rtx", "folder": tmp_path}
+    path = engine_file(network, **usual, options=BuildOptions(targets=(str(GPU.sm),)))
+    assert read_sidecar(path).build.gpu == ""
+    gate = gate_for(network, precision="fp16", library="tensorrt-rtx")
+    assert engine_file(network, **usual, gate=gate) == path
+    assert GPU.name in " ".join(read_sidecar(path).gates)
 
 
 def agree(found, expected, limits):

@@ -6,6 +6,7 @@ import zipfile
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import runtime.bundle as bundle_module
@@ -87,6 +88,52 @@ def rewrite(folder, change):
     data = json.loads(path.read_text(encoding="utf-8"))
     change(data)
     path.write_text(json.dumps(data), encoding="utf-8")
+
+
+# Keys that older bundles lack.
+
+
+def test_engines_that_are_trusted_are_listed_by_their_hash_and_older_bundles_list_none(files, tmp_path):
+    digests = {"locnet-fp16.engine": "ab" * 32}
+    assert write_bundle(replace(SPEC, trusted_engines=digests), files, tmp_path / "b").spec.trusted_engines == digests
+    for change in (lambda data: data.pop("trusted_engines"), lambda data: data.update(trusted_engines=None)):
+        rewrite(tmp_path / "b", change)
+        assert open_bundle(tmp_path / "b").spec.trusted_engines == {}
+    for wrong, said in (
+        ([], "trusted_engines should be an object"),
+        ({"x": 3}, r"trusted_engines\[x\] should be a text"),
+        ({"x": "AB" * 32}, "the SHA-256 of the engine x should be 64 lower-case hex digits"),
+    ):
+        rewrite(tmp_path / "b", lambda data, wrong=wrong: data.update(trusted_engines=wrong))
+        with pytest.raises(BundleError, match=said):
+            open_bundle(tmp_path / "b")
+
+
+@pytest.mark.parametrize("shift", [(0.0, 0.0, 0.0), (0.0, -18.0, -4.0)])
+def test_a_crops_shift_is_kept_and_older_bundles_have_none(files, tmp_path, shift):
+    spec = replace(SPEC, fracsegnet=replace(SPEC.fracsegnet, crop_shift_mm=shift))
+    assert write_bundle(spec, files, tmp_path / "b").spec.fracsegnet.crop_shift_mm == shift
+    rewrite(tmp_path / "b", lambda data: data["fracsegnet"].pop("crop_shift_mm"))
+    older = open_bundle(tmp_path / "b").spec.fracsegnet
+    assert older.crop_shift_mm == (0.0, 0.0, 0.0)
+    middle, point = (np.array(older.crop_zyx) - 1) / 2, (1.0, 2.0, 3.0)
+    assert older.grid_around(point).to_ras_mm(middle) == pytest.approx(point)
+    assert spec.fracsegnet.grid_around(point).to_ras_mm(middle) == pytest.approx(np.add(point, shift))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ([0.0, 1.0], "should hold 3 values"),
+        ("back", "should be a list"),
+        ([0.0, "back", 0.0], "should be a number"),
+        (None, "should be a list"),
+    ],
+)
+def test_a_shift_that_is_none_is_refused(folder, wrong, said):
+    rewrite(folder, lambda data: data["fracsegnet"].update(crop_shift_mm=wrong))
+    with pytest.raises(BundleError, match=f"crop_shift_mm.* {said}"):
+        open_bundle(folder)
 
 
 # Writing and reading back.

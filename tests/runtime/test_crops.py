@@ -23,6 +23,18 @@ def test_the_centre_lies_in_the_middle(shape):
     np.testing.assert_allclose(grid.spacing_xyz_mm, 1.5)
 
 
+@pytest.mark.parametrize("shift", [(0.0, -18.0, -4.0), (5.5, 0.25, 100.0)])
+def test_a_shift_moves_the_crop_and_nothing_else(shift):
+    options = {"spacing_mm": 1.5, "shape_zyx": (8, 9, 10)}
+    grid, plain = crop_grid([3.0, -4.0, 5.5], **options, shift_ras_mm=shift), crop_grid([3.0, -4.0, 5.5], **options)
+    corners = grid.to_ras_mm([[0, 0, 0], [7, 8, 9]])
+    np.testing.assert_allclose(corners, plain.to_ras_mm([[0, 0, 0], [7, 8, 9]]) + np.array(shift))
+    np.testing.assert_allclose(grid.to_ras_mm((np.array((8, 9, 10)) - 1) / 2), np.add([3.0, -4.0, 5.5], shift))
+    assert grid.shape_zyx == plain.shape_zyx
+    assert grid.orientation == "RAS"
+    np.testing.assert_allclose(grid.spacing_xyz_mm, 1.5)
+
+
 def test_crops_are_the_scan_resampled_on_each_grid():
     volume = scan()
     middle = volume.grid.to_ras_mm([15, 20, 25])

@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from runtime import measure
+from runtime import mask_measurement
 from runtime.heights import measure_body
 from runtime.label_map import TOTALSEGMENTATOR_LEVELS, VERSE_LEVELS, read_labels
 from runtime.measure import main
@@ -337,7 +337,7 @@ def test_an_interrupt_and_memory_that_runs_out_end_in_one_line(tmp_path, capsys,
         def stop(*_, error=error, **__):
             raise error
 
-        monkeypatch.setattr(measure, "measure_label_map", stop)
+        monkeypatch.setattr(mask_measurement, "measure_label_map", stop)
         assert main([str(mask)]) == status
         assert told in capsys.readouterr().err
 

@@ -139,6 +139,17 @@ def test_drawn_windows_fit_the_network_and_show_vertebrae():
     assert len(centres_of(named["heatmap"][0, 0], named["offsets"][0], grid, spec)) >= 3
 
 
+def test_in_drawn_crops_the_vertebra_lies_where_the_bundles_crops_have_it():
+    spec = open_bundle().spec.fracsegnet
+    plain, moved = (replace(spec, crop_shift_mm=shift) for shift in ((0.0, 0.0, 0.0), (0.0, -18.0, -4.0)))
+    steps = round(-18.0 / spec.spacing_mm), round(-4.0 / spec.spacing_mm)
+    for one, other in zip(probe_images(plain)[::2], probe_images(moved)[::2], strict=True):
+        # What lies at a place of the patient lies so many voxels further forward and up in the shifted crop.
+        along = one[0, 0, : steps[1], : steps[0]], other[0, 0, -steps[1] :, -steps[0] :]
+        np.testing.assert_allclose(*along, atol=1e-6)
+    assert not np.array_equal(probe_images(plain)[0], probe_images(moved)[0])
+
+
 def test_maps_are_compared_in_millimetres(level_bundle):
     spec = open_bundle(level_bundle).spec.locnet
     heat = np.zeros((32, 32, 32), np.float32)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -11,12 +12,14 @@ import numpy as np
 import pytest
 
 import runtime
-from runtime import scan_access
+from runtime import engines, scan_access
 from runtime.bundle import open_bundle, write_bundle
+from runtime.engines import engine_module, openvino_cpu
 from runtime.errors import BundleError, EngineError, InputError, OutOfMemoryError
 from runtime.findings import schema, to_json
 from runtime.grading import GradingSpec, grade_probabilities
 from runtime.pipeline import MOST_VERTEBRAE, Pipeline
+from runtime.precision_plan import PrecisionPlan
 from runtime.resample import working_grid
 from runtime.volume import Grid, Volume
 
@@ -343,3 +346,46 @@ def test_the_package_offers_its_names_and_stays_light():
     code = "import runtime, sys; print([m for m in ('numpy', 'numba', 'SimpleITK', 'torch') if m in sys.modules])"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert said.stdout.strip() == "[]"
+
+
+# INT8.
+
+
+def with_plans(ball_bundle, tmp_path, *plans):
+    names = ("locnet.onnx", "fracsegnet.onnx")
+    spec = replace(open_bundle(ball_bundle).spec, precision=dict(zip(names, plans, strict=True)))
+    return write_bundle(spec, {name: ball_bundle / name for name in names}, tmp_path / "b").folder
+
+
+CALIBRATED = PrecisionPlan(int8_ranges={"x": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("plan", "said"),
+    [
+        (PrecisionPlan(), "fracsegnet.onnx: it was not calibrated for it"),
+        (PrecisionPlan(gates={"int8": {"dice": 0.9}}), "fracsegnet.onnx: it did not pass its accuracy gate (dice 0.9)"),
+    ],
+)
+def test_int8_is_refused_where_a_network_did_not_pass_its_gate(ball_bundle, tmp_path, plan, said):
+    folder = with_plans(ball_bundle, tmp_path, CALIBRATED, plan)
+    with pytest.raises(EngineError, match=re.escape(f"is not offered in int8 ({said}).")) as refused:
+        Pipeline.open(folder, precision="int8")
+    assert "locnet" not in str(refused.value)
+
+
+def test_int8_is_refused_by_engines_that_have_none_and_given_by_those_that_do(ball_bundle, tmp_path, monkeypatch):
+    folder = with_plans(ball_bundle, tmp_path, CALIBRATED, CALIBRATED)
+    with pytest.raises(EngineError, match=r"openvino on CPU computes in .*, not in int8\.$"):
+        Pipeline.open(folder, engine="openvino", precision="int8")
+    asked = []
+
+    def open_session(choice, model, *, threads):
+        asked.append(choice.precision)
+        return engines.open_session(replace(choice, precision="fp32"), model, threads=threads)
+
+    found = engine_module("openvino").preflight()
+    monkeypatch.setattr(openvino_cpu, "preflight", lambda *, device=0: replace(found, precisions=("fp32", "int8")))
+    monkeypatch.setattr("runtime.pipeline.open_session", open_session)
+    Pipeline.open(folder, engine="openvino", precision="int8").close()
+    assert asked == ["int8", "int8"]

@@ -195,6 +195,49 @@ def test_edges_are_those_of_the_scan_in_any_orientation():
     assert not touches_edge(np.zeros_like(mask), crop, Grid((60, 40, 40), flipped))
 
 
+# Crops that lie off the vertebra's centre.
+
+SHIFTED = replace(SPEC, crop_shift_mm=(0.0, -4.0, -3.0))
+
+
+def test_a_shifted_crop_is_cut_where_it_is_said_to_lie():
+    seen = []
+
+    class Watching(FakeSession):
+        def __call__(self, image):
+            seen.append(image[0, 0].copy())
+            return super().__call__(image)
+
+    volume = scan_with(BODY, ARCH)
+    for spec in (SPEC, SHIFTED):
+        segment(volume, [Voted((29.5, 37.5, 34.5))], spec, Watching())
+    # 4 voxels further back and 3 further down: of both crops what they share is the same.
+    np.testing.assert_array_equal(seen[1][3:, 4:], seen[0][:-3, :-4])
+    assert seen[0].max() > 0.75
+
+
+@pytest.mark.parametrize("voted", [(29.5, 36.5, 34.5), (27.0, 35.0, 36.0), (31.3, 37.2, 33.1)])
+def test_mask_and_centre_are_at_the_right_place_whatever_the_shift(voted):
+    volume = scan_with(BODY, ARCH)
+    found = [segment(volume, [Voted(voted)], spec, FakeSession())[0] for spec in (SPEC, SHIFTED)]
+    for one in found:
+        assert one.centre_ras_mm == pytest.approx((29.5, 37.5, 34.5), abs=0.5)
+        points = one.grid.to_ras_mm(np.argwhere(one.mask > 0.5))
+        assert points.min(axis=0) == pytest.approx([24, 22, 30], abs=1.0)
+        assert points.max(axis=0) == pytest.approx([35, 43, 39], abs=1.0)
+    assert found[1].centre_ras_mm == pytest.approx(found[0].centre_ras_mm, abs=1e-6)
+
+
+def test_the_body_is_the_one_at_the_voted_centre_not_at_the_crops_middle():
+    """In the shifted crop a neighbour's body, and a larger one, is nearer to the middle than the vertebra's own."""
+    neighbour = ((8, 23), (22, 40), (20, 40), 900)
+    spec = replace(SPEC, crop_shift_mm=(0.0, -3.0, -8.0))
+    (found,) = segment(scan_with(BODY, neighbour), [Voted((29.0, 37.0, 35.0))], spec, FakeSession())
+    assert found.centre_ras_mm == pytest.approx((29.5, 37.5, 34.5), abs=0.05)
+    body = found.grid.to_ras_mm(np.argwhere(found.body > 0.5))
+    assert 29.5 <= body[:, 2].min() <= 30.5
+
+
 def test_no_centres_give_no_vertebrae_and_no_run():
     session = FakeSession()
     assert segment(scan_with(BODY), [], SPEC, session) == ()

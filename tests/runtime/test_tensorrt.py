@@ -2,6 +2,7 @@
 
 import functools
 import gc
+import hashlib
 import logging
 import re
 from dataclasses import replace
@@ -13,6 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from runtime.bundle import write_bundle
 from runtime.device import graph
 from runtime.device.session import offers_device_tensors
 from runtime.engines import EngineChoice, engine_module, trt_engine
@@ -24,6 +26,7 @@ from tests.runtime import engine_conformance
 from tests.runtime.device import fake_tensorrt
 from tests.runtime.device.fake_driver import Driver, FakeStream, MisuseError
 from tests.runtime.engine_conformance import Conformance, images, reference, write_network
+from tests.runtime.test_bundle import SPEC
 
 INFO = EngineInfo("tensorrt", "1", "fp32", "NVIDIA RTX 4090", "test")
 NAMES = ("tensorrt", "tensorrt-rtx")
@@ -59,6 +62,30 @@ def opened(machine, network, name="tensorrt"):
 def close_to(outputs, image):
     for output, right in zip(outputs, reference(image), strict=True):
         np.testing.assert_allclose(output, right, atol=1e-5)
+
+
+# Code for the host.
+
+
+def in_bundle(network, **changes):
+    """The network as one of a bundle's."""
+    files = dict.fromkeys(("locnet.onnx", "fracsegnet.onnx"), network)
+    return write_bundle(replace(SPEC, **changes), files, network.parent / "b").path_of("locnet.onnx")
+
+
+def test_a_version_compatible_engine_is_loaded_only_where_the_bundle_lists_its_hash(machine, network):
+    machine.library.wants_host_code = True
+    listed = {"x.engine": hashlib.sha256(network.read_bytes()).hexdigest()}
+    for known, is_loaded in (({}, False), ({"x.engine": "0" * 64}, False), (listed, True)):
+        path = in_bundle(network, trusted_engines=known)
+        if is_loaded:
+            with opened(machine, path) as session:
+                close_to(session(images(2)), images(2))
+        else:
+            with pytest.raises(EngineError, match=r"carries code .* and its hash is not in the bundle"):
+                opened(machine, path)
+    with pytest.raises(EngineError, match="it is not loaded"):
+        opened(machine, network)
 
 
 # Memory, order, recordings.
@@ -316,7 +343,7 @@ def test_tensorrt_rtx_runs_on_its_targets_with_fp16_first(machine, monkeypatch, 
     with_gpu(monkeypatch, sm=sm)
     found = engine_module("tensorrt-rtx").preflight()
     assert found.available
-    assert found.precisions == (("fp16",) if sm < 80 else ("fp16", "fp32", "bf16"))
+    assert found.precisions == (("fp16", "int8") if sm < 80 else ("fp16", "fp32", "bf16", "int8"))
     assert engine_module("tensorrt").preflight().precisions[:2] == ("fp16", "fp32")
     assert found.version == "1.7.1.116"
     assert found.device == "NVIDIA RTX 4090"

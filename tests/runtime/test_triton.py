@@ -466,6 +466,33 @@ def test_a_whole_scan_gives_what_onnxruntime_gives_here(balls, ball_address, bal
     assert max(ball_stand_in.batches) == 3
 
 
+@pytest.mark.parametrize("file", ["locnet.onnx", "fracsegnet.onnx", "levelnet.onnx"])
+def test_a_model_file_that_was_exchanged_under_its_configuration_is_refused(balls, tmp_path, file):
+    """The configuration, digest and all, is the bundle's, and so are all names and shapes."""
+    onnx = pytest.importorskip("onnx")
+    bundle = open_bundle(balls[0])
+    repository = tmp_path / "models"
+    shutil.copytree(balls[1], repository)
+    (network,) = (one for one in served_networks(bundle) if one.file == file)
+    path = repository / network.model_name("fp32") / "1" / "model.onnx"
+    model = onnx.load(path)
+    for weight in model.graph.initializer:
+        if weight.name in ("level", "logits", "codes"):
+            values = onnx.numpy_helper.to_array(weight)
+            changed = np.float32(values * 0.7 if weight.name != "logits" else values[::-1])
+            weight.CopyFrom(onnx.numpy_helper.from_array(changed, weight.name))
+    onnx.save(model, path)
+    with serving(StandIn(repository)) as address:
+        server = TritonServer(f"grpc://{address}")
+        assert TritonEngine(server, served_networks(bundle)).preflight().available, "by its configuration it is right"
+        with pytest.raises(
+            EngineError, match=rf"set up for this bundle's {file} .*and what it runs says something else"
+        ):
+            Pipeline.open(bundle.folder, engine="triton", server=server)
+    with serving(StandIn(balls[1])) as address:
+        Pipeline.open(bundle.folder, engine="triton", server=TritonServer(f"grpc://{address}")).close()
+
+
 def test_two_clients_at_once(balls, ball_address, ball_stand_in, level_scan):
     scans = {name: level_scan([name, "L1", "L2"]).volume for name in ("T11", "T12")}
     told = {}
@@ -551,7 +578,7 @@ def test_a_server_for_another_engine_is_refused(balls, ball_address):
         Pipeline.open(balls[0], server=TritonServer(f"grpc://{ball_address}"))
 
 
-@pytest.mark.parametrize("served", [0, 3, 6])
+@pytest.mark.parametrize("served", [0, 4, 9])
 def test_a_server_killed_in_mid_run_is_status_3_and_leaves_nothing(balls, work, capsys, hurry, served):
     script = Path(__file__).parent / "triton_stand_in.py"
     arguments = [sys.executable, str(script), str(balls[1]), "--die-after", str(served)]

@@ -5,17 +5,19 @@ import multiprocessing
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
 import onnx
 import pytest
 
-from runtime.bundle import DEFAULT_BUNDLE
+from runtime.bundle import DEFAULT_BUNDLE, open_bundle
 from runtime.engines import trt_build, trt_network
 from runtime.engines.cuda_probe import Gpu, find_gpu
-from runtime.engines.trt_build import BuildOptions, engine_file, engine_key, why_stale
+from runtime.engines.trt_build import BuildOptions, engine_build, engine_file, engine_key, why_stale
 from runtime.engines.trt_cache import check_engine, list_engines, read_sidecar
+from runtime.engines.trt_key import EngineBuild, Sidecar
 from runtime.engines.trt_library import RTX_DEFAULT_TARGETS, load_library
 from runtime.engines.trt_network import check_engine_types, expected_types
 from runtime.errors import EngineError
@@ -56,7 +58,8 @@ def test_both_networks_of_the_default_bundle_become_fp16_engines_in_seconds(file
     assert time.process_time() - start < 30
     assert len(checked) == 1
     sidecar = check_engine(path)
-    assert sidecar.key.targets == (RTX_DEFAULT_TARGETS if find_gpu() is None else ("current",))
+    gpu = find_gpu()
+    assert sidecar.build.targets == (RTX_DEFAULT_TARGETS if gpu is None else (str(gpu.sm),))
     assert sidecar.key.max_batch > 1
     # The weights are in it once, as FP16: about half of the file of FP32.
     assert 0.5 * onnx_file.stat().st_size < sidecar.size < 0.95 * onnx_file.stat().st_size
@@ -208,7 +211,128 @@ def test_a_gate_that_refuses_keeps_the_engine_out(small, folder):
     assert seen == ["HALF"], "without a GPU the typed graph is judged"
     assert list(list_engines(folder)) == []
     path = engine_file(small, **RTX, folder=folder, gate=lambda candidate: None)
-    assert read_sidecar(path).gate == "passed by the typed graph"
+    assert read_sidecar(path).gates == ("the typed graph",)
+
+
+# An engine of the cache that was not gated.
+
+
+class Gate:
+    """Lets pass or refuses, and keeps what it was asked of."""
+
+    def __init__(self, verdict=None):
+        self.verdict, self.seen = verdict, []
+
+    def __call__(self, candidate):
+        self.seen.append(candidate.suffix)
+        if self.verdict is not None:
+            raise EngineError(self.verdict)
+
+
+@needs_rtx
+def test_an_engine_that_was_not_gated_is_gated_where_a_gated_one_is_wanted(small, folder, caplog):
+    path = engine_file(small, **RTX, folder=folder)
+    assert read_sidecar(path).gates == ()
+    refusing = Gate("centre shift 3 mm, limit 0.5")
+    for _ in range(2):
+        with pytest.raises(EngineError, match="centre shift 3 mm"):
+            engine_file(small, **RTX, folder=folder, gate=refusing)
+    assert refusing.seen == [".onnx", ".onnx"]
+    assert read_sidecar(path).gates == ()
+    passing = Gate()
+    for _ in range(2):
+        assert engine_file(small, **RTX, folder=folder, gate=passing) == path
+    assert passing.seen == [".onnx"], "once it is known, nobody asks again"
+    assert read_sidecar(path).gates == ("the typed graph",)
+
+
+@needs_rtx
+def test_that_it_passed_may_be_forgotten_but_not_that_it_is_asked(small, folder, monkeypatch, caplog):
+    path = engine_file(small, **RTX, folder=folder)
+
+    def full(*_):
+        raise EngineError("the disk is full")
+
+    monkeypatch.setattr(trt_build, "note_gate", full)
+    gate = Gate()
+    for _ in range(2):
+        assert engine_file(small, **RTX, folder=folder, gate=gate) == path
+    assert len(gate.seen) == 2
+    assert "is not kept: the disk is full" in caplog.text
+
+
+# An engine that was built before, without the GPU.
+
+
+def with_gpu(monkeypatch, sm, *, name="NVIDIA X"):
+    gpu = Gpu(0, name, divmod(sm, 10), 8000, "580.1", (13, 0))
+    monkeypatch.setattr(trt_build, "find_gpu", lambda device=0: gpu if device == 0 else None)
+
+
+@needs_rtx
+def test_what_was_built_without_a_gpu_is_what_the_runtime_finds_on_it(small, folder, monkeypatch):
+    monkeypatch.setattr(trt_build, "find_gpu", lambda device=0: None)
+    path = engine_file(small, **{**RTX, "options": BuildOptions(targets=("120", "86"))}, folder=folder)
+    monkeypatch.setattr(trt_build, "build_serialized", None)
+    gate = Gate()
+    for sm in (120, 86):
+        with_gpu(monkeypatch, sm)
+        for _ in range(2):
+            assert engine_file(small, precision="fp16", library="tensorrt-rtx", folder=folder, gate=gate) == path
+    assert gate.seen == [".engine"] * 2, "once on each GPU, where it could not be run when it was built"
+    assert read_sidecar(path).gates == (
+        "NVIDIA X SM 120, driver 580.1 CUDA 13.0",
+        "NVIDIA X SM 86, driver 580.1 CUDA 13.0",
+    )
+    with_gpu(monkeypatch, 89)
+    with pytest.raises(TypeError, match="not callable"):  # it would be built again
+        engine_file(small, precision="fp16", library="tensorrt-rtx", folder=folder)
+
+
+@needs_rtx
+def test_what_was_built_elsewhere_and_fails_on_the_gpu_gives_way_to_one_that_is_built_on_it(small, folder, monkeypatch):
+    monkeypatch.setattr(trt_build, "find_gpu", lambda device=0: None)
+    elsewhere = engine_file(small, **RTX, folder=folder)
+    with_gpu(monkeypatch, 120)
+    monkeypatch.setattr(trt_build, "check_serialized", lambda *_: None)  # needs the GPU
+
+    def gate(candidate):
+        if read_sidecar(candidate).build.gpu == "":
+            raise EngineError("centre shift 3 mm, limit 0.5")
+
+    usual = {"precision": "fp16", "library": "tensorrt-rtx", "folder": folder}
+    path = engine_file(small, **usual, gate=gate)
+    assert path != elsewhere
+    assert read_sidecar(path).build.gpu == "NVIDIA X SM 120"
+    monkeypatch.setattr(trt_build, "build_serialized", None)
+    assert engine_file(small, **usual, gate=gate) == path
+    with pytest.raises(EngineError, match="centre shift"):
+        engine_file(small, **usual, gate=Gate("centre shift"), options=RTX["options"])
+
+
+@needs_rtx
+def test_what_was_built_with_other_options_is_found_and_what_says_something_else_is_not(small, folder, monkeypatch):
+    monkeypatch.setattr(trt_build, "find_gpu", lambda device=0: None)
+    options = BuildOptions(targets=("120",), workspace_mb=512)
+    path = engine_file(small, **{**RTX, "options": options}, folder=folder)
+    with_gpu(monkeypatch, 120)
+    monkeypatch.setattr(trt_build, "build_serialized", None)
+    usual = {"precision": "fp16", "library": "tensorrt-rtx", "folder": folder}
+    assert engine_file(small, **usual) == path
+    for other in ({"precision": "fp32"}, {"plan": PrecisionPlan(fp16_keep_fp32=("conv2",))}):
+        with pytest.raises(TypeError, match="not callable"):
+            engine_file(small, **{**usual, **other})
+    onnx.save(small_network(seed=5), small)
+    with pytest.raises(TypeError, match="not callable"):
+        engine_file(small, **usual)
+
+
+@needs_rtx
+def test_the_same_targets_in_any_order_are_the_same_engine(small, folder):
+    orders = (("86", "120"), ("120", "86"), ("120", "86", "120"))
+    paths = {engine_file(small, **{**RTX, "options": BuildOptions(targets=o)}, folder=folder) for o in orders}
+    assert len(paths) == len(list(list_engines(folder))) == 1
+    assert read_sidecar(paths.pop()).build.targets == ("86", "120")
 
 
 @needs_rtx
@@ -246,11 +370,46 @@ def test_building_prints_nothing_and_failures_are_one_line(small, folder, capfd)
     assert capfd.readouterr() == ("", "")
 
 
+# Turing, for which TensorRT-RTX has less.
+
+TURING = BuildOptions(targets=("75", "86"))
+
+
 @needs_rtx
-def test_fp32_for_turing_is_refused_by_the_library_in_one_line(small, folder):
-    options = BuildOptions(targets=("75",))
-    with pytest.raises(EngineError, match=r"Turing \(SM75\): FP32 3D convolution is not supported"):
-        engine_file(small, precision="fp32", library="tensorrt-rtx", options=options, folder=folder)
+@pytest.mark.parametrize("file", ["locnet.onnx", "fracsegnet.onnx", "levelnet.onnx"])
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_every_network_is_built_for_turing_in_what_its_preflight_offers(file, precision, folder):
+    if precision == "int8" and not open_bundle().spec.precision[file].int8_ranges:
+        pytest.skip("the default bundle does not offer it")
+    path = engine_file(
+        DEFAULT_BUNDLE / file, precision=precision, library="tensorrt-rtx", options=TURING, folder=folder
+    )
+    assert check_engine(path).build.targets == ("75", "86")
+
+
+@needs_rtx
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_what_the_library_has_not_for_turing_is_said_before_anything_is_built(small, folder, precision, monkeypatch):
+    options = {"library": "tensorrt-rtx", "precision": precision, "folder": folder}
+    said = rf"fp16 or int8 on Turing \(SM 75\), not in {precision}"
+    with pytest.raises(EngineError, match=said):
+        engine_file(small, **options, options=TURING)
+    with_gpu(monkeypatch, 75)
+    with pytest.raises(EngineError, match=said):
+        engine_file(small, **options)
+    # That the library itself refuses is why.
+    monkeypatch.setattr(trt_build, "RTX_TURING_PRECISIONS", ("fp16", "fp32", "bf16", "int8"))
+    with pytest.raises(EngineError, match=r"cannot build the engine: .*(SM75|sm75)"):
+        engine_file(small, **options, options=TURING)
+
+
+@needs_rtx
+def test_matrix_products_are_what_the_library_has_not_for_turing(folder, monkeypatch):
+    monkeypatch.setattr(trt_build, "without_matrix_products", lambda graph: graph)
+    with pytest.raises(EngineError, match="FP32 GEMM is not supported"):
+        engine_file(
+            DEFAULT_BUNDLE / "levelnet.onnx", precision="fp16", library="tensorrt-rtx", options=TURING, folder=folder
+        )
 
 
 # What can be asked for.
@@ -269,45 +428,57 @@ def test_fp32_for_turing_is_refused_by_the_library_in_one_line(small, folder):
 def test_what_there_is_not_is_refused(small, asked, said):
     values = {"precision": "fp16", "library": "tensorrt-rtx", "options": BuildOptions(), **asked}
     with pytest.raises(EngineError, match=said):
-        engine_key(small, device=0, plan=PrecisionPlan(), **values)
+        engine_file(small, plan=PrecisionPlan(), **values)
 
 
-def key_on(monkeypatch, gpu, small, *, library="tensorrt", targets=()):
-    monkeypatch.setattr(trt_build, "find_gpu", lambda device=0: gpu)
-    monkeypatch.setattr(trt_build, "load_library", lambda name: FakeTensorRt())
-    options = BuildOptions(targets=targets)
-    return engine_key(small, precision="fp16", library=library, device=0, options=options, plan=PrecisionPlan())
+def build_on(gpu, *, library="tensorrt", **options):
+    return engine_build(library, "fp16", gpu, BuildOptions(**options))
 
 
-def test_the_key_holds_the_gpu_and_driver_of_engines_that_are_built_on_it(monkeypatch, small):
-    key = key_on(monkeypatch, GPU, small)
-    assert (key.targets, key.gpu, key.driver) == (("current",), "NVIDIA X SM 89", "580.1 CUDA 13.0")
-    assert key_on(monkeypatch, GPU, small, library="tensorrt-rtx").targets == ("current",)
-    elsewhere = key_on(monkeypatch, GPU, small, library="tensorrt-rtx", targets=("120",))
+def test_gpu_and_driver_are_written_down_of_engines_that_are_built_on_it():
+    build = build_on(GPU)
+    assert (build.targets, build.gpu, build.driver) == (("89",), "NVIDIA X SM 89", "580.1 CUDA 13.0")
+    assert build_on(GPU, library="tensorrt-rtx").gpu == "NVIDIA X SM 89"
+    elsewhere = build_on(GPU, library="tensorrt-rtx", targets=("120",))
     assert (elsewhere.targets, elsewhere.gpu, elsewhere.driver) == (("120",), "", "")
 
 
-def test_gpus_that_a_library_cannot_build_for_are_refused(monkeypatch, small):
+def test_gpus_that_a_library_cannot_build_for_are_refused():
     hopper = Gpu(0, "NVIDIA H200", (9, 0), 1000, "580.1", (13, 0))
     with pytest.raises(EngineError, match=r"this GPU is SM 90: use the engine tensorrt"):
-        key_on(monkeypatch, hopper, small, library="tensorrt-rtx")
-    assert key_on(monkeypatch, hopper, small).gpu == "NVIDIA H200 SM 90"
+        build_on(hopper, library="tensorrt-rtx")
+    assert build_on(hopper).gpu == "NVIDIA H200 SM 90"
     with pytest.raises(EngineError, match="the NVIDIA driver offers none"):
-        key_on(monkeypatch, None, small)
+        build_on(None)
     with pytest.raises(EngineError, match="--targets is for tensorrt-rtx"):
-        key_on(monkeypatch, GPU, small, targets=("89",))
+        build_on(GPU, targets=("89",))
+
+
+def machine(monkeypatch, *gpus, version="11.1"):
+    monkeypatch.setattr(trt_build, "find_gpu", lambda device=0: gpus[device] if device < len(gpus) else None)
+    monkeypatch.setattr(trt_build, "load_library", lambda name: FakeTensorRt(version=version))
+
+
+def sidecar_of(small, build):
+    key = engine_key(small, precision="fp16", library="tensorrt", plan=PrecisionPlan(), max_batch=8)
+    return Sidecar(2, key, build, "0" * 64, 1, (), "2026-11-21T00:00:00", 1.0)
 
 
 def test_engines_of_other_versions_gpus_and_drivers_are_stale(monkeypatch, small):
-    key = key_on(monkeypatch, GPU, small)
-    assert why_stale(key) == ""
-    newer = Gpu(0, "NVIDIA X", (8, 9), 1000, "590.2", (13, 1))
-    monkeypatch.setattr(trt_build, "find_gpu", lambda device=0: newer)
-    assert "this machine has NVIDIA X SM 89 with driver 590.2" in why_stale(key)
-    monkeypatch.setattr(trt_build, "find_gpu", lambda device=0: None)
-    assert "no GPU is there" in why_stale(key)
-    monkeypatch.setattr(trt_build, "load_library", lambda name: FakeTensorRt(version="12.0"))
-    assert "12.0 is installed, and it was built by 11.1" in why_stale(key)
+    machine(monkeypatch, GPU)
+    one = sidecar_of(small, build_on(GPU))
+    assert why_stale(one) == ""
+    newer, other = replace(GPU, driver="590.2", cuda=(13, 1)), replace(GPU, name="NVIDIA Y")
+    machine(monkeypatch, newer)
+    assert "this machine has NVIDIA X SM 89 with driver 590.2" in why_stale(one)
+    machine(monkeypatch, other, GPU)
+    assert why_stale(one) == "", "it is for the second GPU"
+    machine(monkeypatch)
+    assert "no GPU is there" in why_stale(one)
+    assert why_stale(replace(one, build=EngineBuild(("120",)))) == "", "it is for other machines"
+    machine(monkeypatch, GPU, version="11.2")
+    assert "11.2 is installed, and it was built by 11.1" in why_stale(one)
+    assert why_stale(replace(one, build=replace(one.build, version_compatible=True))) == ""
 
 
 def test_a_library_that_is_not_installed_is_named(monkeypatch):
@@ -323,7 +494,7 @@ def test_a_library_that_is_not_installed_is_named(monkeypatch):
 def fake(request, monkeypatch):
     library = FakeTensorRt(version=request.param)
     monkeypatch.setattr(trt_build, "load_library", lambda name: library)
-    monkeypatch.setattr(trt_build, "find_gpu", lambda device=0: GPU)
+    monkeypatch.setattr(trt_build, "find_gpu", lambda device=0: GPU if device == 0 else None)
     return library
 
 
@@ -342,7 +513,7 @@ def test_tensorrt_10_and_11_build_through_the_same_path(fake, small, folder):
     assert config.limits == {"WORKSPACE": 512 * 2**20}
     assert config.profiles == [{"image": ((1, 1, 8, 8, 8), (4, 1, 8, 8, 8), (4, 1, 8, 8, 8))}]
     assert config.hardware_compatibility_level == "NONE"
-    assert read_sidecar(path).key.gpu == "NVIDIA X SM 89"
+    assert read_sidecar(path).build.gpu == "NVIDIA X SM 89"
     assert fake.loaded == [path.read_bytes()], "it is loaded once to read its types back"
 
 
@@ -385,7 +556,26 @@ def test_a_gate_judges_the_engine_itself_where_its_gpu_is(fake, small, folder):
         small, precision="fp16", library="tensorrt", folder=folder, gate=lambda candidate: seen.append(candidate.name)
     )
     assert seen == [path.name]
-    assert read_sidecar(path).gate == "passed by the engine"
+    assert read_sidecar(path).gates == ("NVIDIA X SM 89, driver 580.1 CUDA 13.0",)
+
+
+def test_an_ungated_engine_is_judged_itself_where_its_gpu_is(fake, small, folder):
+    path, gate = build(small, folder), Gate()
+    for _ in range(2):
+        assert engine_file(small, precision="fp16", library="tensorrt", folder=folder, gate=gate) == path
+    assert gate.seen == [".engine"]
+    assert len(fake.configs) == 1
+
+
+def test_code_for_the_host_is_run_for_a_gate_only_where_the_bundle_vouches_for_it(fake, small, folder):
+    path, gate = build(small, folder, version_compatible=True), Gate()
+    usual = {"precision": "fp16", "library": "tensorrt", "folder": folder, "gate": gate}
+    assert engine_file(small, **usual, options=BuildOptions(version_compatible=True)) == path
+    assert gate.seen == [".onnx"]
+    known = {read_sidecar(path).sha256}
+    assert engine_file(small, **usual, trusted=known) == path
+    assert gate.seen == [".onnx", ".engine"]
+    assert engine_file(small, **usual) != path, "without the bundle's word another one is built"
 
 
 def test_a_graph_that_the_library_cannot_read_is_told(fake, small, folder):

@@ -19,7 +19,7 @@ from itertools import product
 from pathlib import Path
 
 from runtime.errors import InputError, VertscanError
-from runtime.extras import stop_without
+from runtime.extras import stop_interrupted, stop_without
 
 try:
     import torch
@@ -32,6 +32,8 @@ try:
     from train.config import FracSegNetRun
 except ModuleNotFoundError as error:
     stop_without("train", error)
+except KeyboardInterrupt:
+    stop_interrupted()
 
 log = logging.getLogger(__name__)
 

@@ -15,6 +15,8 @@ from types import SimpleNamespace
 import numpy as np
 
 from runtime.engines import trt_engine
+from runtime.engines.trt_cache import install_engine
+from runtime.engines.trt_key import FORMAT, EngineBuild, EngineKey, Sidecar
 from runtime.typed_graph import typed_graph
 
 DataType = enum.Enum("DataType", "FLOAT HALF BF16 INT32 INT8")
@@ -41,6 +43,7 @@ class Library:
         self.alive, self.strategies = [], []
         self.fails_after = None
         self.foreign_cache = False
+        self.wants_host_code = False
 
     def Runtime(self, log):  # noqa: N802  the library's name
         return _Runtime(self, log)
@@ -67,11 +70,16 @@ class _Part:
 class _Runtime(_Part):
     def __init__(self, library, log):
         super().__init__(library, "runtime", [])
-        self._log = log
+        self._log, self.engine_host_code_allowed = log, False
 
     def deserialize_cuda_engine(self, content):
         import onnxruntime
 
+        if self.library.wants_host_code != self.engine_host_code_allowed:
+            self._log.log(
+                ILogger.ERROR, "IRuntime::deserializeCudaEngine: engine_host_code_allowed is not as it should be"
+            )
+            return None
         options = onnxruntime.SessionOptions()
         options.log_severity_level, options.intra_op_num_threads = 4, 1
         try:
@@ -220,14 +228,16 @@ def pretend_machine(monkeypatch, driver, stream, folder):
 
     def engine_file(onnx, *, precision, **_):
         graph = typed_graph(onnx, precision)
-        path = folder / f"{onnx.stem}-{hashlib.sha256(graph).hexdigest()[:8]}.engine"
-        path.write_bytes(graph)
+        digest = hashlib.sha256(graph).hexdigest()
+        path = folder / f"{onnx.stem}-{digest[:8]}.engine"
+        key = EngineKey(onnx.name, "", precision, "", 4, "tensorrt", library.__version__)
+        build = EngineBuild(("89",), version_compatible=library.wants_host_code)
+        install_engine(graph, path, Sidecar(FORMAT, key, build, digest, len(graph), (), "2026-01-01", 1.0))
         return path
 
     monkeypatch.setattr(trt_engine, "find_gpu", lambda device=0: GPU if device == 0 else None)
     monkeypatch.setattr(trt_engine, "find_spec", lambda name: object())
     monkeypatch.setattr(trt_engine, "load_library", lambda name: library)
-    monkeypatch.setattr(trt_engine, "check_engine", lambda path: None)
     monkeypatch.setattr("runtime.engines.trt_build.engine_file", engine_file)
     monkeypatch.setattr("runtime.device.stream.Stream", stream)
     monkeypatch.setattr("runtime.device.scan.Stream", stream)

@@ -110,6 +110,20 @@ def test_crops_and_windows(scan, count):
     same(found, at_home.image_on(whole).run_windows(session, starts, (5, 4, 6), INTENSITY))
 
 
+@pytest.mark.parametrize("shift", [(0.0, -18.0, -4.0), (7.5, 0.0, 40.0)])
+def test_crops_that_are_shifted_are_those_of_the_host(scan, shift):
+    spec = replace(conftest.ball_spec().fracsegnet, spacing_mm=5.0, crop_zyx=(5, 4, 6), crop_shift_mm=shift)
+    session = FakeDeviceSession(bright, spec.crop_zyx)
+    corners = scan.grid.corners_ras_mm()
+    centre = (corners.min(axis=0) + corners.max(axis=0)) / 2
+    grids = [spec.grid_around(centre), spec.grid_around(centre + 3.0)]
+    plain = [replace(spec, crop_shift_mm=(0.0, 0.0, 0.0)).grid_around(centre)] * 2
+    with DevicePath(0) as path, path.scan(scan) as there:
+        found, unshifted = (there.run_crops(session, which, INTENSITY) for which in (grids, plain))
+    same(found, ScanOnHost(scan).run_crops(session, grids, INTENSITY))
+    assert not np.array_equal(found[0][0], unshifted[0][0])
+
+
 def test_another_crop_than_the_networks_is_refused(scan):
     session = FakeDeviceSession(bright, (5, 4, 6))
     grids = [crop_grid((0, 0, 0), spacing_mm=5.0, shape_zyx=(4, 4, 4))]
@@ -148,7 +162,7 @@ def bundle(tmp_path_factory):
         locnet=replace(
             spec.locnet, spacing_mm=4.0, window_zyx=window, overlap=0.3, peak_threshold=0.05, min_confidence=0.05
         ),
-        fracsegnet=replace(spec.fracsegnet, spacing_mm=3.0),
+        fracsegnet=replace(spec.fracsegnet, spacing_mm=3.0, crop_shift_mm=(0.0, -3.0, -1.5)),
         levelnet=levelnet,
     )
     names = ("locnet.onnx", "fracsegnet.onnx", "levelnet.onnx")
