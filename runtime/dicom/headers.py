@@ -1,0 +1,84 @@
+"""Headers of the source images, as the library that writes results needs them, and the identity that results take over.
+
+Real files lack attributes that must be there (if only empty), and hold values that their type forbids: a birth date of
+``1950-01-01``, a sex of ``U``. The library refuses both. So it is shown headers without identity, and the patient's and
+the study's attributes are copied into each result afterwards as they are.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+from highdicom.base import SOPClass
+from pydicom.dataset import Dataset
+
+_IDENTITY = (
+    *("PatientName", "PatientID", "PatientBirthDate", "PatientSex"),
+    *("StudyDate", "StudyTime", "AccessionNumber", "StudyID", "ReferringPhysicianName"),
+)
+"""Attributes of type 2: they must be there, and may be empty."""
+_GEOMETRY = (
+    *("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Modality"),
+    *("FrameOfReferenceUID", "PositionReferenceIndicator", "Rows", "Columns", "NumberOfFrames"),
+    *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SpecificCharacterSet"),
+    *("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"),
+    *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "DimensionOrganizationSequence"),
+    "DimensionIndexSequence",
+)
+
+
+@contextmanager
+def tolerant_of_values() -> Iterator[None]:
+    """Without pydicom's warnings on values of source files: these are taken over as they are."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def without_identity(header: Dataset) -> Dataset:
+    """What the library needs of one source image; the patient's and the study's attributes are empty in it."""
+    shown = Dataset()
+    for keyword in _GEOMETRY:
+        if keyword in header:
+            shown.add(header[keyword])
+    for keyword in _IDENTITY:
+        setattr(shown, keyword, None)
+    if not shown.get("Modality"):
+        shown.Modality = "CT"
+    if shown.get("PositionReferenceIndicator") is None:
+        shown.PositionReferenceIndicator = ""
+    return shown
+
+
+def take_identity(result: SOPClass, header: Dataset) -> None:
+    """Copy the patient's and the study's attributes of a source image into a result, as they are."""
+    result.copy_patient_and_study_information(header)
+    if "SpecificCharacterSet" in header:
+        result.add(header["SpecificCharacterSet"])
+
+
+def slice_step_mm(positions_lps_mm: np.ndarray, normal_lps: np.ndarray) -> tuple[float, bool]:
+    """Median distance of neighbouring slices along their normal, mm, and whether all are that far apart.
+
+    Args:
+        positions_lps_mm: (n, 3) of the slices, in their order.
+        normal_lps: (3,) unit vector.
+    """
+    if len(positions_lps_mm) < 2:
+        return 0.0, False
+    steps = np.abs(np.diff(positions_lps_mm @ normal_lps))
+    step = float(np.median(steps))
+    return step, bool(np.abs(steps - step).max() < 0.01 * step + 0.005)
+
+
+def text_of(header: Dataset, keyword: str) -> str:
+    """An attribute as text, ``""`` where it is missing or empty."""
+    value = header.get(keyword)
+    if value is None:
+        return ""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return "\\".join(str(part) for part in value)
+    return str(value).strip()
