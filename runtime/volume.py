@@ -13,11 +13,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from runtime.errors import GeometryError, InputError
+
+if TYPE_CHECKING:
+    from runtime.readers.dicom_source import DicomSource
 
 LPS_FROM_RAS: npt.NDArray[np.float64] = np.diag([-1.0, -1.0, 1.0, 1.0])
 """Converts homogeneous RAS+ millimetres to LPS+ and back (it is its own inverse)."""
@@ -125,6 +129,7 @@ class Volume:
         name: what to call it in messages and results.
         sha256: hex digest of the file or files that it was read from, or ``""``.
         notes: what a reader repaired or wants said about it; they become warnings of the findings.
+        source: the DICOM series that it was read from, or None for other formats.
 
     Raises:
         InputError: the array is not three-dimensional, of another dtype, or does not match the grid.
@@ -135,6 +140,7 @@ class Volume:
     name: str = "scan"
     sha256: str = ""
     notes: tuple[str, ...] = field(default=())
+    source: DicomSource | None = None
 
     def __post_init__(self) -> None:
         if self.array.ndim != 3:

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from runtime.errors import InputError
 from runtime.readers.checks import VoxelCollector
 from runtime.readers.dicom_frames import CT_CLASSES, Frame, frames_of
 from runtime.readers.dicom_geometry import arrange
+from runtime.readers.dicom_source import DicomSource
 from runtime.volume import Volume
 
 PADDING_HU = -1024.0
@@ -39,18 +40,20 @@ class _Image:
     series_uid: str
     series_number: str
     frames: tuple[Frame, ...]
+    header: Any
 
 
 def read_folder(path: Path, name: str) -> Volume:
     """Reads the CT series in a folder and its subfolders; see :func:`runtime.readers.read_scan`."""
     walked = [Path(folder) / file for folder, _, files in os.walk(path, onerror=_raise) for file in files]
     found = [file for file in walked if file.is_file()]  # not links that lead nowhere, pipes and the like
-    return _read({str(file.relative_to(path)): _opener(file) for file in sorted(found)}, name, f"The folder {path}")
+    files = {str(file.relative_to(path)): _opener(file) for file in sorted(found)}
+    return _read(files, name, f"The folder {path}", path)
 
 
 def read_file(path: Path, name: str) -> Volume:
     """Reads one enhanced multiframe CT file."""
-    return _read({path.name: _opener(path)}, name, f"The file {path}")
+    return _read({path.name: _opener(path)}, name, f"The file {path}", path.parent)
 
 
 def read_zip(path: Path, name: str) -> Volume:
@@ -62,7 +65,7 @@ def read_zip(path: Path, name: str) -> Volume:
             if locked is not None:
                 raise InputError(f"{path.name} is encrypted (such as {locked}); unpack it and give the folder.")
             files = {info.filename: _member_opener(archive, info) for info in members}
-            return _read(files, name, f"The zip {path}")
+            return _read(files, name, f"The zip {path}", path)
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise InputError(f"{path.name} is no zip or is damaged ({error}). Copy the file again.") from error
     except NotImplementedError as error:
@@ -81,7 +84,7 @@ def _member_opener(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Callable[
     return lambda: io.BytesIO(archive.read(info))
 
 
-def _read(files: Files, name: str, where: str) -> Volume:
+def _read(files: Files, name: str, where: str, root: Path) -> Volume:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pydicom's, on attributes that are not used here
         images, notes = _ct_images(files, where)
@@ -94,7 +97,28 @@ def _read(files: Files, name: str, where: str) -> Volume:
         digests = _read_voxels(files, frames, voxels)
     array = voxels.finish()
     sha256 = hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()
-    return Volume(array, grid, name, sha256, (*notes, *voxels.notes))
+    source = _source(frames, {frame.source: image.header for image in chosen for frame in image.frames}, root)
+    return Volume(array, grid, name, sha256, (*notes, *voxels.notes), source)
+
+
+def _source(frames: Sequence[Frame], headers: Mapping[str, Any], root: Path) -> DicomSource:
+    """What results refer to: the slices as they were received."""
+    first, header = frames[0], headers[frames[0].source]
+    return DicomSource(
+        series_uid=str(header.get("SeriesInstanceUID", "")),
+        study_uid=str(header.get("StudyInstanceUID", "")),
+        frame_of_reference_uid=first.frame_of_reference,
+        files=tuple(root / frame.source for frame in frames),
+        sop_instance_uids=tuple(str(headers[frame.source].get("SOPInstanceUID", "")) for frame in frames),
+        frame_numbers=tuple(frame.index + 1 for frame in frames),
+        positions_lps_mm=np.array([frame.position_lps_mm for frame in frames]),
+        orientation=first.row_lps + first.column_lps,
+        pixel_spacing_mm=(first.spacing_mm[0], first.spacing_mm[1]),
+        rows=first.rows,
+        columns=first.columns,
+        planes=np.arange(len(frames), dtype=np.float64),
+        datasets=tuple(headers[name] for name in dict.fromkeys(frame.source for frame in frames)),
+    )
 
 
 def _ct_images(files: Files, where: str) -> tuple[list[_Image], list[str]]:
@@ -135,6 +159,7 @@ def _image_or_kind(opener: Callable[[], BinaryIO], source: str) -> _Image | str:
         str(dataset.get("SeriesInstanceUID", "")),
         "without number" if series_number is None else str(series_number),
         tuple(frames_of(dataset, source)),
+        dataset,
     )
 
 
