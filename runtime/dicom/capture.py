@@ -28,10 +28,11 @@ def make_capture(context: ResultContext, picture: Image.Image) -> SCImage:
         photometric_interpretation="RGB",
         bits_allocated=8,
         coordinate_system="PATIENT",
-        patient_orientation=("", ""),
+        patient_orientation=("P", "F"),
         transfer_syntax_uid=ExplicitVRLittleEndian,
         **keywords,
     )
+    result.PatientOrientation = None  # two views with an orientation each; the letters are in the picture
     result.ConversionType = "WSD"
     result.BodyPartExamined = "SPINE"
     result.BurnedInAnnotation = "NO"

@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import numpy as np
 from highdicom.base import SOPClass
 from pydicom.dataset import Dataset
 
@@ -25,8 +24,6 @@ _GEOMETRY = (
     *("FrameOfReferenceUID", "PositionReferenceIndicator", "Rows", "Columns", "NumberOfFrames"),
     *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SpecificCharacterSet"),
     *("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"),
-    *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "DimensionOrganizationSequence"),
-    "DimensionIndexSequence",
 )
 
 
@@ -58,20 +55,6 @@ def take_identity(result: SOPClass, header: Dataset) -> None:
     result.copy_patient_and_study_information(header)
     if "SpecificCharacterSet" in header:
         result.add(header["SpecificCharacterSet"])
-
-
-def slice_step_mm(positions_lps_mm: np.ndarray, normal_lps: np.ndarray) -> tuple[float, bool]:
-    """Median distance of neighbouring slices along their normal, mm, and whether all are that far apart.
-
-    Args:
-        positions_lps_mm: (n, 3) of the slices, in their order.
-        normal_lps: (3,) unit vector.
-    """
-    if len(positions_lps_mm) < 2:
-        return 0.0, False
-    steps = np.abs(np.diff(positions_lps_mm @ normal_lps))
-    step = float(np.median(steps))
-    return step, bool(np.abs(steps - step).max() < 0.01 * step + 0.005)
 
 
 def text_of(header: Dataset, keyword: str) -> str:

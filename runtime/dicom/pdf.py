@@ -29,7 +29,6 @@ def make_pdf(context: ResultContext, picture: Image.Image) -> SOPClass:
         **context.instance_keywords(PDF),
     )
     result.ConversionType = "WSD"
-    result.BodyPartExamined = "SPINE"
     result.AcquisitionDateTime = None
     result.BurnedInAnnotation = "YES"
     result.RecognizableVisualFeatures = "NO"

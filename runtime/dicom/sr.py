@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from highdicom.sr import (
     CodeContentItem,
+    CodedConcept,
     Comprehensive3DSR,
     ContainerContentItem,
     ContentItem,
@@ -56,7 +57,7 @@ def make_sr(context: ResultContext, *, segmentation: Dataset | None) -> Comprehe
         is_final=False,
         is_verified=False,
         transfer_syntax_uid=ExplicitVRLittleEndian,
-        **context.instance_keywords(SR),
+        **context.instance_keywords(SR, "" if segmentation is None else segmentation.SOPInstanceUID),
     )
     vc.declare_private_codes(result)
     take_identity(result, images.first)
@@ -67,7 +68,7 @@ def _document(context: ResultContext, segmentation: Dataset | None) -> Container
     """The root of the report with all below it."""
     root = ContainerContentItem(name=codes.DCM.ImagingMeasurementReport, template_id="1500")
     content = ContentSequence()
-    content.extend(LanguageOfContentItemAndDescendants(Code("en-US", "RFC5646", "English (United States)")))
+    content.extend(LanguageOfContentItemAndDescendants(CodedConcept("en-US", "RFC5646", "English (United States)")))
     content.extend(_observer(context))
     content.append(
         CodeContentItem(
@@ -89,7 +90,7 @@ def _document(context: ResultContext, segmentation: Dataset | None) -> Container
     return root
 
 
-def _container(name: object, items: Sequence[ContentItem] = ()) -> ContainerContentItem:
+def _container(name: Code, items: Sequence[ContentItem] = ()) -> ContainerContentItem:
     container = ContainerContentItem(name=name, relationship_type=_CONTAINS)
     container.ContentSequence = ContentSequence(list(items))
     return container
@@ -115,9 +116,7 @@ def _image_library(context: ResultContext) -> ContainerContentItem:
     """The source images (TID 1600), so that readers know what the report is about."""
     acquired = RelationshipTypeValues.HAS_ACQ_CONTEXT
     about = [
-        CodeContentItem(
-            name=codes.DCM.Modality, value=codes.cid29.ComputedTomography, relationship_type=acquired
-        ),
+        CodeContentItem(name=codes.DCM.Modality, value=codes.cid29.ComputedTomography, relationship_type=acquired),
         UIDRefContentItem(
             name=codes.DCM.FrameOfReferenceUID,
             value=context.images.frame_of_reference_uid,
