@@ -68,7 +68,7 @@ class ResultContext:
             "series_description": self.series_description(kind),
             "manufacturer": MANUFACTURER,
             "manufacturer_model_name": plain(self.findings.bundle.name)[:LONGEST_LO],
-            "software_versions": (f"vertscan {software_version()}", f"bundle {self.bundle_label}"[:LONGEST_LO]),
+            "software_versions": [f"vertscan {software_version()}", f"bundle {self.bundle_label}"[:LONGEST_LO]],
             "device_serial_number": self.findings.bundle.sha256[:16],
         }
 

@@ -22,7 +22,7 @@ _IDENTITY = (
 _GEOMETRY = (
     *("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Modality"),
     *("FrameOfReferenceUID", "PositionReferenceIndicator", "Rows", "Columns", "NumberOfFrames"),
-    *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SpecificCharacterSet"),
+    *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"),
     *("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"),
 )
 
@@ -65,3 +65,11 @@ def text_of(header: Dataset, keyword: str) -> str:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return "\\".join(str(part) for part in value)
     return str(value).strip()
+
+
+def reference(header: Dataset) -> Dataset:
+    """A reference to one source image."""
+    item = Dataset()
+    item.ReferencedSOPClassUID = header.SOPClassUID
+    item.ReferencedSOPInstanceUID = header.SOPInstanceUID
+    return item

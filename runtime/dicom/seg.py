@@ -65,10 +65,8 @@ def _segment(context: ResultContext, vertebra: Vertebra) -> SegmentDescription:
 
 def description(vertebra: Vertebra, *, notice: str) -> str:
     """What viewers show beside a segment: the grade, and what must be said of it."""
-    if vertebra.grade is None:
-        said = "No grade"
-    else:
-        said = f"Genant grade {vertebra.grade} ({GRADE_WORDS[vertebra.grade]})"
+    grade = vertebra.grade
+    said = "No grade" if grade is None else f"Genant grade {grade} ({GRADE_WORDS[grade]})"
     if vertebra.height_loss is not None:
         said += f", height loss {100 * vertebra.height_loss:.0f} %"
     return f"{said}. {notice}".rstrip()
