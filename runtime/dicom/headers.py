@@ -53,7 +53,7 @@ def without_identity(header: Dataset) -> Dataset:
 def take_identity(result: SOPClass, header: Dataset) -> None:
     """Copy the patient's and the study's attributes of a source image into a result, as they are."""
     result.copy_patient_and_study_information(header)
-    if "SpecificCharacterSet" in header:
+    if header.get("SpecificCharacterSet"):  # an empty one is no value
         result.add(header["SpecificCharacterSet"])
 
 
