@@ -119,13 +119,16 @@ def test_missing_attributes_of_type_2_are_there_and_empty(tmp_path):
     assert measures.SliceThickness == pytest.approx(2.5)
 
 
-def test_an_empty_character_set_is_none(tmp_path):
+def test_what_is_empty_and_need_not_be_there_is_left_out(tmp_path):
     def change(dataset):
         dataset.SpecificCharacterSet, dataset.PatientName = "", "Doe^John"
+        dataset.DeidentificationMethod, dataset.PatientAge, dataset.PatientID = "", "", ""
         dataset.ReferringPhysicianName, dataset.StudyDescription = "", ""
 
     for result in written(analysis_of(read_scan(write_series(tmp_path / "scan", change=change))), tmp_path).values():
-        assert "SpecificCharacterSet" not in result
+        for keyword in ("SpecificCharacterSet", "DeidentificationMethod", "PatientAge"):
+            assert keyword not in result
+        assert result["PatientID"].is_empty
 
 
 def test_values_that_their_type_forbids_are_taken_over_as_they_are(tmp_path):
