@@ -16,6 +16,7 @@ on which a radiologist would put the corner points of a vertebra, where the endp
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,11 +50,29 @@ class BodyHeights:
         return np.array([self.anterior_mm, self.middle_mm, self.posterior_mm])
 
 
+Segment = tuple[tuple[float, float, float], tuple[float, float, float]]
+"""A lower and an upper end point, RAS+ mm."""
+
+
+@dataclass(frozen=True)
+class HeightEnds:
+    """The end points of a body's heights in its midline, RAS+ mm; each pair lies as far apart as its height.
+
+    The middle height is one that was moved to the middle of the body (see above), so its ends may lie off the
+    endplates by as much as it was moved.
+    """
+
+    anterior: Segment
+    middle: Segment
+    posterior: Segment
+
+
 @dataclass(frozen=True)
 class BodySize:
-    """Heights, and the depth and width of the body halfway between its endplates, mm."""
+    """Heights and their end points, and the depth and width of the body halfway between its endplates, mm."""
 
     heights: BodyHeights
+    ends: HeightEnds
     depth_mm: float
     width_mm: float
 
@@ -79,12 +98,36 @@ def measure_body(body: Body, *, reach: float = 1.0) -> BodySize | None:
         return None
     centre, half = 0.5 * (depth[0] + depth[1]), 0.5 * (depth[1] - depth[0])
     at_y: Float64 = (np.arange(len(top), dtype=np.float64) - centre) / half
-    height = np.asarray(_without_spurs(top, at_y) + _without_spurs(-bottom, at_y))
-    values = _three_heights(height, centre, half, reach)
+    upper, lower = _without_spurs(top, at_y), -_without_spurs(-bottom, at_y)
+    values = _three_heights(np.asarray(upper - lower), centre, half, reach)
     if not np.isfinite(values).all():
         return None
     heights = BodyHeights(*(float(v) * BODY_GRID_MM for v in values))
-    return BodySize(heights, 2.0 * half * BODY_GRID_MM, 2.0 * half_width * BODY_GRID_MM)
+    ends = _ends_ras_mm(body, 0.5 * (upper + lower), values, middle_x, (centre, half, reach))
+    return BodySize(heights, ends, 2.0 * half * BODY_GRID_MM, 2.0 * half_width * BODY_GRID_MM)
+
+
+def _ends_ras_mm(
+    body: Body, between: Float64, values: Sequence[float], middle_x: float, depth: tuple[float, float, float]
+) -> HeightEnds:
+    """Where the three heights lie.
+
+    Args:
+        body: on its grid.
+        between: (y,) z index halfway between the endplates.
+        values: the heights, voxels.
+        middle_x: x index of the midline.
+        depth: y index of the body's middle, its half depth in voxels, and the reach towards the rims.
+    """
+    centre, half, reach = depth
+    segments = []
+    for value, at in zip(values, (reach * ANTERIOR_AT, 0.0, reach * POSTERIOR_AT), strict=True):
+        y = centre + at * half
+        z = _height_near(between, y, _WINDOW_HALF_DEPTH * half)
+        index_zyx = [[z - 0.5 * value, y, middle_x], [z + 0.5 * value, y, middle_x]]
+        first, second = (tuple(map(float, point)) for point in body.grid.to_ras_mm(index_zyx))
+        segments.append(((first[0], first[1], first[2]), (second[0], second[1], second[2])))
+    return HeightEnds(*segments)
 
 
 def _ends(share: Float32) -> tuple[Float64, Float64]:

@@ -14,7 +14,7 @@ import numpy as np
 from runtime.anatomy import is_cervical
 from runtime.body_grid import Float64
 from runtime.height_loss import MeasuredFracture, measure_loss
-from runtime.heights import BodyHeights, BodySize, measure_body
+from runtime.heights import BodyHeights, BodySize, HeightEnds, measure_body
 from runtime.resample import resample
 from runtime.vertebral_body import Body, BodyMask, find_body, spine_tangents
 from runtime.volume import Grid, Volume
@@ -40,6 +40,7 @@ class Measurement:
 
     Args:
         heights: of the body, or None where they cannot be told.
+        ends: the heights' end points, or None with the heights.
         fracture: height loss, grade and shape, or None where the vertebra cannot be graded.
         mean_hu: of the trabecular bone: inside the body, 4 mm from its surface (half its depth where it is flat); None
             without a scan or where too little is left. Contrast medium raises it, and it changes with the tube voltage.
@@ -47,6 +48,7 @@ class Measurement:
     """
 
     heights: BodyHeights | None
+    ends: HeightEnds | None
     fracture: MeasuredFracture | None
     mean_hu: float | None
     reason: str
@@ -76,9 +78,10 @@ def measure_vertebrae(
         sizes.append(size)
         reasons.append(_reason(vertebra, size, cut=cut))
     heights = [None if size is None else size.heights for size in sizes]
+    ends = [None if size is None else size.ends for size in sizes]
     fractures = measure_loss(heights, [v.level for v in bodies])
     densities = [None if scan is None or body is None else trabecular_hu(body, scan) for body in found]
-    return tuple(Measurement(*entry) for entry in zip(heights, fractures, densities, reasons, strict=True))
+    return tuple(Measurement(*entry) for entry in zip(heights, ends, fractures, densities, reasons, strict=True))
 
 
 def trabecular_hu(body: Body, scan: Volume) -> float | None:

@@ -20,6 +20,7 @@ from runtime.engines.base import EngineInfo, Session
 from runtime.engines.triton_server import TritonServer
 from runtime.errors import BundleError, EngineError, InputError, OutOfMemoryError
 from runtime.findings import BundleInfo, Findings, ScanInfo
+from runtime.heights import HeightEnds
 from runtime.levels import LevelCall, decode_levels, level_evidence
 from runtime.localise import Centre
 from runtime.memory import MIB, peak_memory_mb
@@ -51,12 +52,14 @@ class Analysis:
         labels: (z, y, x) uint8 on the scan's grid: 0 background, 1..n the vertebrae, cranial to caudal.
         volume: the scan.
         notice: what table and picture must say of the bundle, ``""`` for one that is fit for clinical use.
+        height_ends: for each vertebra the end points of its measured heights, None where there are none.
     """
 
     findings: Findings
     labels: np.ndarray
     volume: Volume
     notice: str
+    height_ends: tuple[HeightEnds | None, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -265,7 +268,8 @@ class Pipeline:
             warnings=warnings(self.spec, volume, vertebrae, dropped=dropped, rejected=found.rejected, padded=padded),
             vertebrae=vertebrae,
         )
-        return Analysis(findings, labels, volume, notice(self.spec))
+        ends = tuple(measured.ends for measured in measurements)
+        return Analysis(findings, labels, volume, notice(self.spec), ends)
 
     def _locate(self, volume: Volume, scan: ScanAccess, clock: Stopwatch) -> _Candidates:
         """The centres that the first network finds, from cranial to caudal; not more than a patient can have."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from runtime.findings import Findings, Vertebra
 
-_COLUMNS = (
+COLUMNS = (
     ("#", 3),
     ("level", 10),
     ("centre RAS, mm", 22),
@@ -19,7 +19,7 @@ _COLUMNS = (
     ("conf", 5),
     ("scan", 5),
 )
-
+"""Titles and widths of the table's columns."""
 
 _SHAPES = {"wedge": "wedge", "biconcave": "bicon", "crush": "crush", None: ""}
 
@@ -33,8 +33,8 @@ def table(findings: Findings, *, notice: str = "") -> str:
     """
     lines = [*_header(findings), ""]
     if findings.vertebrae:
-        lines += [_row([title for title, _ in _COLUMNS]), "-" * len(_row(["-"] * len(_COLUMNS)))]
-        lines += [_row(_cells(vertebra)) for vertebra in findings.vertebrae]
+        lines += [_row([title for title, _ in COLUMNS]), "-" * len(_row(["-"] * len(COLUMNS)))]
+        lines += [_row(cells(vertebra)) for vertebra in findings.vertebrae]
     else:
         lines.append("No vertebra was found.")
     said_above = {notice, "No vertebra was found."}
@@ -61,10 +61,11 @@ def _header(findings: Findings) -> list[str]:
 
 
 def _row(cells: Sequence[str]) -> str:
-    return "  ".join(cell.rjust(width) for cell, (_, width) in zip(cells, _COLUMNS, strict=True)).rstrip()
+    return "  ".join(cell.rjust(width) for cell, (_, width) in zip(cells, COLUMNS, strict=True)).rstrip()
 
 
-def _cells(vertebra: Vertebra) -> list[str]:
+def cells(vertebra: Vertebra) -> list[str]:
+    """What each of ``COLUMNS`` says of a vertebra."""
     grade = "-"
     if vertebra.grade is not None:
         grade = str(vertebra.grade)

@@ -35,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def add_reading_options(parser: argparse.ArgumentParser) -> None:
+def add_reading_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """The options that say how DICOM is to be read."""
     parser.add_argument("--series", metavar="UID", help="the DICOM series to run on (default: chosen by rules)")
     parser.add_argument(

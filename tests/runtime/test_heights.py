@@ -3,7 +3,7 @@ import pytest
 
 from runtime.heights import ANTERIOR_AT, POSTERIOR_AT, measure_body
 from runtime.vertebral_body import BodyMask, find_body
-from tests.runtime.bodies import Solid, grid_of, local_mm, turn
+from tests.runtime.bodies import CENTRE_RAS_MM, Solid, grid_of, local_mm, turn
 
 
 def truth(solid):
@@ -87,3 +87,20 @@ def test_a_hole_inside_the_mask_does_not_matter():
     whole = Solid().whole(local) & ~((np.abs(local[..., 2]) < 4) & (np.abs(local[..., :2]) < 3).all(axis=-1))
     got = measure_body(find_body(BodyMask(grid, whole)))
     assert np.abs(got.heights.as_array() - 24).max() < 0.9
+
+
+@pytest.mark.parametrize("name", ["plain", "wedge", "biconcave"])
+@pytest.mark.parametrize("angles", [(0, 0, 0), (17, 6, 4)])
+def test_end_points_lie_on_the_endplates_as_far_apart_as_the_heights(name, angles):
+    solid, axes = BODIES[name], turn(*angles)
+    got = measured(solid, grid_of((0.9, 0.9, 1.1)), axes)
+    segments = np.array([got.ends.anterior, got.ends.middle, got.ends.posterior])
+    apart_mm = np.linalg.norm(segments[:, 1] - segments[:, 0], axis=1)
+    np.testing.assert_allclose(apart_mm, got.heights.as_array(), atol=1e-6)
+    local = (segments - CENTRE_RAS_MM) @ axes
+    y_mm = np.array([ANTERIOR_AT, 0.0, POSTERIOR_AT]) * solid.half_depth
+    half = 0.5 * truth(solid)
+    assert np.abs(local[..., 0]).max() < 1.0
+    assert np.abs(local[..., 1] - y_mm[:, None]).max() < 2.0
+    assert np.abs(local[:, 0, 2] + half).max() < 1.0
+    assert np.abs(local[:, 1, 2] - half).max() < 1.0
