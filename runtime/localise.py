@@ -12,7 +12,7 @@ from runtime.engines.base import Session
 from runtime.errors import EngineError
 from runtime.intensity import normalise
 from runtime.volume import Grid
-from runtime.voting import density_peaks, peak_support, refine_peaks, vote_map
+from runtime.voting import Density, density_peaks, peak_support, refine_peaks, vote_map
 from runtime.windows import plan_windows, sliding_windows, windows_reaching
 
 
@@ -89,7 +89,7 @@ def centres_of(heatmap: np.ndarray, offsets: np.ndarray, grid: Grid, spec: LocNe
     Returns:
         Centres of at least ``spec.min_confidence``, from cranial to caudal.
     """
-    density = heatmap
+    density: Density = heatmap
     if spec.variant == "F":
         density = vote_map(heatmap, offsets, threshold=spec.heatmap_threshold)
     separation = spec.peak_separation_voxels
