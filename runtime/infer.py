@@ -10,26 +10,18 @@ import argparse
 import contextlib
 import logging
 import sys
-import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from runtime.console import INTERRUPTED, complain, say
+from runtime.console import INTERRUPTED, complain, internal_error
 from runtime.engines import ENGINES, ONLY_BY_NAME, PRECISIONS
 from runtime.engines.triton_server import TIMEOUT_S, TritonServer
 from runtime.errors import InputError, OutOfMemoryError, VertscanError
-from runtime.findings import to_json
-from runtime.output import check_is_kept, check_replaceable, result_folders, write_results
-from runtime.readers import scan_name
-from runtime.report import table
-
-if TYPE_CHECKING:
-    from runtime.pipeline import Pipeline
-    from runtime.progress import Progress
+from runtime.output import check_is_kept, check_replaceable, result_folders
+from runtime.scan_list import RULE, list_scans
+from runtime.scan_runner import ScanRunner
 
 _SERVER_OPTIONS = ("url", "tls-ca", "tls-cert", "tls-key", "server-timeout")
-DEFECT = 1
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -37,7 +29,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="vertscan-infer",
         description="Finds every vertebra in CT scans, draws its mask and grades its fracture after Genant.",
-        epilog="Exit status: 0 done, 2 usage or input refused, 3 bundle or engine, 4 out of memory, 130 interrupted. "
+        epilog=f"{RULE} Of several scans the next is read while the networks run on the one before it. "
+        "Exit status: 0 done, 2 usage or input refused, 3 bundle or engine, 4 out of memory, 130 interrupted. "
         "Of several scans that fail, the first one's status is given.",
     )
     parser.add_argument(
@@ -45,15 +38,21 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="SCAN",
         nargs="+",
         type=_scan_path,
-        help=".nii, .nii.gz, .nrrd, .mha, .mhd, a DICOM folder or zip",
+        help=".nii, .nii.gz, .nrrd, .mha, .mhd, a DICOM folder or zip, or a folder of many of these (see below)",
     )
     parser.add_argument(
         "-o",
         "--output",
         metavar="DIR",
         type=Path,
-        help="where the results go: this folder for one scan, <scan name>.vertebrae in it for several "
-        "(default: <scan name>.vertebrae in the working directory)",
+        help="where the results go: this folder for one scan, <scan name>.vertebrae in it for several, in the same "
+        "subfolders as the scans of a folder (default: <scan name>.vertebrae in the working directory)",
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on where an interrupted run stopped: leave scans out whose complete results are there, of the same "
+        "scan (by its hash) and the same bundle",
     )
     parser.add_argument(
         "--bundle", metavar="PATH", type=Path, help="model bundle, folder or zip (default: the one inside)"
@@ -109,7 +108,7 @@ def _server(arguments: argparse.Namespace) -> TritonServer | None:
 def _scan_path(text: str) -> Path:
     """For argparse: an empty name, as an unset shell variable gives, is not the working directory."""
     if not text.strip():
-        raise argparse.ArgumentTypeError("the name is empty; give a scan, or '.' for the DICOM series in this folder")
+        raise argparse.ArgumentTypeError("the name is empty; give a scan, or '.' for this folder")
     return Path(text)
 
 
@@ -130,19 +129,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         complain("out of memory while the networks were loaded; close other programs or allow more memory")
         return OutOfMemoryError.exit_status
     except Exception as error:  # noqa: BLE001  the last resort: users get a message, never a trace
-        return _internal_error(error, debug=arguments.debug)
+        return internal_error(error, debug=arguments.debug)
 
 
 def _run(arguments: argparse.Namespace, *, talks: bool) -> int:
     """Run all scans over one open pipeline; the status of the first that failed, else 0."""
-    folders = result_folders(arguments.scans, arguments.output)
-    for scan, folder in zip(arguments.scans, folders, strict=True):
+    scans, is_list = list_scans(arguments.scans)
+    paths = [scan.path for scan in scans]
+    folders = result_folders(paths, arguments.output, under=[scan.under for scan in scans] if is_list else None)
+    for scan, folder in zip(paths, folders, strict=True):
         check_is_kept(scan, folder)
         check_replaceable(folder)
     server = _server(arguments)
     from runtime.pipeline import Pipeline
 
-    status = 0
     with Pipeline.open(
         arguments.bundle,
         engine=arguments.engine,
@@ -150,34 +150,8 @@ def _run(arguments: argparse.Namespace, *, talks: bool) -> int:
         device=arguments.device,
         server=server,
     ) as pipeline:
-        for scan, folder in zip(arguments.scans, folders, strict=True):
-            outcome = _one_scan(pipeline, scan, folder, arguments, talks=talks)
-            status = status or outcome
-    return status
-
-
-def _one_scan(pipeline: Pipeline, scan: Path, folder: Path, arguments: argparse.Namespace, *, talks: bool) -> int:
-    """Run one scan and write its results; what fails is told on stderr and given as the status."""
-    from runtime.progress import NoProgress, TerminalProgress
-
-    progress: Progress = TerminalProgress(sys.stderr, scan_name(scan)) if talks else NoProgress()
-    try:
-        try:
-            analysis = pipeline.analyse(scan, progress=progress)
-            findings = write_results(analysis, folder, overview=not arguments.no_overview, progress=progress)
-        finally:
-            progress.finish()
-    except VertscanError as error:
-        complain(f"{scan}: {error}")
-        return error.exit_status
-    except Exception as error:  # noqa: BLE001  a defect met in one scan does not stop the others
-        return _internal_error(error, debug=arguments.debug)
-    if arguments.json:
-        text = to_json(findings, indent=2 if len(arguments.scans) == 1 else None)
-    else:
-        text = f"{table(findings, notice=analysis.notice)}\n\nresults in {_shown(folder)}\n"
-    say(text, else_say="; the results are on disk")
-    return 0
+        runner = ScanRunner(pipeline, arguments, is_list=is_list, talks=talks)
+        return runner.run(list(zip(paths, folders, strict=True)))
 
 
 @contextlib.contextmanager
@@ -194,27 +168,6 @@ def _log_to(handler: logging.Handler) -> Iterator[None]:
         logging.captureWarnings(False)
         own.setLevel(level)
         root.removeHandler(handler)
-
-
-def _shown(path: Path) -> str:
-    """The path as it can be copied from the terminal; what that can't show is escaped."""
-    text = str(path)
-    try:
-        text.encode(sys.stdout.encoding or "ascii")
-    except UnicodeEncodeError:
-        return ascii(text)[1:-1]
-    return text if text.isprintable() else ascii(text)[1:-1]
-
-
-def _internal_error(error: Exception, *, debug: bool) -> int:
-    """Tell of a defect of this software without a trace, unless it was asked for."""
-    if debug:
-        traceback.print_exception(error, file=sys.stderr)
-    complain(
-        f"internal error: {type(error).__name__}: {error}. Please report it"
-        f"{'.' if debug else '; --debug shows the trace.'}"
-    )
-    return DEFECT
 
 
 def _version() -> str:
