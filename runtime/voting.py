@@ -39,19 +39,52 @@ def vote_map(heatmap: np.ndarray, offsets: np.ndarray, *, threshold: float) -> S
     Raises:
         ValueError: the shapes don't belong together.
     """
-    from runtime.kernels.voting import cast_votes, mark_bricks, vote_targets
-
     if heatmap.ndim != 3 or offsets.shape != (3, *heatmap.shape):
         raise ValueError(f"Offsets of shape {offsets.shape} don't belong to a heatmap of shape {heatmap.shape}.")
-    flat, shape = _ready(heatmap).reshape(-1), _shape(heatmap)
-    foreground = _voxels_above(flat, threshold)
-    targets = np.empty_like(foreground)
-    vote_targets(_ready(offsets), foreground, targets)
-    index = no_bricks(shape)
-    mark_bricks(targets, shape, index)
-    votes = SparseVolume.of_marked(shape, index)
-    cast_votes(flat, foreground, targets, shape, votes.index, votes.bricks)
-    return votes
+    ballots = Ballots(_shape(heatmap), threshold=threshold)
+    ballots.add(0, heatmap, offsets)
+    return ballots.vote_map()
+
+
+class Ballots:
+    """The votes of a volume whose heatmap and offsets come slab by slab; see ``vote_map``.
+
+    Args:
+        shape_zyx: of the whole volume, voxels.
+        threshold: H_t.
+    """
+
+    def __init__(self, shape_zyx: tuple[int, int, int], *, threshold: float) -> None:
+        self._shape, self._threshold = shape_zyx, threshold
+        self._weights: list[npt.NDArray[np.float32]] = []
+        self._targets: list[npt.NDArray[np.int64]] = []
+
+    def add(self, first: int, heatmap: np.ndarray, offsets: np.ndarray) -> None:
+        """Take the votes of the planes from ``first`` on: heatmap (z, y, x), offsets (3, z, y, x). From low z to high.
+
+        The order counts: votes are summed in the order in which they come.
+        """
+        from runtime.kernels.voting import vote_targets
+
+        flat = _ready(heatmap).reshape(-1)
+        foreground = _voxels_above(flat, self._threshold)
+        targets = np.empty_like(foreground)
+        if foreground.size:
+            vote_targets(np.asarray(offsets, np.float32), foreground, first, self._shape[0], targets)
+        self._weights.append(flat[foreground])
+        self._targets.append(targets)
+
+    def vote_map(self) -> SparseVolume:
+        """The sum of all votes taken so far."""
+        from runtime.kernels.voting import cast_votes, mark_bricks
+
+        weights = np.concatenate([np.empty(0, np.float32), *self._weights])
+        targets = np.concatenate([np.empty(0, np.int64), *self._targets])
+        index = no_bricks(self._shape)
+        mark_bricks(targets, self._shape, index)
+        votes = SparseVolume.of_marked(self._shape, index)
+        cast_votes(weights, targets, self._shape, votes.index, votes.bricks)
+        return votes
 
 
 def density_peaks(vote_map: Density, *, threshold: float, separation_voxels: float) -> npt.NDArray[np.int64]:

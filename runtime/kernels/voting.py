@@ -41,14 +41,18 @@ def voxels_above(flat, threshold, first, last):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def vote_targets(offsets, foreground, targets):  # type: ignore[no-untyped-def]
-    """For each foreground voxel (a flat index) the flat index its offset (3, z, y, x) points to; -1 for outside."""
-    size_z, size_y, size_x = offsets.shape[1:]
+def vote_targets(offsets, foreground, first_z, size_z, targets):  # type: ignore[no-untyped-def]
+    """For each foreground voxel the flat index in the volume that its offset points to; -1 for outside.
+
+    The foreground is flat indices in a slab that begins at plane ``first_z`` of the volume's ``size_z``; the offsets
+    (3, z, y, x) are the slab's.
+    """
+    size_y, size_x = offsets.shape[2:]
     for i in range(foreground.size):
         row, x = divmod(foreground[i], size_x)
         z, y = divmod(row, size_y)
         # Floats until they are known to lie inside: a wild offset has no integer.
-        tz = math.floor(z + np.float64(offsets[0, z, y, x]) + 0.5)
+        tz = math.floor(first_z + z + np.float64(offsets[0, z, y, x]) + 0.5)
         ty = math.floor(y + np.float64(offsets[1, z, y, x]) + 0.5)
         tx = math.floor(x + np.float64(offsets[2, z, y, x]) + 0.5)
         targets[i] = -1
@@ -91,14 +95,14 @@ def fill_bricks(volume, corners, bricks, outside):  # type: ignore[no-untyped-de
 
 
 @njit(cache=True, nogil=True)
-def cast_votes(flat, foreground, targets, shape, index, bricks):  # type: ignore[no-untyped-def]
-    """Add each foreground voxel's value in the flat heatmap to the brick its target lies in, in the list's order."""
-    for i in range(foreground.size):
+def cast_votes(weights, targets, shape, index, bricks):  # type: ignore[no-untyped-def]
+    """Add each weight to the brick that its target (a flat index) lies in, in the list's order."""
+    for i in range(targets.size):
         if targets[i] >= 0:
             row, x = divmod(targets[i], shape[2])
             z, y = divmod(row, shape[1])
             n = index[z // BRICK, y // BRICK, x // BRICK]
-            bricks[n, z % BRICK, y % BRICK, x % BRICK] += flat[foreground[i]]
+            bricks[n, z % BRICK, y % BRICK, x % BRICK] += weights[i]
 
 
 @njit(cache=True, nogil=True)

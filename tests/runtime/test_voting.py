@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from runtime.voting import density_peaks, peak_support, peaks_with_plateaus, refine_peaks, vote_map
+from runtime.voting import Ballots, density_peaks, peak_support, peaks_with_plateaus, refine_peaks, vote_map
 
 shapes = st.tuples(*[st.integers(1, 6)] * 3)
 separations = st.one_of(st.sampled_from([0.0, 1.0, math.sqrt(2), math.sqrt(3), 2.0, 2.5, 5.0, 1e9]), st.floats(0, 9))
@@ -334,3 +334,14 @@ def test_memory_is_that_of_the_foreground_wherever_votes_fall():
     votes = cast(heatmap)
     assert votes.bricks.nbytes + votes.index.nbytes < heatmap.nbytes / 100
     assert np.count_nonzero(votes.dense()) == 3
+
+
+@given(shapes, st.integers(1, 4), st.integers(0, 2**32 - 1))
+@settings(max_examples=100, deadline=None)
+def test_votes_that_come_slab_by_slab_are_those_that_come_at_once(shape, depth, seed):
+    heatmap, offsets = votes_to_cast(shape, seed)
+    ballots = Ballots(shape, threshold=0.5)
+    for first in range(0, shape[0], depth):
+        planes = slice(first, first + depth)
+        ballots.add(first, heatmap[planes], offsets[:, planes])
+    np.testing.assert_array_equal(ballots.vote_map().dense(), algorithm_1(heatmap, offsets, 0.5))
