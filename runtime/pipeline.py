@@ -17,6 +17,7 @@ from runtime.describe import body_masks, describe, notice, reported, warnings
 from runtime.device.session import offers_device_tensors
 from runtime.engines import open_session, select_engine, triton
 from runtime.engines.base import EngineInfo, Session
+from runtime.engines.calibrated import passed_precisions
 from runtime.engines.triton_server import TritonServer
 from runtime.errors import BundleError, InputError, OutOfMemoryError
 from runtime.findings import BundleInfo, Findings, ScanInfo
@@ -171,7 +172,8 @@ class Pipeline:
     ) -> Pipeline:
         """Load a bundle's networks (the one that ships with the package if None) on an engine.
 
-        Engine, precision and device are chosen here once, and the choice is logged with its reason. The engine
+        Engine, precision and device are chosen here once, and the choice is logged with its reason; ``"auto"`` means
+        bf16 on a processor that has it, if the bundle's calibration passed its gate in it. The engine
         ``"triton"`` needs a ``server``, and no other engine takes one.
 
         Raises:
@@ -188,7 +190,7 @@ class Pipeline:
         if server is not None:
             choice = triton.choose(server, opened, engine=engine, precision=precision, device=device)
         else:
-            choice = select_engine(engine, precision=precision, device=device)
+            choice = select_engine(engine, precision=precision, device=device, passed=passed_precisions(spec))
         with ExitStack() as stack:
             sessions = [
                 stack.enter_context(open_session(choice, opened.path_of(file), threads=threads))
