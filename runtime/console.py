@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
+from pathlib import Path
 
 from runtime.errors import InputError
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C."""
+DEFECT = 1
+"""Exit status after a defect of this software."""
 
 
 def say(text: str, *, else_say: str = "") -> None:
@@ -33,3 +37,24 @@ def say(text: str, *, else_say: str = "") -> None:
 def complain(text: str) -> None:
     """One line on stderr that says what went wrong."""
     print(f"error: {text}", file=sys.stderr)
+
+
+def internal_error(error: Exception, *, debug: bool) -> int:
+    """Tell of a defect of this software without a trace, unless it was asked for; the exit status to end with."""
+    if debug:
+        traceback.print_exception(error, file=sys.stderr)
+    complain(
+        f"internal error: {type(error).__name__}: {error}. Please report it"
+        f"{'.' if debug else '; --debug shows the trace.'}"
+    )
+    return DEFECT
+
+
+def shown(path: Path) -> str:
+    """The path as it can be copied from the terminal; what that can't show is escaped."""
+    text = str(path)
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return ascii(text)[1:-1]
+    return text if text.isprintable() else ascii(text)[1:-1]

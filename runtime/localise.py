@@ -10,10 +10,9 @@ import numpy as np
 from runtime.bundle import LocNetSpec
 from runtime.engines.base import Session
 from runtime.errors import EngineError
-from runtime.intensity import normalise
 from runtime.volume import Grid
-from runtime.voting import density_peaks, peak_support, refine_peaks, vote_map
-from runtime.windows import plan_windows, sliding_windows, windows_reaching
+from runtime.voting import Ballots, Density, density_peaks, peak_support, refine_peaks, vote_map
+from runtime.windows import plan_windows, window_slabs, windows_reaching
 
 
 @dataclass(frozen=True)
@@ -60,11 +59,15 @@ def locate(
     keep = windows_reaching(hu, plan, spec.skip_below_hu)
     if not keep.any():
         return ()
-    image = normalise(hu, spec.intensity)
-    heatmap, offsets = sliding_windows(image, plan, session, batch=batch, keep=keep, progress=progress)
-    del image
-    check_offsets(spec, len(offsets))
-    return centres_of(heatmap, offsets, grid, spec)
+    heatmap = np.zeros(grid.shape_zyx, np.float32)
+    ballots = Ballots(grid.shape_zyx, threshold=spec.heatmap_threshold)
+    slabs = window_slabs(hu, plan, session, batch=batch, keep=keep, intensity=spec.intensity, progress=progress)
+    for slab in slabs:
+        check_offsets(spec, len(slab.offsets))
+        heatmap[slab.planes] = slab.heatmap
+        if spec.variant == "F":
+            ballots.add(slab.first, slab.heatmap, slab.offsets)
+    return _centres(ballots.vote_map() if spec.variant == "F" else heatmap, heatmap, grid, spec)
 
 
 def check_offsets(spec: LocNetSpec, channels: int) -> None:
@@ -89,9 +92,13 @@ def centres_of(heatmap: np.ndarray, offsets: np.ndarray, grid: Grid, spec: LocNe
     Returns:
         Centres of at least ``spec.min_confidence``, from cranial to caudal.
     """
-    density = heatmap
+    density: Density = heatmap
     if spec.variant == "F":
         density = vote_map(heatmap, offsets, threshold=spec.heatmap_threshold)
+    return _centres(density, heatmap, grid, spec)
+
+
+def _centres(density: Density, heatmap: np.ndarray, grid: Grid, spec: LocNetSpec) -> tuple[Centre, ...]:
     separation = spec.peak_separation_voxels
     peaks = density_peaks(density, threshold=spec.peak_threshold, separation_voxels=separation)
     places_mm = grid.to_ras_mm(refine_peaks(density, peaks, radius_voxels=spec.refine_radius_voxels))

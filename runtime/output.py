@@ -31,24 +31,31 @@ _SCRATCH = ".vertscan-"
 """Begins the names of folders that are being written; one that a killed process left is no obstacle."""
 
 
-def result_folders(scans: Sequence[Path], output: Path | None) -> tuple[Path, ...]:
+def result_folders(
+    scans: Sequence[Path], output: Path | None, *, under: Sequence[Path] | None = None
+) -> tuple[Path, ...]:
     """Where the results of each scan go.
 
     One scan and ``output``: that very folder. Several scans: ``<scan name>.vertebrae`` in it. No ``output``:
-    ``<scan name>.vertebrae`` in the working directory.
+    ``<scan name>.vertebrae`` in the working directory. Of a list of scans, each goes to the folder below that its
+    ``under`` names, and one scan is a list too.
 
     Raises:
         InputError: two scans would share a folder; which result is whose could not be told afterwards.
     """
-    if output is not None and len(scans) == 1:
+    if output is not None and under is None and len(scans) == 1:
         return (output,)
-    folders = tuple((output or Path()) / f"{scan_name(scan)}.vertebrae" for scan in scans)
+    below = [Path()] * len(scans) if under is None else under
+    folders = tuple(
+        (output or Path()) / place / f"{scan_name(scan)}.vertebrae" for scan, place in zip(scans, below, strict=True)
+    )
     owners: dict[str, Path] = {}
     for scan, folder in zip(scans, folders, strict=True):
-        first = owners.setdefault(folder.name.casefold(), scan)
+        first = owners.setdefault(str(folder).casefold(), scan)
         if first is not scan:
             raise InputError(
-                f"{first} and {scan} would both be written to {folder}. Run them one by one, each with its own -o."
+                f"{first} and {scan} would both be written to {folder}. Rename one, or run them one by one, each with "
+                "its own -o."
             )
     return folders
 

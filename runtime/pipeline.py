@@ -17,6 +17,7 @@ from runtime.describe import body_masks, describe, notice, reported, warnings
 from runtime.device.session import offers_device_tensors
 from runtime.engines import open_session, select_engine, triton
 from runtime.engines.base import EngineInfo, Session
+from runtime.engines.calibrated import passed_precisions
 from runtime.engines.triton_server import TritonServer
 from runtime.errors import BundleError, EngineError, InputError, OutOfMemoryError
 from runtime.findings import BundleInfo, Findings, ScanInfo
@@ -32,7 +33,7 @@ from runtime.progress import NoProgress, Progress
 from runtime.readers import read_scan
 from runtime.readers.options import ReadOptions
 from runtime.resample import working_grid
-from runtime.scan_access import ScanAccess, scan_opener
+from runtime.scan_access import ImageAccess, ScanAccess, ScanOnHost, scan_opener
 from runtime.segment import SegmentedVertebra, segment
 from runtime.volume import Volume
 
@@ -79,13 +80,32 @@ class _Candidates:
     rejected: int
 
 
-class Stopwatch:
-    """Seconds per stage, and the progress that goes with them."""
+class PreparedScan:
+    """A scan that was read, and brought to the first network's grid where that is done in the host's memory.
 
-    def __init__(self, progress: Progress) -> None:
+    Args:
+        volume: the scan.
+        image: the scan on the working grid, or None where the engine's GPU makes it.
+        seconds: what each stage took.
+    """
+
+    def __init__(self, volume: Volume, image: ImageAccess | None, seconds: Mapping[str, float]) -> None:
+        self.volume, self.seconds = volume, dict(seconds)
+        self._image = image
+
+    def take_image(self) -> ImageAccess | None:
+        """The image, given away so that its memory is free once it was used; the second time None."""
+        image, self._image = self._image, None
+        return image
+
+
+class Stopwatch:
+    """Seconds per stage, and the progress that goes with them; ``before`` is what was done ahead."""
+
+    def __init__(self, progress: Progress, before: Mapping[str, float] | None = None) -> None:
         self.progress = progress
-        self.seconds: dict[str, float] = {}
-        self._start_s = time.perf_counter()
+        self.seconds: dict[str, float] = dict(before or {})
+        self._start_s = time.perf_counter() - sum(self.seconds.values())
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -96,7 +116,7 @@ class Stopwatch:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start_s
 
     def timings_s(self) -> Mapping[str, float]:
-        """Seconds of each stage so far, and ``"total"`` since the start; to the millisecond."""
+        """Seconds of each stage so far, and ``"total"`` with what was done ahead; to the millisecond."""
         total_s = time.perf_counter() - self._start_s
         return {name: round(s, 3) for name, s in (*self.seconds.items(), ("total", total_s))}
 
@@ -138,6 +158,7 @@ class Pipeline:
         """Use ``Pipeline.open``; ``resources`` owns the sessions, and is emptied into the pipeline."""
         sessions = _in_turns([locnet, fracsegnet, *([] if levelnet is None else [levelnet])])
         self._bundle, self._open_scan = bundle, scan_opener(sessions, resources)
+        self._images_on_host = not all(offers_device_tensors(session) for session in sessions)
         self._locnet, self._fracsegnet = sessions[:2]
         self._levelnet = sessions[2] if len(sessions) > 2 else None
         self._resources = resources.pop_all()
@@ -155,7 +176,8 @@ class Pipeline:
     ) -> Pipeline:
         """Load a bundle's networks (the one that ships with the package if None) on an engine.
 
-        Engine, precision and device are chosen here once, and the choice is logged with its reason. The engine
+        Engine, precision and device are chosen here once, and the choice is logged with its reason; ``"auto"`` means
+        bf16 on a processor that has it, if the bundle's calibration passed its gate in it. The engine
         ``"triton"`` needs a ``server``, and no other engine takes one.
 
         Raises:
@@ -175,7 +197,7 @@ class Pipeline:
         if server is not None:
             choice = triton.choose(server, opened, engine=engine, precision=precision, device=device)
         else:
-            choice = select_engine(engine, precision=precision, device=device)
+            choice = select_engine(engine, precision=precision, device=device, passed=passed_precisions(spec))
         with ExitStack() as stack:
             sessions = [
                 stack.enter_context(open_session(choice, opened.path_of(file), threads=threads))
@@ -190,23 +212,59 @@ class Pipeline:
         return self._bundle.spec
 
     @property
+    def bundle_sha256(self) -> str:
+        """Hash of the open bundle, as the findings state it."""
+        return self._bundle.sha256
+
+    @property
     def engine_info(self) -> EngineInfo:
         """The engine that runs the networks, and why it was chosen."""
         return self._locnet.info
 
     def run(
-        self, scan: str | Path | Volume, *, progress: Progress | None = None, reading: ReadOptions | None = None
+        self,
+        scan: str | Path | Volume | PreparedScan,
+        *,
+        progress: Progress | None = None,
+        reading: ReadOptions | None = None,
     ) -> Findings:
         """The findings of one scan; see ``analyse``."""
         return self.analyse(scan, progress=progress, reading=reading).findings
 
-    def analyse(
+    def prepare(
         self, scan: str | Path | Volume, *, progress: Progress | None = None, reading: ReadOptions | None = None
+    ) -> PreparedScan:
+        """Do what comes before the networks, such as for the next scan while they run on another one.
+
+        Raises:
+            InputError: the scan can't be read or used.
+            OutOfMemoryError: the scan does not fit in the memory there is.
+        """
+        clock = Stopwatch(progress or NoProgress())
+        volume, image = scan if isinstance(scan, Volume) else None, None
+        try:
+            if volume is None:
+                with clock.stage("read"):
+                    volume = read_scan(Path(scan), reading)  # type: ignore[arg-type]
+            _check_finite(volume)
+            if self._images_on_host:
+                with clock.stage("resample"):
+                    image = ScanOnHost(volume).image_on(working_grid(volume.grid, self.spec.locnet.spacing_mm))
+            return PreparedScan(volume, image, clock.seconds)
+        except MemoryError as error:
+            raise _out_of_memory(scan, volume) from error
+
+    def analyse(
+        self,
+        scan: str | Path | Volume | PreparedScan,
+        *,
+        progress: Progress | None = None,
+        reading: ReadOptions | None = None,
     ) -> Analysis:
         """Find, name, segment and grade every vertebra of a scan.
 
         Args:
-            scan: a file, a DICOM folder or zip, or a volume in memory.
+            scan: a file, a DICOM folder or zip, a volume in memory, or what ``prepare`` gave, which is used up.
             progress: is told the stages, windows and crops; ``finish`` is left to the caller.
             reading: which DICOM series, and what to put up with, where the scan is a path.
 
@@ -215,23 +273,18 @@ class Pipeline:
             EngineError: a network failed.
             OutOfMemoryError: the scan does not fit in the memory there is.
         """
-        clock = Stopwatch(progress or NoProgress())
-        volume: Volume | None = None
+        progress = progress or NoProgress()
+        prepared = scan if isinstance(scan, PreparedScan) else self.prepare(scan, progress=progress, reading=reading)
         try:
-            if isinstance(scan, Volume):
-                volume = scan
-            else:
-                with clock.stage("read"):
-                    volume = read_scan(Path(scan), reading)
-            _check_finite(volume)
-            return self._analyse(volume, clock)
+            return self._analyse(prepared, Stopwatch(progress, prepared.seconds))
         except MemoryError as error:
-            raise _out_of_memory(scan, volume) from error
+            raise _out_of_memory(prepared.volume, prepared.volume) from error
 
-    def _analyse(self, volume: Volume, clock: Stopwatch) -> Analysis:
+    def _analyse(self, prepared: PreparedScan, clock: Stopwatch) -> Analysis:
         frac, batch = self.spec.fracsegnet, 1 if self.engine_info.device == "CPU" else GPU_BATCH
+        volume = prepared.volume
         with self._open_scan(volume) as scan:
-            found = self._label(volume, scan, self._locate(volume, scan, clock), clock, batch=batch)
+            found = self._label(volume, scan, self._locate(prepared, scan, clock), clock, batch=batch)
             with clock.stage("segment"):
                 step = clock.progress.step
                 segmented = segment(
@@ -271,11 +324,12 @@ class Pipeline:
         ends = tuple(measured.ends for measured in measurements)
         return Analysis(findings, labels, volume, notice(self.spec), ends)
 
-    def _locate(self, volume: Volume, scan: ScanAccess, clock: Stopwatch) -> _Candidates:
+    def _locate(self, prepared: PreparedScan, scan: ScanAccess, clock: Stopwatch) -> _Candidates:
         """The centres that the first network finds, from cranial to caudal; not more than a patient can have."""
-        spec = self.spec.locnet
-        with clock.stage("resample"):
-            image = scan.image_on(working_grid(volume.grid, spec.spacing_mm))
+        spec, image = self.spec.locnet, prepared.take_image()
+        if image is None:
+            with clock.stage("resample"):
+                image = scan.image_on(working_grid(prepared.volume.grid, spec.spacing_mm))
         with clock.stage("locate"):
             centres = image.locate(spec, self._locnet, progress=clock.progress.step)
         kept = sorted(centres, key=lambda centre: -centre.confidence)[:MOST_VERTEBRAE]

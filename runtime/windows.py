@@ -9,8 +9,10 @@ from itertools import product
 
 import numpy as np
 
+from runtime.bundle import IntensityWindow
 from runtime.engines.base import Session
 from runtime.errors import EngineError
+from runtime.intensity import normalise
 
 AIR = 0.0
 """Normalised intensity of what lies outside the volume: the low end of every intensity window."""
@@ -89,24 +91,72 @@ def sliding_windows(
     *,
     batch: int = 1,
     keep: np.ndarray | None = None,
+    intensity: IntensityWindow | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Run a localisation network over a volume.
-
-    Where windows overlap their outputs are averaged, weighted by ``importance_profiles``; memory is that of the
-    results and one volume of weights, whatever the number of windows.
-
-    Args:
-        image: (z, y, x) float32, normalised to [0, 1].
-        plan: the windows; ``plan.shape_zyx`` is the image's shape.
-        session: its outputs are named ``heatmap`` (n, 1, z, y, x) and perhaps ``offsets`` (n, c, z, y, x).
-        batch: windows that are run at once, at most.
-        keep: bool, which of the plan's windows to run; None for all.
-        progress: called with the number of windows done and to do, after each batch.
+    """Run a localisation network over a volume: all that ``window_slabs`` gives, together.
 
     Returns:
         The heatmap (z, y, x) and the offsets (c, z, y, x; c is 0 without that output), float32; voxels that lie in no
         window that was run are 0 in both.
+    """
+    heatmap = np.zeros(plan.shape_zyx, np.float32)
+    offsets = np.zeros((0, *plan.shape_zyx), np.float32)
+    slabs = window_slabs(image, plan, session, batch=batch, keep=keep, intensity=intensity, progress=progress)
+    for slab in slabs:
+        if len(offsets) != len(slab.offsets):
+            offsets = np.zeros((len(slab.offsets), *plan.shape_zyx), np.float32)
+        heatmap[slab.planes] = slab.heatmap
+        offsets[:, slab.planes] = slab.offsets
+    return heatmap, offsets
+
+
+@dataclass(frozen=True, eq=False)
+class Slab:
+    """What a network says of some planes of a volume; the arrays are used again for the next slab.
+
+    Args:
+        first: the first plane, along z.
+        heatmap: (z, y, x) float32.
+        offsets: (c, z, y, x) float32; c is 0 without that output.
+    """
+
+    first: int
+    heatmap: np.ndarray
+    offsets: np.ndarray
+
+    @property
+    def planes(self) -> slice:
+        """The planes of the volume."""
+        return slice(self.first, self.first + len(self.heatmap))
+
+
+def window_slabs(
+    image: np.ndarray,
+    plan: WindowPlan,
+    session: Session,
+    *,
+    batch: int = 1,
+    keep: np.ndarray | None = None,
+    intensity: IntensityWindow | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[Slab]:
+    """Run a localisation network over a volume, and give what it says plane by plane as soon as it is complete.
+
+    Where windows overlap their outputs are averaged, weighted by ``importance_profiles``. Memory is that of one
+    window's depth, whatever the length of the volume.
+
+    Args:
+        image: (z, y, x) float32, normalised to [0, 1]; with ``intensity`` any numbers, normalised window by window.
+        plan: the windows; ``plan.shape_zyx`` is the image's shape.
+        session: its outputs are named ``heatmap`` (n, 1, z, y, x) and perhaps ``offsets`` (n, c, z, y, x).
+        batch: windows that are run at once, at most.
+        keep: bool, which of the plan's windows to run; None for all.
+        intensity: what becomes 0 and 1, None for an image that is normalised.
+        progress: called with the number of windows done and to do, after each batch.
+
+    Yields:
+        Slabs from low z to high z that don't overlap; of planes in none of them nothing was run.
 
     Raises:
         EngineError: the network fails, an output has another shape, or holds NaN or infinity.
@@ -116,47 +166,62 @@ def sliding_windows(
         raise EngineError(f"A localisation network has an output heatmap; met {', '.join(session.output_names)}.")
     picks = [session.output_names.index(name) for name in names]
     starts = [start for i, start in enumerate(plan.starts_zyx) if keep is None or keep[i]]
+    starts.sort(key=lambda start: start[0])
     blend = _Blend(plan)
     done = 0
-    for chunk, block in _batches(image, plan, starts, batch):
+    for chunk, block in _batches(image, plan, starts, batch, intensity):
         outputs = session(block)
         checked = [_checked(outputs[pick], name, block) for pick, name in zip(picks, names, strict=True)]
         for i, start in enumerate(chunk):
+            yield from blend.complete_before(start[0])
             blend.add(start, [output[i] for output in checked])
         done += len(chunk)
         if progress is not None:
             progress(done, len(starts))
-    return blend.result()
+    yield from blend.complete_before(plan.shape_zyx[0])
 
 
 class _Blend:
-    """Sums of weighted outputs, and of the weights."""
+    """Sums of weighted outputs, and of the weights, over the planes that the windows of one height see."""
 
     def __init__(self, plan: WindowPlan) -> None:
         self._profiles = importance_profiles(plan.window_zyx)
-        self._shape = plan.shape_zyx
-        self._weight = np.zeros(plan.shape_zyx, np.float32)
+        self._first = 0
+        self._shape = (min(plan.window_zyx[0], plan.shape_zyx[0]), *plan.shape_zyx[1:])
+        self._weight = np.zeros(self._shape, np.float32)
         self._totals: list[np.ndarray] = []
 
     def add(self, start: tuple[int, int, int], blocks: list[np.ndarray]) -> None:
-        """Add one window's outputs, each (c, z, y, x)."""
+        """Add one window's outputs, each (c, z, y, x); planes before it are to be completed first."""
         from runtime.kernels.windows import add_weight, add_window
 
         if not self._totals:
             self._totals = [np.zeros((block.shape[0], *self._shape), np.float32) for block in blocks]
-        add_weight(*self._profiles, start, self._weight)
+        here = (start[0] - self._first, *start[1:])
+        add_weight(*self._profiles, here, self._weight)
         for total, block in zip(self._totals, blocks, strict=True):
-            add_window(block, *self._profiles, start, total)
+            add_window(block, *self._profiles, here, total)
 
-    def result(self) -> tuple[np.ndarray, np.ndarray]:
-        """The heatmap and the offsets; to be asked once."""
+    def complete_before(self, plane: int) -> Iterator[Slab]:
+        """What is known of the planes before this one, to which no window is added any more."""
         from runtime.kernels.windows import divide_by_weight
 
-        for total in self._totals:
-            divide_by_weight(total, self._weight)
-        none = np.zeros((0, *self._shape), np.float32)
-        heatmap = self._totals[0][0] if self._totals else np.zeros(self._shape, np.float32)
-        return heatmap, self._totals[1] if len(self._totals) > 1 else none
+        count = min(plane - self._first, self._shape[0])
+        if count > 0 and self._totals:
+            channels = [channel for total in self._totals for channel in total]
+            for channel in channels:
+                divide_by_weight(channel[None, :count], self._weight[:count])
+            offsets = self._totals[1] if len(self._totals) > 1 else np.zeros((0, *self._shape), np.float32)
+            yield Slab(self._first, self._totals[0][0, :count], offsets[:, :count])
+            for volume in (self._weight, *channels):
+                _drop_planes(volume, count)
+        self._first = max(self._first, plane)
+
+
+def _drop_planes(volume: np.ndarray, count: int) -> None:
+    """Move the planes from ``count`` on to the beginning, plane by plane, and fill up with 0."""
+    for z in range(len(volume)):
+        volume[z] = volume[z + count] if z + count < len(volume) else 0
 
 
 def _axis_starts(size: int, window: int, overlap: float) -> list[int]:
@@ -168,7 +233,11 @@ def _axis_starts(size: int, window: int, overlap: float) -> list[int]:
 
 
 def _batches(
-    image: np.ndarray, plan: WindowPlan, starts: list[tuple[int, int, int]], batch: int
+    image: np.ndarray,
+    plan: WindowPlan,
+    starts: list[tuple[int, int, int]],
+    batch: int,
+    intensity: IntensityWindow | None,
 ) -> Iterator[tuple[list[tuple[int, int, int]], np.ndarray]]:
     """Starts of the windows of each batch and their voxels (n, 1, z, y, x); the array is used again for the next."""
     block = np.empty((min(batch, max(1, len(starts))), 1, *plan.window_zyx), np.float32)
@@ -179,7 +248,7 @@ def _batches(
             here = tuple(slice(part.start - s, part.stop - s) for part, s in zip(seen, start, strict=True))
             if voxels[here].size < voxels.size:
                 voxels.fill(AIR)
-            voxels[here] = image[seen]
+            voxels[here] = image[seen] if intensity is None else normalise(image[seen], intensity)
         yield chunk, block[: len(chunk)]
 
 

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 def run_slabs(work: Callable[[int, int], object], count: int) -> None:
@@ -17,14 +20,20 @@ def run_slabs(work: Callable[[int, int], object], count: int) -> None:
         work: handles the items ``first <= i < last``; different ranges must be independent.
         count: number of items.
     """
+    ranges_in_threads(work, count, least=1)
+
+
+def ranges_in_threads(work: Callable[[int, int], T], count: int, *, least: int) -> list[T]:
+    """As ``run_slabs``, with ranges of at least ``least`` items where there are that many, and their results in order.
+
+    What is done in one range (of a ``count`` of 0, too) is done on the caller's thread.
+    """
     import numba
 
-    workers = min(int(numba.config.NUMBA_NUM_THREADS), count)
+    workers = min(int(numba.config.NUMBA_NUM_THREADS), count // least)
     if workers <= 1:
-        work(0, count)
-        return
-    pieces = min(count, 4 * workers)
+        return [work(0, count)]
+    pieces = min(count // least, 4 * workers)
     bounds = [count * i // pieces for i in range(pieces + 1)]
     with ThreadPoolExecutor(workers) as pool:
-        for _ in pool.map(work, bounds[:-1], bounds[1:]):
-            pass
+        return list(pool.map(work, bounds[:-1], bounds[1:]))

@@ -1,10 +1,10 @@
-"""NIfTI-1 and NIfTI-2 in one file, ``.nii`` or ``.nii.gz``: streamed once, hashed on the way."""
+"""NIfTI-1 and NIfTI-2 in one file, ``.nii`` or ``.nii.gz``: streamed once, hashed on the way by a thread of its own."""
 
 from __future__ import annotations
 
 import gzip
 import hashlib
-import zlib
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,42 +27,60 @@ class _Stream(Protocol):
 
 
 class _HashingFile:
-    """A file whose bytes are hashed as they are read."""
+    """A file whose bytes are hashed on another thread as they are read.
 
-    def __init__(self, file: Any) -> None:
-        self._file = file
+    Args:
+        file: to be read from its beginning.
+        pool: of one thread, since the hash depends on the order.
+    """
+
+    def __init__(self, file: Any, pool: ThreadPoolExecutor) -> None:
+        self._file, self._pool = file, pool
         self._hash = hashlib.sha256()
+        self._pending: Future[None] | None = None
 
     def read(self, size: int = -1) -> bytes:
         data: bytes = self._file.read(size)
-        self._hash.update(data)
+        self._hash_next(data)
         return data
 
     def readinto(self, buffer: Any) -> int:
         count: int = self._file.readinto(buffer)
-        self._hash.update(memoryview(buffer)[:count])
+        self._hash_next(bytes(memoryview(buffer)[:count]))  # a copy: the buffer is the caller's to fill again
         return count
 
     def sha256_of_all(self) -> str:
         """Hex digest of the whole file, after reading what is left of it."""
         while self.read(_CHUNK):
             pass
+        self._wait()
         return self._hash.hexdigest()
+
+    def _hash_next(self, data: bytes) -> None:
+        self._wait()  # one piece at a time, so that memory stays small
+        self._pending = self._pool.submit(self._hash.update, data)
+
+    def _wait(self) -> None:
+        if self._pending is not None:
+            self._pending.result()
 
 
 def read(path: Path, name: str) -> Volume:
     """Reads one NIfTI file; see :func:`runtime.readers.read_scan`."""
-    with path.open("rb") as file:
-        hashing = _HashingFile(file)
+    from isal import igzip, igzip_lib
+
+    damage: tuple[type[Exception], ...] = (gzip.BadGzipFile, igzip_lib.IsalError)  # type: ignore[assignment]
+    with path.open("rb") as file, ThreadPoolExecutor(1) as pool:
+        hashing = _HashingFile(file, pool)
         packed = path.name.lower().endswith(".gz")
         try:
             if not packed:
                 return _read_stream(hashing, hashing, path.name, name)
-            with gzip.GzipFile(fileobj=hashing, mode="rb") as stream:  # type: ignore[call-overload]
+            with igzip.IGzipFile(fileobj=hashing, mode="rb") as stream:
                 return _read_stream(stream, hashing, path.name, name)
         except EOFError as error:
             raise InputError(f"{path.name} is cut off: its compressed data end early. Copy the file again.") from error
-        except (gzip.BadGzipFile, zlib.error) as error:
+        except damage as error:
             raise InputError(_what_is_wrong_with_gzip(path, error)) from error
 
 

@@ -214,7 +214,10 @@ def test_results_never_replace_the_scan_itself(there, run, capsys):
     assert run(scan, "-o", folder) == 2
     assert "would replace the scan" in capsys.readouterr().err
     assert scan.read_bytes() == before
-    assert run(folder, "-o", folder) == 2
+    series = there / "series"
+    series.mkdir()
+    (series / "1.dcm").write_bytes(b"a slice")
+    assert run(series, "-o", series) == 2
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")

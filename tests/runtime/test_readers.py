@@ -72,6 +72,16 @@ def test_nifti_comes_back_with_affine_hash_and_name(tmp_path, ending, image):
     assert volume.notes == ()
 
 
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_the_hash_of_a_file_that_is_read_in_many_pieces(tmp_path, ending):
+    noise = np.random.default_rng(0).integers(-1000, 2000, (40, 200, 300)).astype(np.int16)
+    path = save_nifti(tmp_path / f"a{ending}", noise)
+    for _ in range(3):  # hashing goes on beside reading
+        volume = read_scan(path)
+        assert volume.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+        np.testing.assert_array_equal(volume.array, noise)
+
+
 @pytest.mark.parametrize("dtype", ["<i2", ">i2", "<i4", ">f4", "<f8", "<i8"])
 def test_whole_values_stay_exact_in_int16(tmp_path, dtype):
     array = ct_array()

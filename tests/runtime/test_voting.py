@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from runtime.voting import density_peaks, peak_support, peaks_with_plateaus, refine_peaks, vote_map
+from runtime.voting import Ballots, density_peaks, peak_support, peaks_with_plateaus, refine_peaks, vote_map
 
 shapes = st.tuples(*[st.integers(1, 6)] * 3)
 separations = st.one_of(st.sampled_from([0.0, 1.0, math.sqrt(2), math.sqrt(3), 2.0, 2.5, 5.0, 1e9]), st.floats(0, 9))
@@ -126,7 +126,7 @@ def test_peaks_of_larger_random_volumes_are_those_of_the_pseudocode(seed):
 @settings(max_examples=500, deadline=None)
 def test_votes_are_those_of_the_pseudocode_bit_for_bit(shape, threshold, seed):
     heatmap, offsets = votes_to_cast(shape, seed)
-    votes = vote_map(heatmap, offsets, threshold=threshold)
+    votes = vote_map(heatmap, offsets, threshold=threshold).dense()
     assert votes.dtype == np.float32
     np.testing.assert_array_equal(votes, algorithm_1(heatmap, offsets, threshold))
 
@@ -135,7 +135,7 @@ def test_the_example_of_the_thesis():
     heatmap, offsets = np.zeros((3, 3, 3), np.float32), np.zeros((3, 3, 3, 3), np.float32)
     heatmap[0, 0, 1] = 0.8
     offsets[:, 0, 0, 1] = 0, 1, 1
-    votes = vote_map(heatmap, offsets, threshold=0.7)
+    votes = vote_map(heatmap, offsets, threshold=0.7).dense()
     assert votes[0, 1, 2] == np.float32(0.8)
     assert votes.sum() == np.float32(0.8)
 
@@ -145,7 +145,7 @@ def test_the_foreground_is_found_at_the_ends_of_a_large_volume():
     ends = [(0, 0, 0), (1, 409, 3), (1, 409, 4), (2, 699, 4)]
     for end in ends:
         heatmap[end] = 0.9
-    votes = vote_map(heatmap, np.zeros((3, *heatmap.shape), np.float32), threshold=0.7)
+    votes = vote_map(heatmap, np.zeros((3, *heatmap.shape), np.float32), threshold=0.7).dense()
     np.testing.assert_array_equal(votes, heatmap)
     peaks = density_peaks(heatmap, threshold=0.7, separation_voxels=5.0)
     assert peaks.tolist() == [[0, 0, 0], [1, 409, 3], [2, 699, 4]]
@@ -155,7 +155,7 @@ def test_more_foreground_than_the_first_buffers_hold():
     rng = np.random.default_rng(0)
     heatmap = rng.uniform(0, 1, (20, 21, 22)).astype(np.float32)
     offsets = rng.normal(0, 3, (3, 20, 21, 22)).astype(np.float32)
-    np.testing.assert_array_equal(vote_map(heatmap, offsets, threshold=0.1), algorithm_1(heatmap, offsets, 0.1))
+    np.testing.assert_array_equal(vote_map(heatmap, offsets, threshold=0.1).dense(), algorithm_1(heatmap, offsets, 0.1))
     ones = np.ones((20, 21, 22), np.float32)
     assert density_peaks(ones, threshold=0.1, separation_voxels=5.0).tolist() == [[9, 10, 10]]
 
@@ -164,14 +164,14 @@ def test_votes_repeat_bit_for_bit():
     rng = np.random.default_rng(1)
     heatmap = rng.uniform(0, 1, (20, 20, 20)).astype(np.float32)
     offsets = rng.normal(0, 8, (3, 20, 20, 20)).astype(np.float32)
-    votes = [vote_map(heatmap, offsets, threshold=0.1).tobytes() for _ in range(3)]
+    votes = [vote_map(heatmap, offsets, threshold=0.1).dense().tobytes() for _ in range(3)]
     assert len(set(votes)) == 1
 
 
 def test_no_foreground_gives_no_votes_and_no_peaks():
     heatmap = np.full((4, 4, 4), 0.7, np.float32)
     votes = vote_map(heatmap, np.zeros((3, 4, 4, 4), np.float32), threshold=0.7)
-    assert not votes.any()
+    assert not votes.dense().any()
     peaks = density_peaks(votes, threshold=0.1, separation_voxels=5.0)
     assert peaks.shape == (0, 3)
     assert refine_peaks(votes, peaks, radius_voxels=3).shape == (0, 3)
@@ -183,7 +183,7 @@ def test_arrays_of_any_layout_are_read():
     rng = np.random.default_rng(2)
     heatmap = np.asfortranarray(rng.uniform(0, 1, (5, 6, 7)).astype(np.float32))
     offsets = rng.normal(0, 1, (3, 10, 6, 7)).astype(np.float32)[:, ::2]
-    votes = vote_map(heatmap, offsets, threshold=0.5)
+    votes = vote_map(heatmap, offsets, threshold=0.5).dense()
     np.testing.assert_array_equal(votes, algorithm_1(heatmap, offsets, 0.5))
 
 
@@ -274,3 +274,74 @@ def test_support_is_the_best_heatmap_value_and_the_sum_of_votes_of_a_peaks_own_v
 def test_a_distance_that_is_nan_is_refused():
     with pytest.raises(ValueError, match="NaN"):
         density_peaks(np.zeros((2, 2, 2), np.float32), threshold=0.1, separation_voxels=math.nan)
+
+
+def cast(volume):
+    """The volume as a vote map: each voxel that isn't 0 votes for itself."""
+    return vote_map(volume, np.zeros((3, *volume.shape), np.float32), threshold=0.0)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_a_sparse_vote_map_says_what_the_whole_volume_says(seed):
+    rng = np.random.default_rng(seed)
+    shape = tuple(rng.integers(1, 28, 3))
+    volume = np.zeros(shape, np.float32)
+    places = tuple(rng.integers(0, n, 40) for n in shape)
+    volume[places] = rng.integers(1, 6, 40) if seed % 2 else rng.uniform(0.1, 3, 40)
+    votes = cast(volume)
+    np.testing.assert_array_equal(votes.dense(), volume)
+    for threshold in (-0.5, 0.0, 0.5, 2.0):
+        for separation in (0.0, 1.0, 2.5, 9.5, 1e9):
+            settings_ = {"threshold": threshold, "separation_voxels": separation}
+            peaks = density_peaks(volume, **settings_)
+            np.testing.assert_array_equal(density_peaks(votes, **settings_), peaks)
+            np.testing.assert_array_equal(
+                peaks_with_plateaus(votes, **settings_), peaks_with_plateaus(volume, **settings_)
+            )
+    check_peaks(volume, -0.5, 2.5)
+    heatmap = rng.uniform(0, 1, shape).astype(np.float32)
+    for radius in (0.0, 2.5, 11.0):
+        refined = refine_peaks(volume, peaks, radius_voxels=radius)
+        np.testing.assert_array_equal(refine_peaks(votes, peaks, radius_voxels=radius), refined)
+        found = peak_support(votes, heatmap, peaks, radius_voxels=radius)
+        np.testing.assert_array_equal(found, peak_support(volume, heatmap, peaks, radius_voxels=radius))
+
+
+def test_a_volume_of_several_threads_gives_what_one_gives(monkeypatch):
+    rng = np.random.default_rng(5)
+    heatmap = np.zeros((60, 210, 205), np.float32)
+    places = tuple(rng.integers(0, n, 30_000) for n in heatmap.shape)
+    heatmap[places] = rng.uniform(0.2, 1, 30_000)
+    offsets = rng.normal(0, 3, (3, *heatmap.shape)).astype(np.float32)
+    found = []
+    for threads in (1, 4):
+        monkeypatch.setattr("numba.config.NUMBA_NUM_THREADS", threads)
+        votes = vote_map(heatmap, offsets, threshold=0.4)
+        found.append((votes.dense(), density_peaks(votes, threshold=0.1, separation_voxels=5.0)))
+    np.testing.assert_array_equal(found[0][0], found[1][0])
+    np.testing.assert_array_equal(found[0][1], found[1][1])
+    z, y, x = (axis.astype(np.int64) for axis in np.nonzero(heatmap > np.float32(0.4)))
+    targets = np.floor(np.stack([z, y, x]) + offsets[:, z, y, x].astype(np.float64) + 0.5).astype(int)
+    inside = ((targets >= 0) & (targets < np.array(heatmap.shape)[:, None])).all(axis=0)
+    expected = np.zeros(heatmap.shape, np.float32)
+    np.add.at(expected, tuple(targets[:, inside]), heatmap[z, y, x][inside])
+    np.testing.assert_array_equal(found[0][0], expected)
+
+
+def test_memory_is_that_of_the_foreground_wherever_votes_fall():
+    heatmap = np.zeros((180, 190, 200), np.float32)
+    heatmap[0, 0, 0] = heatmap[-1, -1, -1] = heatmap[90, 90, 90] = 1
+    votes = cast(heatmap)
+    assert votes.bricks.nbytes + votes.index.nbytes < heatmap.nbytes / 100
+    assert np.count_nonzero(votes.dense()) == 3
+
+
+@given(shapes, st.integers(1, 4), st.integers(0, 2**32 - 1))
+@settings(max_examples=100, deadline=None)
+def test_votes_that_come_slab_by_slab_are_those_that_come_at_once(shape, depth, seed):
+    heatmap, offsets = votes_to_cast(shape, seed)
+    ballots = Ballots(shape, threshold=0.5)
+    for first in range(0, shape[0], depth):
+        planes = slice(first, first + depth)
+        ballots.add(first, heatmap[planes], offsets[:, planes])
+    np.testing.assert_array_equal(ballots.vote_map().dense(), algorithm_1(heatmap, offsets, 0.5))

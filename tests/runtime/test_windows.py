@@ -5,9 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from runtime.bundle import IntensityWindow
 from runtime.engines.base import EngineInfo
 from runtime.errors import EngineError
-from runtime.windows import AIR, importance_profiles, plan_windows, sliding_windows, windows_reaching
+from runtime.intensity import normalise
+from runtime.windows import AIR, importance_profiles, plan_windows, sliding_windows, window_slabs, windows_reaching
 
 sizes = st.tuples(*[st.integers(1, 40)] * 3)
 windows = st.tuples(*[st.integers(1, 17)] * 3)
@@ -245,3 +247,48 @@ def test_a_network_without_heatmap_is_refused():
         sliding_windows(
             image_of((4, 4, 4)), plan_windows((4, 4, 4), (4, 4, 4), 0), FakeSession(identity, names=("mask",))
         )
+
+
+def blended_at_once(image, plan, network, keep):
+    """Weighted sums over the whole volume, window after window in single precision, divided in the end."""
+    wz, wy, wx = importance_profiles(plan.window_zyx)
+    total, weight = np.zeros((4, *image.shape), np.float32), np.zeros(image.shape, np.float32)
+    padded = np.pad(image, [(w, w) for w in plan.window_zyx], constant_values=AIR)
+    for start in itertools.compress(plan.starts_zyx, keep):
+        block = padded[tuple(slice(s + w, s + 2 * w) for s, w in zip(start, plan.window_zyx, strict=True))]
+        output = np.concatenate(network(block[None, None]), axis=1)[0]
+        seen = plan.inside(start)
+        z, y, x = here = tuple(slice(p.start - s, p.stop - s) for p, s in zip(seen, start, strict=True))
+        profile = (wz[z, None, None] * wy[None, y, None]) * wx[None, None, x]
+        total[(slice(None), *seen)] += profile * output[(slice(None), *here)]
+        weight[seen] += profile
+    return np.divide(total, weight, out=np.zeros_like(total), where=weight > 0)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_slabs_together_are_the_whole_volume_blended_at_once(seed):
+    rng = np.random.default_rng(seed)
+    shape, window = (tuple(int(n) for n in rng.integers(*span, 3)) for span in ((1, 40), (1, 14)))
+    plan = plan_windows(shape, window, rng.uniform(0, 0.8))
+    keep = rng.uniform(size=len(plan.starts_zyx)) < rng.choice([0.2, 0.7, 1.0])
+    image = image_of(shape, seed)
+    expected = blended_at_once(image, plan, by_position, keep)
+    found, covered = np.zeros((4, *shape), np.float32), np.zeros(shape[0], int)
+    for slab in window_slabs(image, plan, FakeSession(by_position), batch=int(rng.integers(1, 5)), keep=keep):
+        assert len(slab.heatmap) <= window[0], "memory should be that of one window's depth"
+        found[0, slab.planes], found[1:, slab.planes] = slab.heatmap, slab.offsets
+        covered[slab.planes] += 1
+    assert covered.max() <= 1
+    np.testing.assert_allclose(found, expected, rtol=2e-6, atol=1e-6)
+    heatmap, offsets = sliding_windows(image, plan, FakeSession(by_position), keep=keep)
+    np.testing.assert_array_equal(heatmap, found[0])
+    np.testing.assert_array_equal(offsets if len(offsets) else np.zeros_like(found[1:]), found[1:])
+
+
+def test_windows_are_normalised_one_by_one_as_the_volume_is():
+    hu = np.random.default_rng(3).uniform(-1500, 2000, (20, 9, 8)).astype(np.float32)
+    plan, intensity = plan_windows(hu.shape, (8, 12, 6), 0.5), IntensityWindow(-400, 1000)
+    whole = sliding_windows(normalise(hu, intensity), plan, FakeSession(by_position))
+    each = sliding_windows(hu, plan, FakeSession(by_position), intensity=intensity)
+    for one, other in zip(whole, each, strict=True):
+        np.testing.assert_array_equal(one, other)

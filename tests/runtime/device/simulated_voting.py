@@ -40,7 +40,7 @@ def same(found, expected):
 @few
 def test_votes(shape, threshold, seed):
     heatmap, offsets = votes_to_cast(shape, seed)
-    same(votes_of(heatmap, offsets, threshold), host.vote_map(heatmap, offsets, threshold=threshold))
+    same(votes_of(heatmap, offsets, threshold), host.vote_map(heatmap, offsets, threshold=threshold).dense())
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
@@ -92,11 +92,11 @@ def test_a_vote_map_like_a_spine():
     offsets = np.take_along_axis(far, nearest[None, None], 0)[0]
     heatmap = np.exp(-(offsets**2).sum(0) / 18).astype(np.float32)
     offsets = (offsets + rng.normal(0, 0.6, offsets.shape)).astype(np.float32)
-    expected = host.vote_map(heatmap, offsets, threshold=0.6)
+    expected = host.vote_map(heatmap, offsets, threshold=0.6).dense()
     found = votes_of(heatmap, offsets, 0.6)
     same(found, expected)
     same(votes_of(heatmap, offsets, 0.6), found)
-    turned = host.vote_map(heatmap[::-1, ::-1, ::-1], -offsets[:, ::-1, ::-1, ::-1], threshold=0.6)
+    turned = host.vote_map(heatmap[::-1, ::-1, ::-1], -offsets[:, ::-1, ::-1, ::-1], threshold=0.6).dense()
     assert (turned[::-1, ::-1, ::-1] != expected).any(), "these sums should depend on their order"
     peaks = peaks_of(found, 0.1, 5.0)
     same(peaks, host.density_peaks(expected, threshold=0.1, separation_voxels=5.0))

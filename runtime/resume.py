@@ -1,0 +1,51 @@
+"""Whether a scan's results are there already, so that an interrupted run can go on where it stopped."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from runtime.dicom import SEG
+from runtime.errors import InputError
+from runtime.findings import Findings, from_json
+from runtime.output import DICOM_FILES, FINDINGS_FILE, MASK_FILE, OVERVIEW_FILE, Outputs
+
+_HASHED_WHOLE = (".nii", ".nii.gz", ".nrrd", ".mha")
+"""Endings of files whose scan hash is that of the file, so that it is known without reading the scan."""
+
+
+def finished_findings(folder: Path, *, bundle_sha256: str, outputs: Outputs) -> Findings | None:
+    """The findings in a result folder that is complete and was made by this bundle; None where it isn't.
+
+    Whether they are of the same scan is for its hash to say: see ``hash_of_file``. Engine and precision may differ.
+
+    Args:
+        folder: of the results.
+        bundle_sha256: of the bundle's ``bundle.json``.
+        outputs: what belongs to complete results; a segmentation does where there is a vertebra.
+
+    Raises:
+        OSError: the folder is there and can't be read.
+    """
+    needed = [FINDINGS_FILE, MASK_FILE, *([OVERVIEW_FILE] if outputs.overview else [])]
+    if not all((folder / name).is_file() for name in needed):
+        return None
+    try:
+        findings = from_json((folder / FINDINGS_FILE).read_text(encoding="utf-8"))
+    except (InputError, UnicodeDecodeError):  # of another version, or damaged: made anew
+        return None
+    kinds = [kind for kind in outputs.dicom if kind != SEG or findings.vertebrae]
+    is_complete = all((folder / DICOM_FILES[kind]).is_file() for kind in kinds)
+    return findings if is_complete and findings.bundle.sha256 == bundle_sha256 else None
+
+
+def hash_of_file(scan: Path) -> str | None:
+    """The hash that reading the scan would give, where it is known without; None where it isn't.
+
+    Raises:
+        OSError: the file can't be read.
+    """
+    if not scan.is_file() or not scan.name.lower().endswith(_HASHED_WHOLE):
+        return None
+    with scan.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,121 @@
+"""What is to be run where a folder is named: the folder itself as one DICOM series, or the scans in it one by one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from runtime.errors import InputError
+from runtime.output import FINDINGS_FILE, RESULT_FILES
+from runtime.readers import READERS
+
+RULE = (
+    "A folder that holds DICOM files, or a DICOMDIR, is one scan. In any other folder every .nii, .nii.gz, .nrrd, "
+    ".mha, .mhd and .zip file and every subfolder that holds DICOM files is a scan of its own, at any depth; "
+    "subfolders that share one series are one scan, hidden folders and folders of results are left out."
+)
+"""What a folder means, for those who use it."""
+_FILES = tuple(ending for ending in READERS if ending.startswith(".") and ending != ".dcm")
+_RESULTS = ".vertebrae"
+_MARK_AT = 128
+
+
+@dataclass(frozen=True)
+class ListedScan:
+    """A scan to be run.
+
+    Args:
+        path: of the file or folder.
+        under: where its results go below the output folder: where the scan lies in the folder that was named.
+    """
+
+    path: Path
+    under: Path = Path()
+
+
+def list_scans(named: Sequence[Path]) -> tuple[tuple[ListedScan, ...], bool]:
+    """The scans that the named paths mean by ``RULE``, in the order of the names; and whether any name meant a list.
+
+    A folder in which nothing is found is given as it is: reading it tells what is wrong.
+
+    Raises:
+        InputError: a folder can't be listed.
+    """
+    scans: list[ListedScan] = []
+    is_list = len(named) > 1
+    for path in named:
+        found = _scans_in(path) if _is_folder(path) else [path]
+        if found in ([path], []):
+            scans.append(ListedScan(path))
+            continue
+        is_list = True
+        scans += [ListedScan(one, one.parent.relative_to(path)) for one in found]
+    return tuple(scans), is_list
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # such as a name that is too long: reading it will tell
+        return False
+
+
+def _scans_in(folder: Path) -> list[Path]:
+    try:
+        with os.scandir(folder) as entries:
+            there = sorted(entries, key=lambda entry: entry.name)
+        files = [Path(entry.path) for entry in there if entry.is_file()]
+        below = [Path(entry.path) for entry in there if entry.is_dir(follow_symlinks=False)]
+        if _first_dicom(files) is not None:
+            return [folder]
+    except OSError as error:
+        raise InputError(
+            f"The folder {folder} can't be listed ({error.strerror or error}); give this user read access, or name the "
+            "scans one by one."
+        ) from error
+    if {FINDINGS_FILE} <= {file.name for file in files} <= RESULT_FILES:
+        return []
+    found = [file for file in files if file.name.lower().endswith(_FILES)]
+    below = [one for one in below if not one.name.startswith(".") and not one.name.lower().endswith(_RESULTS)]
+    listed = [(one, _scans_in(one)) for one in below]
+    if _share_a_series([one for one, inside in listed if inside == [one]]):
+        return [folder]
+    return found + [scan for _, inside in listed for scan in inside]
+
+
+def _first_dicom(files: Sequence[Path]) -> Path | None:
+    """The first DICOM file, by its ending, its mark or its name."""
+    for file in files:
+        name = file.name.lower()
+        if name.endswith(".dcm") or name == "dicomdir":
+            return file
+        if not name.endswith(_FILES) and _has_mark(file):
+            return file
+    return None
+
+
+def _has_mark(file: Path) -> bool:
+    with file.open("rb") as stream:
+        return stream.read(_MARK_AT + 4)[_MARK_AT:] == b"DICM"
+
+
+def _share_a_series(folders: Sequence[Path]) -> bool:
+    """Whether the first DICOM files in any two of the folders are of one series, as exports in pieces of files are."""
+    if len(folders) < 2:
+        return False
+    import pydicom
+    from pydicom.errors import InvalidDicomError
+
+    series = []
+    for folder in folders:
+        first = _first_dicom(sorted(file for file in folder.iterdir() if file.is_file()))
+        if first is None or first.name.lower() == "dicomdir":
+            continue
+        try:
+            header = pydicom.dcmread(first, stop_before_pixels=True, specific_tags=["SeriesInstanceUID"])
+        except (InvalidDicomError, EOFError):  # reading it as a scan tells what is wrong
+            continue
+        series.append(str(header.get("SeriesInstanceUID", "")) or str(folder))
+    return len(set(series)) < len(series)

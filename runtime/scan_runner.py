@@ -1,0 +1,138 @@
+"""Scans one after the other over one open pipeline, each read while the networks run on the one before it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from runtime.console import complain, internal_error, say, shown
+from runtime.errors import InputError, OutOfMemoryError, VertscanError
+from runtime.findings import Findings, to_json
+from runtime.output import Outputs, write_results
+from runtime.read_ahead import Begun, one_ahead
+from runtime.readers import scan_name
+from runtime.report import table
+from runtime.resume import finished_findings, hash_of_file
+from runtime.series import reading_options
+
+if TYPE_CHECKING:
+    from runtime.pipeline import Pipeline, PreparedScan
+    from runtime.progress import Progress
+
+Job = tuple[Path, Path]
+"""A scan and the folder of its results."""
+
+
+@dataclass(frozen=True)
+class _Done:
+    """Results that an earlier run left complete."""
+
+    findings: Findings
+
+
+class ScanRunner:
+    """Runs scans, writes their results and tells of them; a scan that fails does not stop the others.
+
+    Args:
+        pipeline: the open networks.
+        arguments: of ``runtime.infer``.
+        outputs: what is written of each scan.
+        is_list: whether there may be several scans: findings then go one to a line.
+        talks: whether progress is shown on stderr.
+    """
+
+    def __init__(
+        self, pipeline: Pipeline, arguments: argparse.Namespace, outputs: Outputs, *, is_list: bool, talks: bool
+    ) -> None:
+        self._pipeline, self._arguments, self._outputs = pipeline, arguments, outputs
+        self._is_list, self._talks = is_list, talks
+        self._progress: Progress
+
+    def run(self, jobs: Sequence[Job]) -> int:
+        """The status of the first scan that failed, else 0."""
+        statuses, skipped = [], 0
+        for job, begun in one_ahead(self._prepare, jobs, on_wait=self._show):
+            status, was_done = self._finish(job, begun)
+            statuses.append(status)
+            skipped += was_done
+        if len(jobs) > 1 and not self._arguments.json:
+            failed = sum(status != 0 for status in statuses)
+            parts = [f"{len(jobs) - failed - skipped} scans done", f"{skipped} were done before", f"{failed} failed"]
+            say(", ".join(parts if self._arguments.resume else parts[::2]))
+        return next((status for status in statuses if status), 0)
+
+    def _show(self, job: Job) -> None:
+        from runtime.progress import NoProgress, TerminalProgress
+
+        self._progress = TerminalProgress(sys.stderr, scan_name(job[0])) if self._talks else NoProgress()
+        self._progress.stage("read")
+
+    def _prepare(self, job: Job) -> PreparedScan | _Done:
+        """What comes before the networks; on a thread of its own."""
+        scan, folder = job
+        before = self._results_before(folder)
+        if before is not None:
+            try:
+                sha256 = hash_of_file(scan)
+            except OSError:  # reading it tells what is wrong
+                sha256 = None
+            if sha256 == before.scan.sha256:
+                return _Done(before)
+        prepared = self._pipeline.prepare(scan, reading=reading_options(self._arguments))
+        if before is not None and prepared.volume.sha256 == before.scan.sha256:
+            return _Done(before)
+        return prepared
+
+    def _results_before(self, folder: Path) -> Findings | None:
+        if not self._arguments.resume:
+            return None
+        try:
+            return finished_findings(folder, bundle_sha256=self._pipeline.bundle_sha256, outputs=self._outputs)
+        except OSError as error:
+            raise InputError(
+                f"The results in {folder} can't be read ({error.strerror or error}); name another folder with -o."
+            ) from error
+
+    def _finish(self, job: Job, begun: Begun[PreparedScan | _Done]) -> tuple[int, bool]:
+        """Run the networks and write the results; the status, and whether they were there already.
+
+        What fails is told on stderr.
+        """
+        scan, folder = job
+        try:
+            try:
+                outcome = self._analysed(job, begun)
+            finally:
+                self._progress.finish()
+        except VertscanError as error:
+            complain(f"{scan}: {error}")
+            return error.exit_status, False
+        except Exception as error:  # noqa: BLE001  a defect met in one scan does not stop the others
+            return internal_error(error, debug=self._arguments.debug), False
+        findings, notice, was_done = outcome
+        if self._arguments.json:
+            text = to_json(findings, indent=None if self._is_list else 2)
+        elif was_done:
+            text = f"{scan_name(scan)}: done before, results in {shown(folder)}\n"
+        else:
+            text = f"{table(findings, notice=notice)}\n\nresults in {shown(folder)}\n"
+        say(text, else_say="; the results are on disk")
+        return 0, was_done
+
+    def _analysed(self, job: Job, begun: Begun[PreparedScan | _Done]) -> tuple[Findings, str, bool]:
+        """Findings, what the table must say of the bundle, and whether an earlier run had made them."""
+        try:
+            prepared = begun.take()
+        except OutOfMemoryError:
+            if not begun.beside_another:
+                raise
+            prepared = self._prepare(job)  # alone now
+        if isinstance(prepared, _Done):
+            return prepared.findings, "", True
+        analysis = self._pipeline.analyse(prepared, progress=self._progress)
+        findings = write_results(analysis, job[1], outputs=self._outputs, progress=self._progress)
+        return findings, analysis.notice, False

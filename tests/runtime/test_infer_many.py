@@ -1,0 +1,185 @@
+"""Folders of scans through the command line: read ahead, resumed, and never half-written."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from runtime import infer
+from runtime.errors import OutOfMemoryError
+from runtime.findings import from_json
+from runtime.infer import main
+from runtime.pipeline import Pipeline
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def scans(tmp_path, monkeypatch, ball_scan, save):
+    """A folder of scans, one of them broken, beside an empty working directory."""
+    folder = tmp_path / "scans"
+    (folder / "deep").mkdir(parents=True)
+    save(ball_scan(2).volume, folder / "a.nii.gz")
+    (folder / "broken.nii.gz").write_bytes(b"no scan at all")
+    save(ball_scan(3).volume, folder / "deep" / "a.nii")
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    return folder
+
+
+@pytest.fixture
+def run(ball_bundle):
+    options = ["--bundle", str(ball_bundle), "--precision", "fp32", "--no-overview"]
+    return lambda *arguments: main([*map(str, arguments), *options])
+
+
+def files(folder):
+    return {str(file.relative_to(folder)) for file in Path(folder).rglob("*") if file.is_file()}
+
+
+def counted(monkeypatch):
+    """The names of the scans that the networks are run on."""
+    names, real = [], Pipeline.analyse
+
+    def analyse(self, scan, **options):
+        names.append(scan.volume.name)
+        return real(self, scan, **options)
+
+    monkeypatch.setattr(Pipeline, "analyse", analyse)
+    return names
+
+
+EXPECTED = {
+    f"{place}/{name}" for place in ("a.vertebrae", "deep/a.vertebrae") for name in ("findings.json", "vertebrae.nii.gz")
+}
+
+
+def test_a_folder_of_scans_is_run_scan_by_scan_and_a_bad_one_stops_nothing(scans, run, capsys):
+    assert run(scans, "-o", "out") == 2
+    assert files("out") == EXPECTED
+    out, err = capsys.readouterr()
+    assert out.splitlines()[-1] == "2 scans done, 1 failed"
+    assert err.startswith(f"error: {scans / 'broken.nii.gz'}: ")
+    assert len(err.splitlines()) == 1
+
+
+def test_scans_of_a_folder_give_what_each_gives_alone(scans, run, capsys):
+    assert run(scans, "-o", "out", "--json") == 2
+    together = [from_json(line) for line in capsys.readouterr().out.splitlines()]
+    for findings, name in zip(together, ("a.nii.gz", "deep/a.nii"), strict=True):
+        assert run(scans / name, "-o", "alone", "--json") == 0
+        alone = from_json(capsys.readouterr().out)
+        assert (findings.scan, findings.vertebrae) == (alone.scan, alone.vertebrae)
+        assert set(findings.timings_s) == set(alone.timings_s)
+        assert findings.timings_s["total"] == pytest.approx(
+            sum(s for stage, s in findings.timings_s.items() if stage != "total"), abs=0.2
+        )
+
+
+def test_resume_runs_what_is_missing_and_nothing_else(scans, run, capsys, monkeypatch):
+    assert run(scans / "a.nii.gz", "-o", "out/a.vertebrae") == 0
+    before = Path("out/a.vertebrae/findings.json").read_bytes()
+    names = counted(monkeypatch)
+    capsys.readouterr()
+    assert run(scans, "-o", "out", "--resume") == 2
+    assert names == ["a"]
+    assert files("out") == EXPECTED
+    assert Path("out/a.vertebrae/findings.json").read_bytes() == before
+    out = capsys.readouterr().out
+    assert f"a: done before, results in {Path('out/a.vertebrae')}" in out
+    assert out.splitlines()[-1] == "1 scans done, 1 were done before, 1 failed"
+    assert run(scans, "-o", "out", "--resume", "--json") == 2
+    assert names == ["a"]
+    lines = capsys.readouterr().out.splitlines()
+    assert [json.loads(line)["scan"]["sha256"] for line in lines] == [
+        json.loads(Path("out", place, "findings.json").read_text())["scan"]["sha256"]
+        for place in ("a.vertebrae", "deep/a.vertebrae")
+    ]
+
+
+@pytest.mark.parametrize("spoil", ["scan", "mask", "findings", "bundle", "overview"])
+def test_resume_runs_again_what_is_not_complete_or_not_of_this_scan(
+    scans, run, monkeypatch, spoil, ball_scan, save, ball_bundle
+):
+    scan = scans / "a.nii.gz"
+    assert run(scan, "-o", "out") == 0
+    names = counted(monkeypatch)
+    assert run(scan, "-o", "out", "--resume") == 0
+    assert names == []
+    arguments = [scan, "-o", "out", "--resume"]
+    if spoil == "scan":
+        other = ball_scan(2).volume
+        other.array[:] = np.where(other.array == other.array.max(), other.array - 1, other.array)
+        save(other, scan)
+    elif spoil == "mask":
+        Path("out/vertebrae.nii.gz").unlink()
+    elif spoil == "findings":
+        Path("out/findings.json").write_text("{")
+    elif spoil == "bundle":
+        findings = json.loads(Path("out/findings.json").read_text())
+        findings["bundle"]["sha256"] = "0" * 64
+        Path("out/findings.json").write_text(json.dumps(findings))
+    if spoil == "overview":
+        assert main([*map(str, arguments), "--bundle", str(ball_bundle)]) == 0
+    else:
+        assert run(*arguments) == 0
+    assert names == ["a"]
+
+
+def test_what_did_not_fit_beside_another_scan_is_tried_alone(scans, run, monkeypatch, capsys):
+    (scans / "broken.nii.gz").unlink()
+    real, tries = Pipeline.prepare, []
+
+    def prepare(self, scan, **options):
+        tries.append(scan.suffix)
+        if tries.count(".nii") == 1 and scan.suffix == ".nii":
+            raise OutOfMemoryError("It does not fit.")
+        return real(self, scan, **options)
+
+    monkeypatch.setattr(Pipeline, "prepare", prepare)
+    assert run(scans, "-o", "out") == 0
+    assert tries == [".gz", ".nii", ".nii"]
+    assert files("out") == EXPECTED
+    assert capsys.readouterr().err == ""
+
+
+def test_a_collision_in_one_folder_is_refused_before_any_work(scans, run, capsys):
+    (scans / "deep" / "A.mha").write_bytes(b"anything")
+    assert run(scans, "-o", "out") == 2
+    assert "would both be written to" in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
+def test_the_help_says_what_a_folder_means():
+    text = " ".join(infer.build_parser().format_help().split())
+    assert "A folder that holds DICOM files, or a DICOMDIR, is one scan." in text
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends a POSIX signal")
+def test_an_interrupt_between_scans_keeps_what_is_done_and_leaves_nothing_half(scans, ball_bundle):
+    (scans / "broken.nii.gz").unlink()
+    code = (
+        "import signal, sys, time, runtime.pipeline as p; from runtime.infer import main;"
+        "signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "real = p.read_scan;"
+        "p.read_scan = lambda path, *how: real(path, *how) if path.suffix == '.gz' else time.sleep(100);"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", code, str(scans), "--bundle", str(ball_bundle), "-o", "out", "--no-overview"]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True) as child:
+        for line in child.stdout:
+            if "results in" in line:  # the next scan is still being read
+                break
+        child.send_signal(signal.SIGINT)
+        _, err = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert err == "error: interrupted; no half-written result was left\n"
+    assert files("out") == {name for name in EXPECTED if name.startswith("a.vertebrae")}
+    assert {entry.name for entry in Path("out").iterdir()} == {"a.vertebrae"}
