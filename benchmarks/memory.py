@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,8 +46,6 @@ def in_fresh_process(
     scan: Path, *, bundle: Path | None, engine: str, threads: int, runs: int = 1, **environment: str
 ) -> dict[str, Any]:
     """What ``benchmarks.one_scan`` says."""
-    import json
-
     options = ["--engine", engine, "--threads", str(threads), "--runs", str(runs)]
     options += [] if bundle is None else ["--bundle", str(bundle)]
     said = run_python(["-m", "benchmarks.one_scan", str(scan), *options], environment=environment)

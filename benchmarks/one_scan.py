@@ -31,9 +31,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     begun_s = time.perf_counter()
     args = build_parser().parse_args(argv)
     import numba
+    import SimpleITK as sitk  # noqa: N813  the name all of its users know
 
     if args.threads is not None:
         numba.config.NUMBA_NUM_THREADS = args.threads
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(args.threads)
     from runtime.memory import peak_memory_mb
     from runtime.output import write_results
     from runtime.pipeline import Pipeline

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +28,7 @@ from runtime.windows import plan_windows
 
 NO_PEER_FOR = ("heights", "overview", "rest")
 EXHAUSTIVE_MM = 1.0
-TOTAL, NETWORKS = "total", "networks"
+TOTAL, NETWORKS, ALL_BUT = "total", "networks", "all but the networks"
 
 
 @dataclass(frozen=True)
@@ -151,28 +151,29 @@ def _shared_s(run: StagedRun | PeerRun) -> float:
 
 
 def _ratios(scan: Path, runners: Sequence[Runner], runs: Runs) -> list[Figure]:
-    """How many times as long the peers take: whole, networks alone, and all but the networks."""
-    parts = {"whole": _shared_s, NETWORKS: _network_s, "all but the networks": lambda r: _shared_s(r) - _network_s(r)}
+    """How many times as long the peers take: whole, and where our networks can be told apart these and the rest."""
     found = []
     for peer in (runner.contender.title for runner in runners if runner.is_peer):
         for ours in (runner.contender.title for runner in runners if not runner.is_peer):
+            parts: dict[str, Callable[[StagedRun | PeerRun], float]] = {"whole": _shared_s}
+            if all(_network_s(run) for run in runs[ours]):
+                parts |= {NETWORKS: _network_s, ALL_BUT: lambda run: _shared_s(run) - _network_s(run)}
             for name, part in parts.items():
                 over, under = (Figure(name, t, "s", tuple(part(run) for run in runs[t])) for t in (peer, ours))
-                if min(under.samples) > 0:
-                    found.append(ratio(f"{scan.name}: {name}", f"{peer} / {ours}", over, under))
+                found.append(ratio(f"{scan.name}: {name}", f"{peer} / {ours}", over, under))
     return found
 
 
 def _table(scan: Path, runs: Runs) -> Table:
     stages_met = _stages_of([run for of_one in runs.values() for run in of_one])
     rows = []
-    for stage in (*stages_met, TOTAL, "all but the networks"):
+    for stage in (*stages_met, TOTAL, ALL_BUT):
         cells = []
         for of_one in runs.values():
             totals = statistics.median(run.total_s for run in of_one)
             if stage == TOTAL:
                 seconds: float | None = totals
-            elif stage == "all but the networks":
+            elif stage == ALL_BUT:
                 seconds = statistics.median(run.total_s - _network_s(run) for run in of_one)
             else:
                 met = [run.seconds[stage] for run in of_one if stage in run.seconds]

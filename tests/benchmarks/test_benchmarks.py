@@ -10,13 +10,14 @@ import pytest
 import torch
 
 import benchmarks
-from benchmarks import latency
+from benchmarks import latency, scaling, startup
 from benchmarks.__main__ import main
 from benchmarks.contenders import HALF, Contender, TorchVariant
 from benchmarks.scans import enlarged_scan, phantom_scan, save
 from benchmarks.stage_clock import NETWORK_STAGES
 from runtime.engines.base import EngineInfo
 from runtime.errors import EngineError
+from runtime.readers import read_scan
 
 SCHEMA = json.loads((Path(benchmarks.__file__).parent / "report.schema.json").read_text(encoding="utf-8"))
 TINY = ["--repeats", "2", "--threads", "1", "--matrix", "0"]
@@ -117,21 +118,30 @@ def test_accuracy_of_nothing_is_refused(capsys) -> None:
     assert "nothing to compare on" in capsys.readouterr().err
 
 
-@pytest.mark.slow
-def test_scaling_of_ten_sizes(bundle, capsys, tmp_path) -> None:
+def test_scaling_finds_what_the_cost_grows_with(bundle, capsys, tmp_path, monkeypatch) -> None:
+    """Of a process that takes 0.01 s for each millimetre of spine and 2 MiB for each thousand voxels."""
+
+    def process(scan: Path, **options) -> dict:
+        z, y, x = read_scan(scan).array.shape
+        first, second = ({"stages_s": {"total": s}, "vertebrae": z // 3} for s in (99.0, 0.01 * z))
+        return {"runs": [first, second], "peak_memory_mib": 2e-3 * z * y * x}
+
+    monkeypatch.setattr(scaling, "in_fresh_process", process)
     plot = tmp_path / "scaling.png"
-    options = ["--repeats", "1", "--threads", "1", "--matrix", "0", "--bundle", str(bundle.folder)]
-    found = document_of(capsys, "scaling", *options, "--engines", "openvino", "--scale", "0.1", "--plot", str(plot))
-    rows = found["details"]["sizes"]
-    assert len(rows) == 10
-    assert len({tuple(row["shape_zyx"]) for row in rows}) == 10
-    assert all(row["peak_memory_mib"] > 10 and row["seconds"] > 0 for row in rows)
-    assert set(found["details"]["slopes"]) == {"spine grows", "field of view grows"}
+    options = [*TINY, "--bundle", str(bundle.folder), "--scale", "0.1", "--plot", str(plot)]
+    found = document_of(capsys, "scaling", *options)
+    assert len({tuple(row["shape_zyx"]) for row in found["details"]["sizes"]}) == 9, "one size is in both series"
+    slopes = found["details"]["slopes"]
+    assert slopes["spine grows"]["s_per_litre"] == pytest.approx(0.01 / (24 * 24 * 1e-6), rel=1e-6)
+    assert slopes["field of view grows"]["s_per_litre"] == pytest.approx(0, abs=1e-6)
+    assert all(slope["mib_per_litre"] == pytest.approx(2000) for slope in slopes.values())
     assert plot.stat().st_size > 0
 
 
 @pytest.mark.slow
-def test_startup_and_sizes(bundle, capsys) -> None:
+def test_startup_and_sizes(bundle, capsys, monkeypatch) -> None:
+    kept = {name: code for name, code in startup.IMPORTS.items() if "monai" not in name}
+    monkeypatch.setattr(startup, "IMPORTS", kept)  # it takes seconds
     options = ["--repeats", "1", "--threads", "1", "--matrix", "0", "--bundle", str(bundle.folder)]
     found = document_of(capsys, "startup", *options, "--engines", "openvino", "--shape", "20,16,16")
     figures = found["figures"]
