@@ -69,7 +69,7 @@ def accuracy(
                     one.seconds.append(seconds)
     reference = Figure("networks per scan", f"{TORCH_EAGER} fp32", "s", tuple(reference_s))
     return Report(
-        figures=(reference, *(figure for one in found for figure in _figures(one))),
+        figures=(reference, *(figure for one in found for figure in figures_of(one))),
         tables=(_table(found, reference),),
         settings={"scans": names},
         ratios=tuple(
@@ -100,25 +100,23 @@ def _seconds(one: Found) -> Figure:
     return Figure("networks per scan", one.contender.title, "s", tuple(one.seconds))
 
 
-def _figures(one: Found) -> list[Figure]:
-    """What one can't have by chance is exact; seconds have noise, over the scans."""
+def figures_of(one: Found) -> list[Figure]:
+    """What was compared of a contender. The same input gives the same figures; only seconds have noise, over scans."""
     if not one.parities:
         return []
     whole, title = one.whole, one.contender.title
-    agreed = 1 - whole.grades_changed / whole.grades if whole.grades else 1.0
-    levels = 1 - whole.levels_changed / whole.levels if whole.levels else 1.0
-    exact = {
-        ("largest centre shift", "mm", False): whole.centre_shift_mm,
-        ("centres lost or added", "", False): float(whole.centres_lost),
-        ("mask Dice", "", True): whole.dice,
-        ("smallest mask Dice", "", True): whole.smallest_dice,
-        ("grade agreement", "share", True): agreed,
-        ("largest grade probability shift", "", False): whole.grade,
-        ("level agreement", "share", True): levels,
-    }
+    exact: list[tuple[str, str, bool, float]] = [("centres lost or added", "", False, float(whole.centres_lost))]
+    if whole.centres:
+        exact.append(("largest centre shift", "mm", False, whole.centre_shift_mm))
+    if whole.masks:
+        exact += [("mask Dice", "", True, whole.dice), ("smallest mask Dice", "", True, whole.smallest_dice)]
+    if whole.grades:
+        exact.append(("grade agreement", "share", True, 1 - whole.grades_changed / whole.grades))
+        exact.append(("largest grade probability shift", "", False, whole.grade))
+    if whole.levels:
+        exact.append(("level agreement", "share", True, 1 - whole.levels_changed / whole.levels))
     figures = [
-        Figure(name, title, unit, (value,), exact=True, more_is_better=more)
-        for (name, unit, more), value in exact.items()
+        Figure(name, title, unit, (value,), exact=True, more_is_better=more) for name, unit, more, value in exact
     ]
     return [*figures, _seconds(one)]
 
@@ -131,11 +129,11 @@ def _table(found: Sequence[Found], reference: Figure) -> Table:
         rows.append((
             one.contender.title,
             f"{whole.centres_lost}/{whole.centres}",
-            number(whole.centre_shift_mm),
-            f"{whole.dice:.5f}",
-            f"{whole.smallest_dice:.4f}",
+            number(whole.centre_shift_mm if whole.centres else None),
+            f"{whole.dice:.5f}" if whole.masks else "-",
+            f"{whole.smallest_dice:.4f}" if whole.masks else "-",
             f"{whole.grades_changed}/{whole.grades}",
-            number(whole.grade),
+            number(whole.grade if whole.grades else None),
             f"{whole.levels_changed}/{whole.levels}",
             number(speed),
             "; ".join(one.faults) or "within the limits",

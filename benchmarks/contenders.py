@@ -31,22 +31,22 @@ class Half:
         name: of the variant.
         compiled_name: of the variant with torch.compile.
         precision: as engines name it.
-        dtype: what convolutions compute in.
-        autocast: whether weights stay FP32 and are cast on the way, or are of that type.
+        dtype: what autocast lets convolutions compute in.
+        weights: what the network's weights are kept in: FP32 ones are cast anew in each run.
     """
 
     name: str
     compiled_name: str
     precision: str
     dtype: torch.dtype
-    autocast: bool
+    weights: torch.dtype
 
 
 HALF = {
-    "cuda": Half("torch AMP channels-last", "torch.compile AMP channels-last", "fp16", torch.float16, True),
-    "cpu": Half("torch channels-last", "torch.compile channels-last", "bf16", torch.bfloat16, False),
+    "cuda": Half("torch AMP channels-last", "torch.compile AMP channels-last", "fp16", torch.float16, torch.float32),
+    "cpu": Half("torch channels-last", "torch.compile channels-last", "bf16", torch.bfloat16, torch.bfloat16),
 }
-"""The usual on a GPU; on a processor BF16, which has instructions, with BF16 weights, which is faster than autocast."""
+"""The usual on a GPU; on a processor BF16, for which there are instructions, with BF16 weights: faster there."""
 
 
 @dataclass(frozen=True)
@@ -101,15 +101,12 @@ class TorchVariant:
         tensor = image.to(self._device)
         if self._half is None:
             return tensor
-        return tensor.to(
-            dtype=tensor.dtype if self._half.autocast else self._half.dtype, memory_format=torch.channels_last_3d
-        )
+        return tensor.to(memory_format=torch.channels_last_3d)
 
     def run_on_device(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The network alone, without copies; on a GPU it may still be running when this returns."""
-        cast = self._half is not None and self._half.autocast
-        kind = self._half.dtype if self._half is not None else None
-        with torch.inference_mode(), torch.autocast(self._device.type, kind, enabled=cast):
+        kind = None if self._half is None else self._half.dtype
+        with torch.inference_mode(), torch.autocast(self._device.type, kind, enabled=kind is not None):
             outputs: tuple[torch.Tensor, ...] = tuple(self._network(image))
         return outputs
 
@@ -224,8 +221,7 @@ def torch_networks(
     def session(of: Any) -> TorchVariant:
         network = of.network.to(device)
         if half is not None:
-            kind = torch.float32 if half.autocast else half.dtype
-            network = network.to(dtype=kind, memory_format=torch.channels_last_3d)
+            network = network.to(dtype=half.weights, memory_format=torch.channels_last_3d)
         run = torch.compile(network, dynamic=False) if compiled else network
         return TorchVariant(run, info, of.output_names, device=device, half=half)
 

@@ -237,4 +237,5 @@ def _parity_cells(one: Met) -> list[str]:
         return ["-", "-", "-", f"failed: {one.failed}"]
     found = one.parity
     agreed = f"{found.grades_changed}/{found.grades}"
-    return [number(found.centre_shift_mm), f"{found.dice:.5f}", agreed, "; ".join(one.faults) or "within the limits"]
+    shift = number(found.centre_shift_mm if found.centres else None)
+    return [shift, f"{found.dice:.5f}" if found.masks else "-", agreed, "; ".join(one.faults) or "within the limits"]
