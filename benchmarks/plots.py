@@ -35,9 +35,10 @@ def draw(document: Document, path: Path) -> None:
     """
     from matplotlib.figure import Figure
 
-    rows = max(len(document["figures"]), 12)
-    figure = Figure(figsize=(11, min(24.0, 2 + _PER_ROW_INCH * rows)), layout="constrained")
-    {"latency": _latency, "stages": _stages, "scaling": _scaling}.get(document["command"], _bars)(document, figure)
+    drawn_by = {"latency": _latency, "stages": _stages, "scaling": _scaling}.get(document["command"], _bars)
+    rows = len(document["figures"]) if drawn_by is _bars else 12
+    figure = Figure(figsize=(11, min(24.0, 2 + _PER_ROW_INCH * max(rows, 12))), layout="constrained")
+    drawn_by(document, figure)
     machine = document["machine"]
     figure.suptitle(f"{document['command']}: {machine['processor']}, {document['threads']} threads", fontsize=10)
     try:
@@ -74,6 +75,7 @@ def _latency(document: Document, figure: Any) -> None:
         axes.set_ylabel(f"{label}, against torch FP32")
         axes.set_xscale("log")
         axes.set_yscale("symlog", linthresh=1e-4)
+        axes.set_ylim(bottom=-1e-5)
     left.legend(fontsize=7)
 
 
