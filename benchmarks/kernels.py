@@ -139,11 +139,15 @@ def _blending(bundle: Bundle, scan: Volume, shape_zyx: tuple[int, int, int], fol
     plan = plan_windows((z, y, x), spec.window_zyx, spec.overlap)
     image = np.random.default_rng(1).random(plan.shape_zyx, dtype=np.float32)
     session = NoNetwork(spec.window_zyx)
-    tensors = tuple(torch.from_numpy(output) for output in session.outputs)
+
+    def predict(window: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Fresh tensors, as a network's are: MONAI multiplies them in place."""
+        return tuple(torch.from_numpy(output) for output in session(window.numpy()))
+
     works: Works = {OURS: lambda: sliding_windows(image, plan, session)}
     if _have("monai"):
         works["MONAI SlidingWindowInferer"] = lambda: peer_steps.monai_windows(
-            image, lambda window: tensors, window_zyx=spec.window_zyx, overlap=spec.overlap
+            image, predict, window_zyx=spec.window_zyx, overlap=spec.overlap
         )
     return works
 

@@ -66,7 +66,7 @@ def vertebra_masks(grid: Grid, *, shape_zyx: tuple[int, int, int], spacing_mm: f
 
 
 class NoNetwork:
-    """A session that says the same of every window at no cost: what is left is cutting and blending."""
+    """A session that says the same of every window at the cost of a copy: what is left is cutting and blending."""
 
     def __init__(self, window_zyx: tuple[int, int, int]) -> None:
         self.info = EngineInfo("none", "0", "fp32", "CPU", "a benchmark")
@@ -76,7 +76,7 @@ class NoNetwork:
 
     def __call__(self, image: np.ndarray) -> tuple[np.ndarray, ...]:
         """See ``runtime.engines.base.Session``."""
-        return self.outputs
+        return tuple(output.copy() for output in self.outputs)
 
     def close(self) -> None:
         """Nothing to free."""

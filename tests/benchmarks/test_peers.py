@@ -70,7 +70,7 @@ class Echo(NoNetwork):
     """Says its window, so that any blending gives the image back."""
 
     def __call__(self, image):
-        return image, np.repeat(image, 3, axis=1)
+        return image.copy(), np.repeat(image, 3, axis=1)
 
 
 def test_blending_gives_back_what_all_windows_agree_on() -> None:
