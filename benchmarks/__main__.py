@@ -1,44 +1,90 @@
-"""``python -m benchmarks kernels|latency|memory|startup``: what a stage costs, beside a peer measured in the same run.
+"""``python -m benchmarks COMMAND``: what things cost, beside what one would otherwise use, measured in the same run.
 
-Every case prints a table, and one JSON document last. Ratios are what to quote: machines differ and are noisy.
+Every command tells the machine's ceiling first, then its tables, and one JSON document in the last line. Ratios are
+what to quote: machines differ and are noisy. Exit status: 0 done, 1 a measured process failed, else as the runtime.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from benchmarks.cases import kernels, memory, startup
+from runtime.bundle import Bundle, open_bundle
 from runtime.console import INTERRUPTED, complain
-from runtime.errors import VertscanError
+from runtime.engines import ENGINES
+from runtime.errors import EngineError, InputError, VertscanError
 from runtime.extras import stop_without
+from runtime.readers import read_scan
 
-CASES = {"kernels": kernels, "memory": memory, "startup": startup}
+if TYPE_CHECKING:
+    from benchmarks.ceiling import Ceiling, Cost
+    from benchmarks.report import Report
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("case", choices=sorted([*CASES, "latency"]))
-    parser.add_argument(
-        "--shape",
-        default=None,
-        help="z,y,x voxels (default: 333,120,120 for kernels, 1000,512,512 for memory, 150,145,170 for latency)",
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--repeats", metavar="N", type=_from_one, default=7, help="measured runs (default: 7)")
-    parser.add_argument("--bundle", type=Path, help="default: the one that ships")
-    only = parser.add_argument_group("latency alone")
-    only.add_argument("--engine", metavar="NAME", action="append", default=[], help="only this one; may be repeated")
-    only.add_argument("--device", metavar="N", type=int, default=0, help="which GPU (default: 0)")
-    only.add_argument("--threads", metavar="N", type=_from_one, help="on the processor (default: all)")
-    only.add_argument("--no-compile", action="store_true", help="leave torch.compile out: it takes minutes to start")
-    only.add_argument("--no-scan", action="store_true", help="windows and crops alone, no whole scans")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, (_, repeats, said) in COMMANDS.items():
+        command = commands.add_parser(name, help=said, description=said)
+        _common_options(command, repeats)
+        _own_options(command, name)
     return parser
+
+
+def _common_options(parser: argparse.ArgumentParser, repeats: int) -> None:
+    parser.add_argument("--repeats", metavar="N", type=_from_one, default=repeats,
+                        help=f"measured runs, after the warm-up (default: {repeats})")  # fmt: skip
+    parser.add_argument("--threads", metavar="N", type=_from_one, help="on the processor (default: all)")
+    parser.add_argument("--bundle", type=Path, help="default: the one that ships")
+    parser.add_argument("--matrix", metavar="N", type=_from_zero, default=2048,
+                        help="side of the matrices that measure the ceiling (default: 2048; 0: none)")  # fmt: skip
+    parser.add_argument("-o", "--out", metavar="FILE", type=Path, help="write the JSON document here as well")
+    parser.add_argument("--plot", metavar="FILE", type=Path, help="draw the figures into a .png, .svg or .pdf")
+    parser.add_argument("--compare", metavar="OLD.json", type=Path,
+                        help="tell what moved beyond the noise since that document was written")  # fmt: skip
+
+
+def _own_options(parser: argparse.ArgumentParser, name: str) -> None:
+    if name in ("latency", "stages", "accuracy", "scaling", "startup", "memory"):
+        one = name in ("scaling", "startup", "memory")
+        parser.add_argument("--engines", metavar="NAME", nargs="+", default=[],
+                            help="the one to use" if one else "only these")  # fmt: skip
+    if name in ("latency", "stages", "accuracy"):
+        parser.add_argument("--device", metavar="N", type=_from_zero, default=0, help="which GPU (default: 0)")
+    if name in ("latency", "stages", "accuracy", "memory", "kernels"):
+        parser.add_argument("--scan", metavar="FILE", nargs="+", type=Path, default=[],
+                            help="measure on these" if name == "accuracy" else "instead of phantoms")  # fmt: skip
+    if name in ("latency", "stages", "kernels", "memory", "startup"):
+        parser.add_argument("--shape", metavar="Z,Y,X", type=_shape, help="of the phantom, voxels")
+    if name in ("latency", "stages"):
+        parser.add_argument("--spacing", metavar="MM", type=float, help="of the phantom")
+    if name == "latency":
+        parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out: it takes minutes")
+        parser.add_argument("--no-scan", action="store_true", help="windows and crops alone, no whole scans")
+    if name == "stages":
+        parser.add_argument("--no-peers", action="store_true", help="this software alone")
+    if name == "kernels":
+        parser.add_argument("--only", metavar="GROUP", nargs="+", default=[], help="only these groups of the table")
+    if name == "accuracy":
+        parser.add_argument("--phantoms", metavar="N", type=_from_zero, default=10, help="how many (default: 10)")
+    if name == "scaling":
+        parser.add_argument("--scale", metavar="F", type=float, default=1.0, help="on all lengths (default: 1)")
+
+
+def _from_zero(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"should be a whole number from 0 on, met {text}")
+    return int(text)
 
 
 def _from_one(text: str) -> int:
@@ -47,45 +93,227 @@ def _from_one(text: str) -> int:
     return int(text)
 
 
-def _latency(args: argparse.Namespace, shape: tuple[int, ...] | None) -> dict[str, Any]:
-    try:
-        from benchmarks.latency import latency
-    except ModuleNotFoundError as error:
-        stop_without("export", error)
+def _shape(text: str) -> tuple[int, int, int]:
+    parts = text.split(",")
+    if len(parts) != 3 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise argparse.ArgumentTypeError(f"should be three numbers of voxels such as 300,290,340, met {text}")
+    z, y, x = (int(part) for part in parts)
+    return z, y, x
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What every command is given.
+
+    Args:
+        args: the command line.
+        bundle: opened.
+        threads: on the processor.
+        ceiling: of the machine, or None where it was left out.
+        costs: of the bundle's networks.
+        folder: for scans that are made; removed in the end.
+    """
+
+    args: argparse.Namespace
+    bundle: Bundle
+    threads: int
+    ceiling: Ceiling | None
+    costs: dict[str, Cost]
+    folder: Path
+
+    @property
+    def engine(self) -> str:
+        """The one engine of commands that take one.
+
+        Raises:
+            InputError: several were named.
+        """
+        names = self.args.engines
+        if len(names) > 1:
+            raise InputError(f"{self.args.command} measures one engine; met {', '.join(names)}.")
+        return names[0] if names else "auto"
+
+
+def _latency(frame: Frame) -> Report:
+    from benchmarks.latency import SCAN_SPACING_MM, SCAN_ZYX, latency
+    from benchmarks.scans import phantom_scan
+
+    args = frame.args
+    scans = [] if args.no_scan else [read_scan(path) for path in args.scan]
+    if not args.no_scan and not scans:
+        scans = [phantom_scan(args.shape or SCAN_ZYX, spacing_mm=args.spacing or SCAN_SPACING_MM)]
     return latency(
-        shape,
-        args.repeats,
-        args.bundle,
-        engines=args.engine,
-        device=args.device,
-        threads=args.threads,
-        compiled=not args.no_compile,
-        with_scan=not args.no_scan,
+        frame.bundle, scans, args.repeats, engines=args.engines, device=args.device, threads=frame.threads,
+        compiled=not args.no_compile, ceiling=frame.ceiling, costs=frame.costs,
+    )  # fmt: skip
+
+
+def _stages(frame: Frame) -> Report:
+    from benchmarks.scans import LARGE_ZYX, SMALL_ZYX, phantom_scan, save
+    from benchmarks.stages import stages
+
+    args = frame.args
+    paths = list(args.scan)
+    for shape in () if paths else [args.shape] if args.shape else [SMALL_ZYX, LARGE_ZYX]:
+        scan = phantom_scan(shape, spacing_mm=args.spacing or 1.0)
+        paths.append(save(scan, frame.folder / f"{scan.name}.nii.gz"))
+    return stages(
+        frame.bundle, paths, args.repeats, engines=args.engines, device=args.device, threads=frame.threads,
+        with_peers=not args.no_peers, ceiling=frame.ceiling, costs=frame.costs,
+    )  # fmt: skip
+
+
+def _kernels(frame: Frame) -> Report:
+    from benchmarks.kernels import DEFAULT_ZYX, GROUPS, kernels
+
+    args = frame.args
+    if unknown := [name for name in args.only if name not in GROUPS]:
+        raise InputError(f"There is no group {unknown[0]!r}; there are {', '.join(map(repr, GROUPS))}.")
+    scan = read_scan(args.scan[0]) if args.scan else None
+    return kernels(frame.bundle, scan, args.shape or DEFAULT_ZYX, args.repeats, only=args.only)
+
+
+def _accuracy(frame: Frame) -> Report:
+    from benchmarks.accuracy import accuracy
+
+    args = frame.args
+    if not args.scan and not args.phantoms:
+        raise InputError("There is nothing to compare on: give --scan, or --phantoms above 0.")
+    return accuracy(
+        frame.bundle, args.scan, args.phantoms, engines=args.engines, device=args.device, threads=frame.threads
     )
+
+
+def _scaling(frame: Frame) -> Report:
+    from benchmarks.scaling import scaling
+
+    args = frame.args
+    return scaling(args.repeats, bundle=args.bundle, engine=frame.engine, threads=frame.threads, scale=args.scale)
+
+
+def _startup(frame: Frame) -> Report:
+    from benchmarks.startup import SCAN_ZYX, startup
+
+    args = frame.args
+    shape = args.shape or SCAN_ZYX
+    return startup(args.repeats, bundle=args.bundle, engine=frame.engine, threads=frame.threads, shape_zyx=shape)
+
+
+def _memory(frame: Frame) -> Report:
+    from benchmarks.memory import DEFAULT_ZYX, memory
+
+    args = frame.args
+    return memory(args.scan, args.shape or DEFAULT_ZYX, args.repeats, bundle=args.bundle, engine=frame.engine,
+                  threads=frame.threads)  # fmt: skip
+
+
+COMMANDS: dict[str, tuple[Callable[[Frame], Report], int, str]] = {
+    "latency": (_latency, 7, "one window, one crop, a whole scan: torch and every engine and precision"),
+    "stages": (_stages, 3, "where the time of a whole case goes, beside MONAI, scikit-image, nibabel and SimpleITK"),
+    "kernels": (_kernels, 7, "the steps around the networks, each beside the libraries that do it too"),
+    "accuracy": (_accuracy, 1, "centres, masks, grades and levels of every engine and precision against torch FP32"),
+    "scaling": (_scaling, 3, "time and peak memory of ten sizes: spine against field of view"),
+    "startup": (_startup, 5, "cold imports, the first window, the second scan, the size on disk"),
+    "memory": (_memory, 1, "peak memory of a large scan"),
+}
+"""By name: what runs it, how often by default, and what it shows."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, and return the exit status."""
     args = build_parser().parse_args(argv)
-    shape = tuple(int(n) for n in args.shape.split(",")) if args.shape else None
     try:
-        latency = args.case == "latency"
-        figures = _latency(args, shape) if latency else CASES[args.case](shape, args.repeats, args.bundle)
+        document, texts = _measured(args)
+        if args.compare is not None:
+            texts.append(_compared(document, args.compare))
+        text = json.dumps(document)
+        if args.out is not None:
+            _write(args.out, text)
+        if args.plot is not None:
+            from benchmarks.plots import draw
+
+            draw(document, args.plot)
     except VertscanError as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
         complain("interrupted")
         return INTERRUPTED
-    if "contenders" in figures:
-        from benchmarks.latency import latency_table
-
-        print(latency_table(figures))
-    else:
-        print("\n".join(f"{name:32s} {value}" for name, value in figures.items()))
-    machine = {"machine": platform.machine(), "processor": platform.processor(), "python": platform.python_version()}
-    print(json.dumps({"case": args.case, **machine, **figures}))
+    print("\n\n".join([*texts, text]))
     return 0
+
+
+def _measured(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
+    """The document and the tables."""
+    try:
+        from benchmarks.ceiling import ceiling_json, ceiling_tables, measure_ceiling, network_costs
+        from benchmarks.machine import describe_machine, load_average, usable_cores, using_threads, versions
+        from benchmarks.report import SCHEMA_VERSION
+    except ModuleNotFoundError as error:
+        stop_without("bench", error)
+    _check_early(args)
+    bundle = open_bundle(args.bundle)
+    threads = args.threads or usable_cores()
+    machine = describe_machine()
+    with ExitStack() as stack:
+        stack.enter_context(using_threads(threads))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        ceiling = measure_ceiling(side=args.matrix) if args.matrix else None
+        costs = network_costs(bundle) if ceiling else {}
+        report = COMMANDS[args.command][0](Frame(args, bundle, threads, ceiling, costs, folder))
+    machine["load_average_after"] = load_average()
+    document = {
+        "schema_version": SCHEMA_VERSION,
+        "command": args.command,
+        "machine": machine,
+        "versions": versions(),
+        "threads": threads,
+        "repeats": args.repeats,
+        "bundle": {"name": bundle.spec.name, "version": bundle.spec.version, "sha256": bundle.sha256},
+        "ceiling": None if ceiling is None else ceiling_json(ceiling, costs),
+        **report.as_json(),
+    }
+    document["settings"] = {**document["settings"], "threads": threads, "processor": machine["processor"],
+                            "bundle": bundle.sha256}  # fmt: skip
+    heading = f"{machine['processor']}, {threads} of {machine['cores']} threads, load {machine['load_average']}"
+    said = ", ".join(f"{name} {version}" for name, version in document["versions"].items())
+    tables = [] if ceiling is None else [table.text() for table in ceiling_tables(ceiling, costs)]
+    return document, [f"{heading}\n{said}", *tables, report.text()]
+
+
+def _check_early(args: argparse.Namespace) -> None:
+    """Refuse what would fail after the measuring.
+
+    Raises:
+        InputError: plot or old document can't be had.
+        EngineError: there is no engine of a name.
+    """
+    if args.plot is not None:
+        from benchmarks.plots import check_plot
+
+        check_plot(args.plot)
+    if args.compare is not None:
+        from benchmarks.comparison import load
+
+        load(args.compare)
+    for name in getattr(args, "engines", ()):
+        if name not in ENGINES and name != "auto":
+            raise EngineError(f"There is no engine {name!r}; there are {', '.join(ENGINES)}.")
+
+
+def _compared(document: dict[str, Any], old_path: Path) -> str:
+    from benchmarks.comparison import compare, comparison_text, load
+
+    found = compare(load(old_path), document)
+    document["compared"] = {"with": str(old_path), **found.as_json()}
+    return comparison_text(found, old_path)
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path} can't be written ({error.strerror or error}).") from error
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Who runs in the latency case: torch in its variants, and every engine and precision of this machine."""
+"""Who runs: torch in its variants, and every engine and precision of this machine."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -11,14 +12,41 @@ import numpy as np
 import torch
 from torch import nn
 
+from benchmarks.peers import Missing
 from export.parity_on_scans import Networks, opened
 from export.verify import candidates, reference_networks
 from runtime.bundle import Bundle
-from runtime.engines import ENGINES, ONLY_BY_NAME, EngineChoice, engine_module
+from runtime.engines import ENGINES, ONLY_BY_NAME, EngineChoice, engine_module, select_engine
 from runtime.engines.base import EngineInfo
 from runtime.errors import EngineError
 
-TORCH_EAGER, TORCH_AMP, TORCH_COMPILE = "torch eager", "torch AMP channels-last", "torch.compile AMP channels-last"
+TORCH_EAGER = "torch eager"
+
+
+@dataclass(frozen=True)
+class Half:
+    """Half precision of torch on one kind of device.
+
+    Args:
+        name: of the variant.
+        compiled_name: of the variant with torch.compile.
+        precision: as engines name it.
+        dtype: what autocast lets convolutions compute in.
+        weights: what the network's weights are kept in: FP32 ones are cast anew in each run.
+    """
+
+    name: str
+    compiled_name: str
+    precision: str
+    dtype: torch.dtype
+    weights: torch.dtype
+
+
+HALF = {
+    "cuda": Half("torch AMP channels-last", "torch.compile AMP channels-last", "fp16", torch.float16, torch.float32),
+    "cpu": Half("torch channels-last", "torch.compile channels-last", "bf16", torch.bfloat16, torch.bfloat16),
+}
+"""The usual on a GPU; on a processor BF16, for which there are instructions, with BF16 weights: faster there."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +63,11 @@ class Contender:
     precision: str
     opened: Callable[[], AbstractContextManager[Networks]]
 
+    @property
+    def title(self) -> str:
+        """Name and precision."""
+        return f"{self.name} {self.precision}"
+
 
 class TorchVariant:
     """A torch network as it would be deployed with torch; fulfils ``runtime.engines.base.Session``.
@@ -44,12 +77,12 @@ class TorchVariant:
         info: what it is.
         outputs: their names.
         device: ``torch.device``.
-        half: whether autocast lets convolutions run in FP16, on channels-last memory.
+        half: None for FP32, else what convolutions run in, on channels-last memory; the network is as it says.
     """
 
     def __init__(
         self, network: nn.Module | Callable[..., Any], info: EngineInfo, outputs: tuple[str, ...],
-        *, device: torch.device, half: bool,
+        *, device: torch.device, half: Half | None,
     ) -> None:  # fmt: skip
         self.info, self.output_names = info, outputs
         self._network, self._device, self._half = network, device, half
@@ -61,12 +94,19 @@ class TorchVariant:
 
     def on_device(self, image: np.ndarray) -> torch.Tensor:
         """The batch where the network is."""
-        tensor = torch.from_numpy(image).to(self._device)
-        return tensor.to(memory_format=torch.channels_last_3d) if self._half else tensor
+        return self.as_needed(torch.from_numpy(image))
+
+    def as_needed(self, image: torch.Tensor) -> torch.Tensor:
+        """A tensor on the network's device, in its order of memory."""
+        tensor = image.to(self._device)
+        if self._half is None:
+            return tensor
+        return tensor.to(memory_format=torch.channels_last_3d)
 
     def run_on_device(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The network alone, without copies; on a GPU it may still be running when this returns."""
-        with torch.inference_mode(), torch.autocast(self._device.type, torch.float16, enabled=self._half):
+        kind = None if self._half is None else self._half.dtype
+        with torch.inference_mode(), torch.autocast(self._device.type, kind, enabled=kind is not None):
             outputs: tuple[torch.Tensor, ...] = tuple(self._network(image))
         return outputs
 
@@ -87,7 +127,7 @@ def _closed(image: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 def contenders(
     bundle: Bundle, *, engines: Sequence[str] = (), device: int = 0, threads: int | None = None, compiled: bool = True
-) -> tuple[list[Contender], list[tuple[str, str]]]:
+) -> tuple[list[Contender], list[Missing]]:
     """Those that can run here, torch eager first; and those that can't, with why.
 
     Args:
@@ -101,13 +141,37 @@ def contenders(
         EngineError: an engine that was named is not in the table.
     """
     there, missing = _torch_variants(bundle, device=device, compiled=compiled)
-    for name in engines or [name for name in ENGINES if name not in ONLY_BY_NAME]:
+    names = engines or [name for name in ENGINES if name not in ONLY_BY_NAME]
+    ours, absent = our_contenders(bundle, engines=names, device=device, threads=threads, verify_only=True)
+    return [*there, *ours], [*missing, *absent]
+
+
+def our_contenders(
+    bundle: Bundle, *, engines: Sequence[str] = (), device: int = 0, threads: int | None = None,
+    verify_only: bool = False,
+) -> tuple[list[Contender], list[Missing]]:  # fmt: skip
+    """The runtime's engines in each of their precisions, the one that ``auto`` takes where none is named.
+
+    Args:
+        bundle: whose networks are run.
+        engines: names of the engine table.
+        device: GPU number.
+        threads: on the processor; None for all.
+        verify_only: also what is right but too slow to be offered.
+
+    Raises:
+        EngineError: an engine that was named is not in the table, or none was and none can run here.
+    """
+    there: list[Contender] = []
+    missing: list[Missing] = []
+    for name in engines or [select_engine(device=device).name]:
         found = engine_module(name).preflight(device=device)
         if not found.available:
-            missing.append((name, found.reason))
+            missing.append(Missing(name, found.reason))
             continue
         for choice in candidates(bundle.spec, name, None, device=device):
-            there.append(Contender(name, choice.precision, _opener(bundle, choice, threads)))
+            if verify_only or choice.precision in found.precisions:
+                there.append(Contender(name, choice.precision, _opener(bundle, choice, threads)))
     return there, missing
 
 
@@ -117,34 +181,48 @@ def _opener(
     return lambda: opened(bundle, choice, threads=threads)
 
 
-def _torch_variants(bundle: Bundle, *, device: int, compiled: bool) -> tuple[list[Contender], list[tuple[str, str]]]:
-    on_gpu = torch.cuda.is_available() and device < torch.cuda.device_count()
-    where = torch.device("cuda", device) if on_gpu else torch.device("cpu")
-    variants = [Contender(TORCH_EAGER, "fp32", lambda: torch_networks(bundle, TORCH_EAGER, where))]
-    if not on_gpu:
-        why = "FP16 of torch is for GPUs, and this torch finds none"
-        return variants, [(TORCH_AMP, why), (TORCH_COMPILE, why)]
-    variants.append(Contender(TORCH_AMP, "fp16", lambda: torch_networks(bundle, TORCH_AMP, where)))
+def _torch_variants(bundle: Bundle, *, device: int, compiled: bool) -> tuple[list[Contender], list[Missing]]:
+    where = torch_device(device)
+    half = HALF[where.type]
+    variants = [torch_contender(bundle, where, half=False), torch_contender(bundle, where, half=True)]
     if not compiled:
-        return variants, [(TORCH_COMPILE, "left out by --no-compile")]
-    variants.append(Contender(TORCH_COMPILE, "fp16", lambda: torch_networks(bundle, TORCH_COMPILE, where)))
-    return variants, []
+        return variants, [Missing(half.compiled_name, "left out by --no-compile")]
+    if where.type == "cpu" and not any(shutil.which(name) for name in ("g++", "clang++", "cl")):
+        return variants, [Missing(half.compiled_name, "there is no C++ compiler")]
+    return [*variants, torch_contender(bundle, where, half=True, compiled=True)], []
+
+
+def torch_contender(bundle: Bundle, device: torch.device, *, half: bool, compiled: bool = False) -> Contender:
+    """Torch in FP32, or in the half precision of the device."""
+    kind = HALF[device.type] if half else None
+    name = TORCH_EAGER if kind is None else kind.compiled_name if compiled else kind.name
+    precision = "fp32" if kind is None else kind.precision
+    return Contender(name, precision, lambda: torch_networks(bundle, device, kind, compiled=compiled))
+
+
+def torch_device(number: int) -> torch.device:
+    """The GPU of that number where torch finds it, else the processor."""
+    on_gpu = torch.cuda.is_available() and number < torch.cuda.device_count()
+    return torch.device("cuda", number) if on_gpu else torch.device("cpu")
 
 
 @contextmanager
-def torch_networks(bundle: Bundle, variant: str, device: torch.device) -> Iterator[Networks]:
+def torch_networks(
+    bundle: Bundle, device: torch.device, half: Half | None, *, compiled: bool = False
+) -> Iterator[Networks]:
     """The bundle's networks in torch; FP32 is true FP32, so TF32 is off meanwhile."""
     kept = torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark
     torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = False, True
     reference = reference_networks(bundle)
-    half = variant != TORCH_EAGER
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    info = EngineInfo(variant, torch.__version__, "fp16" if half else "fp32", name, "a contender")
+    variant = TORCH_EAGER if half is None else half.compiled_name if compiled else half.name
+    info = EngineInfo(variant, torch.__version__, "fp32" if half is None else half.precision, name, "a contender")
 
     def session(of: Any) -> TorchVariant:
         network = of.network.to(device)
-        network = network.to(memory_format=torch.channels_last_3d) if half else network
-        run = torch.compile(network, dynamic=False) if variant == TORCH_COMPILE else network
+        if half is not None:
+            network = network.to(dtype=half.weights, memory_format=torch.channels_last_3d)
+        run = torch.compile(network, dynamic=False) if compiled else network
         return TorchVariant(run, info, of.output_names, device=device, half=half)
 
     try:

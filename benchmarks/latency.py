@@ -1,23 +1,23 @@
-"""The latency case: one window, one crop and one whole scan, by torch and by every engine, in one run."""
+"""The latency command: one window, one crop and one whole scan, by torch and by every engine, in one run."""
 
 from __future__ import annotations
 
-import statistics
-import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.contenders import TORCH_AMP, Contender, TorchVariant, contenders
+from benchmarks.ceiling import Ceiling, Cost, share_of_ceiling
+from benchmarks.contenders import TORCH_EAGER, Contender, TorchVariant, contenders
+from benchmarks.figures import Figure, ratio, repeated
+from benchmarks.gpu_memory import PeakGpuMemory
+from benchmarks.report import Report, Table, number
 from export.parity_on_scans import Networks
-from export.verify import FIRST_SEED, reference_networks
-from runtime.bundle import Bundle, open_bundle
+from export.verify import reference_networks
+from runtime.bundle import Bundle
 from runtime.device.session import offers_device_tensors
 from runtime.engines.base import Session
 from runtime.engines.parity import LIMITS, Parity, compare_networks, faults, joined, probe_images
@@ -28,89 +28,116 @@ from runtime.volume import Volume
 SCAN_ZYX, SCAN_SPACING_MM = (150, 145, 170), 2.0
 """A phantom of 300 x 290 x 340 mm (z, y, x)."""
 BATCHES = (1, 4)
-_MIB = 2**20
+WINDOW, CROP, SCAN = "one window", "one crop", "whole scan"
+WARMUPS = 2
+"""The second is when CUDA graphs are captured."""
+
+
+@dataclass(frozen=True)
+class Met:
+    """What was found of one contender.
+
+    Args:
+        contender: who.
+        figures: times, s, and the rise of the GPU's memory.
+        parity: of its networks with torch FP32 on drawn inputs; None where it failed before.
+        details: what it said of itself.
+        failed: why it could not be run, or ``""``.
+    """
+
+    contender: Contender
+    figures: tuple[Figure, ...]
+    parity: Parity | None
+    details: Mapping[str, Any]
+    failed: str = ""
+
+    def seconds(self, group: str) -> Figure | None:
+        """Its time for one of the groups."""
+        return next((figure for figure in self.figures if figure.group == group), None)
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """What of its parity is past the limits of its precision."""
+        return () if self.parity is None else faults(self.parity, LIMITS[self.contender.precision])
 
 
 def latency(
-    shape: tuple[int, ...] | None, repeats: int, bundle: Path | None, *, engines: Sequence[str] = (),
-    device: int = 0, threads: int | None = None, compiled: bool = True, with_scan: bool = True,
-) -> dict[str, Any]:  # fmt: skip
-    """Time, memory and parity of every contender, and its speed over a peer: torch AMP on a GPU, else torch eager.
+    bundle: Bundle, scans: Sequence[Volume], repeats: int, *, engines: Sequence[str], device: int, threads: int,
+    compiled: bool, ceiling: Ceiling | None, costs: Mapping[str, Cost],
+) -> Report:  # fmt: skip
+    """Time, memory and parity of every contender, and how many times as fast as torch eager FP32 it is.
 
     Args:
-        shape: of the phantom scan, voxels of ``SCAN_SPACING_MM``; None for ``SCAN_ZYX``.
-        repeats: measured runs, after a warm-up.
-        bundle: None for the one that ships.
+        bundle: whose networks are run.
+        scans: run whole, in memory; none leaves that out.
+        repeats: measured runs, after the warm-ups.
         engines: names of the engine table; none for all that can run here.
         device: GPU number.
-        threads: on the processor; None for all.
+        threads: on the processor.
         compiled: whether torch.compile takes part.
-        with_scan: whether whole scans are run.
+        ceiling: of this machine, or None.
+        costs: of the networks.
     """
-    if threads is not None:
-        torch.set_num_threads(threads)
-    spec = open_bundle(bundle)
-    there, missing = contenders(spec, engines=engines, device=device, threads=threads, compiled=compiled)
-    scan = phantom_scan(shape or SCAN_ZYX) if with_scan else None
-    rows = [measured(one, spec, scan, repeats, device) for one in there]
-    peer = next((row for row in rows if row["name"] == TORCH_AMP), rows[0])
-    for row in rows:
-        row["window_speed_over_peer"] = _over(peer, row, "window_ms_batch_1")
-        row["scan_speed_over_peer"] = _over(peer, row, "scan_s")
-    return {
-        "gflop_per_window": round(gflop(spec), 4),
-        "window_zyx": list(spec.spec.locnet.window_zyx),
-        "scan_shape_zyx": None if scan is None else list(scan.array.shape),
-        "scan_spacing_mm": SCAN_SPACING_MM,
-        "torch": torch.__version__,
-        "threads": threads or torch.get_num_threads(),
-        "peer": peer["name"],
-        "contenders": rows,
-        "not_here": [{"name": name, "why": why} for name, why in missing],
-    }
+    there, missing = contenders(bundle, engines=engines, device=device, threads=threads, compiled=compiled)
+    met = [measured(one, bundle, scans, repeats, device) for one in there]
+    figures = [figure for one in met for figure in one.figures]
+    if ceiling is not None and "locnet" in costs:
+        shares = (
+            share_of_ceiling(one.contender.title, seconds, costs["locnet"], ceiling, one.contender.precision)
+            for one in met
+            if (seconds := one.seconds(f"{WINDOW}, batch 1")) is not None
+        )
+        figures += [share for share in shares if share is not None]
+    ratios = _ratios(met)
+    return Report(
+        figures=tuple(figures),
+        tables=(_table(met, figures, ratios),),
+        settings={"window_zyx": list(bundle.spec.locnet.window_zyx), "scans": [scan.name for scan in scans]},
+        ratios=ratios,
+        details={"contenders": {one.contender.title: _details(one) for one in met}},
+        missing=tuple(missing),
+        notes=("x: how many times as fast as torch eager FP32 in this run; parity against the same on drawn inputs.",),
+    )
 
 
-def _over(peer: dict[str, Any], row: dict[str, Any], figure: str) -> float | None:
-    if not peer.get(figure) or not row.get(figure):
-        return None
-    return round(peer[figure] / row[figure], 3)
-
-
-def measured(one: Contender, bundle: Bundle, scan: Volume | None, repeats: int, device: int) -> dict[str, Any]:
-    """One contender's figures; where it fails, why. Units are in the names; times include the copies to and fro."""
-    row: dict[str, Any] = {"name": one.name, "precision": one.precision}
+def measured(one: Contender, bundle: Bundle, scans: Sequence[Volume], repeats: int, device: int) -> Met:
+    """One contender's figures; where it fails, why. Times include the copies to and fro."""
+    figures: list[Figure] = []
+    details: dict[str, Any] = {}
+    parity, failed = None, ""
     with PeakGpuMemory(device) as memory, ExitStack() as stack:
         try:
-            start = time.perf_counter()
-            networks = stack.enter_context(one.opened())
-            row["open_s"] = round(time.perf_counter() - start, 2)
-            row["device"] = networks.locnet.info.device
-            row |= _windows(networks, bundle, repeats)
-            row |= _parity(networks, bundle, one.precision)
-            if scan is not None:
-                row |= _whole_scan(networks, bundle, scan, repeats)
+            opened = repeated(lambda: details.update(networks=stack.enter_context(one.opened())), 1, warmups=0)
+            networks: Networks = details.pop("networks")
+            figures.append(Figure("open", one.title, "s", opened))
+            details["device"] = networks.locnet.info.device
+            figures += _windows(one.title, networks, bundle, repeats)
+            parity = _parity(networks, bundle)
+            for scan in scans:
+                figures += _whole_scan(one.title, networks, bundle, scan, repeats, details)
         except (EngineError, RuntimeError) as error:
-            row["failed"] = str(error).splitlines()[0]
-    row["gpu_memory_mb"] = memory.rise_mb
-    return row
+            failed = (str(error).splitlines() or [type(error).__name__])[0]
+    if memory.rise_mb is not None:
+        figures.append(Figure("GPU memory", one.title, "MiB", (memory.rise_mb,)))
+    return Met(one, tuple(figures), parity, details, failed)
 
 
-def _windows(networks: Networks, bundle: Bundle, repeats: int) -> dict[str, Any]:
-    figures: dict[str, Any] = {}
+def _windows(title: str, networks: Networks, bundle: Bundle, repeats: int) -> list[Figure]:
     window, crop = (probe_images(spec)[0] for spec in (bundle.spec.locnet, bundle.spec.fracsegnet))
+    figures = []
     for count in BATCHES:
         batch = np.repeat(window, count, axis=0)
-        times = milliseconds(lambda batch=batch: networks.locnet(batch), repeats)  # type: ignore[misc]
-        figures[f"window_ms_batch_{count}"] = round(statistics.median(times) / count, 3)
-        figures[f"window_spread_ms_batch_{count}"] = [round(t / count, 3) for t in (min(times), max(times))]
-        on_device = milliseconds_on_device(networks.locnet, batch, repeats)
+        times = repeated(lambda batch=batch: networks.locnet(batch), repeats, warmups=WARMUPS)  # type: ignore[misc]
+        figures.append(Figure(f"{WINDOW}, batch {count}", title, "s", tuple(t / count for t in times)))
+        on_device = seconds_on_device(networks.locnet, batch, repeats)
         if on_device is not None:
-            figures[f"window_on_device_ms_batch_{count}"] = round(statistics.median(on_device) / count, 3)
-    figures["crop_ms_batch_1"] = round(statistics.median(milliseconds(lambda: networks.fracsegnet(crop), repeats)), 3)
-    return figures
+            group = f"{WINDOW}, batch {count}, on the GPU alone"
+            figures.append(Figure(group, title, "s", tuple(t / count for t in on_device)))
+    times = repeated(lambda: networks.fracsegnet(crop), repeats, warmups=WARMUPS)
+    return [*figures, Figure(CROP, title, "s", times)]
 
 
-def _parity(networks: Networks, bundle: Bundle, precision: str) -> dict[str, Any]:
+def _parity(networks: Networks, bundle: Bundle) -> Parity:
     right = reference_networks(bundle)
     pairs: list[tuple[Session, Session, Any]] = [
         (right.locnet, networks.locnet, bundle.spec.locnet),
@@ -118,38 +145,23 @@ def _parity(networks: Networks, bundle: Bundle, precision: str) -> dict[str, Any
     ]
     if right.levelnet is not None and networks.levelnet is not None:
         pairs.append((right.levelnet, networks.levelnet, bundle.spec.levelnet))
-    found: Parity = joined([compare_networks(a, b, spec, probe_images(spec)[:1]) for a, b, spec in pairs])
-    return {"parity": {**asdict(found), "dice": found.dice}, "parity_faults": list(faults(found, LIMITS[precision]))}
+    return joined([compare_networks(a, b, spec, probe_images(spec)[:1]) for a, b, spec in pairs])
 
 
-def _whole_scan(networks: Networks, bundle: Bundle, scan: Volume, repeats: int) -> dict[str, Any]:
+def _whole_scan(
+    title: str, networks: Networks, bundle: Bundle, scan: Volume, repeats: int, details: dict[str, Any]
+) -> list[Figure]:
     """The pipeline on a volume in memory: reading is left out. The first run is told apart: it compiles and tunes."""
     with Pipeline(bundle, networks.locnet, networks.fracsegnet, networks.levelnet, ExitStack()) as pipeline:
         first, *rest = (pipeline.run(scan) for _ in range(repeats + 1))
-    totals = sorted(findings.timings_s["total"] for findings in rest)
-    return {
-        "scan_first_s": first.timings_s["total"],
-        "scan_s": statistics.median(totals),
-        "scan_spread_s": [totals[0], totals[-1]],
-        "scan_stages_s": dict(rest[-1].timings_s),
-        "scan_vertebrae": len(first.vertebrae),
-    }
+    details[scan.name] = {"stages_s": dict(rest[-1].timings_s), "vertebrae": len(first.vertebrae)}
+    return [
+        Figure(f"{SCAN} {scan.name}, first run", title, "s", (first.timings_s["total"],)),
+        Figure(f"{SCAN} {scan.name}", title, "s", tuple(findings.timings_s["total"] for findings in rest)),
+    ]
 
 
-def milliseconds(work: Callable[[], object], repeats: int) -> list[float]:
-    """Wall times of ``work``, after two warm-ups: the second is when CUDA graphs are captured."""
-    work()
-    work()
-    return [_timed(work) for _ in range(repeats)]
-
-
-def _timed(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return 1000 * (time.perf_counter() - start)
-
-
-def milliseconds_on_device(session: Session, batch: np.ndarray, repeats: int) -> list[float] | None:
+def seconds_on_device(session: Session, batch: np.ndarray, repeats: int) -> tuple[float, ...] | None:
     """The network alone, its tensors on the GPU; None for who doesn't offer that."""
     if isinstance(session, TorchVariant):
         image = session.on_device(batch)
@@ -160,7 +172,7 @@ def milliseconds_on_device(session: Session, batch: np.ndarray, repeats: int) ->
             session.run_on_device(image)
             torch.cuda.synchronize(image.device)
 
-        return milliseconds(run, repeats)
+        return repeated(run, repeats, warmups=WARMUPS)
     if not offers_device_tensors(session):
         return None
     from runtime.device.stream import Stream
@@ -172,71 +184,58 @@ def milliseconds_on_device(session: Session, batch: np.ndarray, repeats: int) ->
             session.enqueue(len(batch), stream)
             stream.synchronise()
 
-        return milliseconds(enqueue, repeats)
+        return repeated(enqueue, repeats, warmups=WARMUPS)
 
 
-class PeakGpuMemory:
-    """By how much the GPU's used memory rose at most meanwhile, whoever used it, MiB; None without a GPU in torch."""
-
-    def __init__(self, device: int, *, every_s: float = 0.005) -> None:
-        self.rise_mb: float | None = None
-        self._device, self._every_s = device, every_s
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self) -> PeakGpuMemory:
-        if torch.cuda.is_available():
-            self._before = self._used()
-            self._thread.start()
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._done.set()
-        if self._thread.is_alive():
-            self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._done.wait(self._every_s):
-            self.rise_mb = max(self.rise_mb or 0.0, round((self._used() - self._before) / _MIB, 1))
-
-    def _used(self) -> int:
-        free, total = torch.cuda.mem_get_info(self._device)
-        return int(total - free)
+def _ratios(met: Sequence[Met]) -> tuple[Figure, ...]:
+    """How many times as fast as torch eager FP32 each is, for each thing that both did; medians, since not in turns."""
+    peer = next((one for one in met if one.contender.name == TORCH_EAGER), None)
+    if peer is None:
+        return ()
+    found = []
+    for one in met:
+        for figure in one.figures:
+            theirs = peer.seconds(figure.group)
+            if one is not peer and theirs is not None and figure.unit == "s" and figure.group != "open":
+                found.append(ratio(figure.group, f"{peer.contender.title} / {one.contender.title}", theirs, figure))
+    return tuple(found)
 
 
-def gflop(bundle: Bundle) -> float:
-    """Floating-point operations of the first network on one window, in milliards: what no engine can save."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    network = getattr(reference_networks(bundle).locnet, "network")  # noqa: B009  of a TorchSession
-    with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        network(torch.zeros(1, 1, *bundle.spec.locnet.window_zyx))
-    return float(counter.get_total_flops()) / 1e9
+def _details(one: Met) -> dict[str, Any]:
+    parity = None if one.parity is None else {**asdict(one.parity), "dice": one.parity.dice}
+    return {**one.details, "parity": parity, "parity_faults": list(one.faults), "failed": one.failed}
 
 
-def phantom_scan(shape_zyx: tuple[int, ...]) -> Volume:
-    """A phantom of a seed that neither training nor evaluation draws, around the middle of its spine."""
-    from runtime.crops import crop_grid
-    from train.phantom import render, sample_anatomy, sample_appearance
+def _table(met: Sequence[Met], figures: Sequence[Figure], ratios: Sequence[Figure]) -> Table:
+    times = {figure.key: figure for figure in figures}
+    speed = {(figure.group, figure.name.rsplit(" / ", 1)[-1]): figure.median for figure in ratios}
+    whole = next((f.group for f in figures if f.group.startswith(SCAN) and "first" not in f.group), "")
+    groups = [f"{WINDOW}, batch {count}" for count in BATCHES] + [CROP] + ([whole] if whole else [])
+    rows = []
+    for one in met:
+        title = one.contender.title
+        cells = []
+        for group in groups:
+            figure = times.get(f"{group}/{title}")
+            scale = 1 if group == whole else 1000
+            cells.append(number(None if figure is None else scale * figure.median))
+            cells.append(number(speed.get((group, title))))
+        share = times.get(f"share of the ceiling/{title}")
+        cells.append("-" if share is None else f"{100 * share.median:.0f} %")
+        memory = times.get(f"GPU memory/{title}")
+        cells.append(number(None if memory is None else memory.median))
+        cells += _parity_cells(one)
+        rows.append((title, *cells))
+    titles = [f"{group.removeprefix('one ')}{' s' if group == whole else ' ms'}" for group in groups]
+    times_columns = [cell for title in titles for cell in (title.replace(whole, "scan") if whole else title, "x")]
+    columns = ("median", *times_columns, "of ceiling", "GPU MiB", "shift mm", "Dice", "grades changed", "parity")
+    return Table("networks alone and whole scans", columns, tuple(rows))
 
-    rng = np.random.default_rng(FIRST_SEED)
-    anatomy = sample_anatomy(FIRST_SEED)
-    middle = anatomy.centre_ras_mm(anatomy.vertebrae[len(anatomy.vertebrae) // 2])
-    z, y, x = shape_zyx
-    grid = crop_grid(middle, spacing_mm=SCAN_SPACING_MM, shape_zyx=(z, y, x))
-    return render(anatomy, grid, sample_appearance(rng), rng).volume
 
-
-def latency_table(figures: dict[str, Any]) -> str:
-    """The figures as lines that a person can read."""
-    lines = [f"{'':34} {'prec.':5} {'window ms':>10} {'x peer':>7} {'crop ms':>9} {'scan s':>8} {'x peer':>7} "
-             f"{'GPU MiB':>8}  parity"]  # fmt: skip
-    for row in figures["contenders"]:
-        said = row.get("failed") or "; ".join(row.get("parity_faults", ())) or "within the limits"
-        cells = [row.get(name) for name in ("window_ms_batch_1", "window_speed_over_peer", "crop_ms_batch_1", "scan_s",
-                                            "scan_speed_over_peer", "gpu_memory_mb")]  # fmt: skip
-        texts = ["-" if cell is None else f"{cell:.2f}" for cell in cells]
-        padded = (text.rjust(width) for text, width in zip(texts, (10, 7, 9, 8, 7, 8), strict=True))
-        lines.append(f"{row['name']:34} {row['precision']:5} {' '.join(padded)}  {said}")
-    lines += [f"{one['name']:34} not here: {one['why']}" for one in figures["not_here"]]
-    return "\n".join([*lines, f"peer: {figures['peer']}; {figures['gflop_per_window']} GFLOP per window"])
+def _parity_cells(one: Met) -> list[str]:
+    if one.failed or one.parity is None:
+        return ["-", "-", "-", f"failed: {one.failed}"]
+    found = one.parity
+    agreed = f"{found.grades_changed}/{found.grades}"
+    shift = number(found.centre_shift_mm if found.centres else None)
+    return [shift, f"{found.dice:.5f}" if found.masks else "-", agreed, "; ".join(one.faults) or "within the limits"]

@@ -1,0 +1,145 @@
+"""A whole scan as one would do it with torch and well-known libraries; no heights and no picture, which no peer has."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks import peer_steps
+from benchmarks.contenders import TorchVariant
+from export.parity_on_scans import Networks
+from runtime.bundle import Bundle
+from runtime.crops import crop_grid
+from runtime.intensity import normalise
+from runtime.resample import working_grid
+from runtime.volume import Grid
+
+MOST_CENTRES = 60
+"""As the pipeline."""
+
+
+@dataclass(frozen=True)
+class PeerRun:
+    """Seconds by stage (names as ``stage_clock.STAGES``), windows run, and the centres found (n, 3), RAS+ mm."""
+
+    seconds: dict[str, float]
+    windows: int
+    centres_ras_mm: np.ndarray
+
+    @property
+    def total_s(self) -> float:
+        """All stages together."""
+        return sum(self.seconds.values())
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start_s = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start_s
+
+
+def peer_run(bundle: Bundle, networks: Networks, scan: Path, folder: Path) -> PeerRun:
+    """From a NIfTI file to a label volume in ``folder``.
+
+    nibabel reads, SimpleITK resamples, MONAI's SlidingWindowInferer runs the windows of the bundle's size and overlap,
+    NumPy votes, scikit-image finds the peaks, and every crop is resampled by SimpleITK.
+
+    Args:
+        bundle: sizes and thresholds.
+        networks: ``TorchVariant`` sessions.
+        scan: the file.
+        folder: where the labels go.
+    """
+    clock = _Clock()
+    with clock.stage("read"):
+        array, grid = peer_steps.read_with_nibabel(scan)
+        image = peer_steps.itk_image(array, grid)
+    spec = bundle.spec.locnet
+    with clock.stage("resample"):
+        target = working_grid(grid, spec.spacing_mm)
+        working = normalise(peer_steps.resample_with_simpleitk(image, target), spec.intensity)
+    heatmap, offsets, windows = _windows(bundle, networks, working, clock)
+    with clock.stage("votes and peaks"):
+        votes = peer_steps.votes_with_numpy(heatmap, offsets, threshold=spec.heatmap_threshold)
+        peaks = peer_steps.peaks_with_skimage(
+            votes, threshold=spec.peak_threshold, separation_voxels=spec.peak_separation_voxels
+        )
+        centres = target.to_ras_mm(peaks[:MOST_CENTRES])
+    _levels(bundle, networks, image, centres, clock)
+    masks = _crops(bundle, networks, image, centres, clock)
+    with clock.stage("paste"):
+        level = bundle.spec.fracsegnet.mask_threshold
+        labels = peer_steps.paste(masks, grid, peer_steps.simpleitk_onto, threshold=level)
+    with clock.stage("write"):
+        peer_steps.write_with_nibabel(folder / "labels.nii.gz", labels, grid)
+    return PeerRun(clock.seconds, windows, centres)
+
+
+def _variant(session: Any) -> TorchVariant:
+    variant: TorchVariant = session
+    return variant
+
+
+def _windows(
+    bundle: Bundle, networks: Networks, working: np.ndarray, clock: _Clock
+) -> tuple[np.ndarray, np.ndarray, int]:
+    spec, locnet = bundle.spec.locnet, _variant(networks.locnet)
+    names = locnet.output_names
+    count, network_s = 0, 0.0
+
+    def predict(window: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        nonlocal count, network_s
+        start_s = time.perf_counter()
+        outputs = locnet.run_on_device(locnet.as_needed(window))
+        outputs = tuple(output.float().cpu() for output in outputs)
+        network_s += time.perf_counter() - start_s
+        count += 1
+        return outputs
+
+    start_s = time.perf_counter()
+    found = peer_steps.monai_windows(working, predict, window_zyx=spec.window_zyx, overlap=spec.overlap)
+    total_s = time.perf_counter() - start_s
+    clock.seconds |= {"windows: network": network_s, "windows: cut and blend": total_s - network_s}
+    named = dict(zip(names, found, strict=True))
+    heatmap = np.ascontiguousarray(named["heatmap"][0])
+    return heatmap, named.get("offsets", np.zeros((3, *heatmap.shape), np.float32)), count
+
+
+def _levels(bundle: Bundle, networks: Networks, image: Any, centres: np.ndarray, clock: _Clock) -> None:
+    spec = bundle.spec.levelnet
+    if spec is None or networks.levelnet is None:
+        return
+    for centre in centres:
+        with clock.stage("levels: rest"):
+            grid = crop_grid(centre, spacing_mm=spec.spacing_mm, shape_zyx=spec.crop_zyx)
+            crop = normalise(peer_steps.resample_with_simpleitk(image, grid), spec.intensity)
+        with clock.stage("levels: network"):
+            networks.levelnet(crop[None, None])
+
+
+def _crops(
+    bundle: Bundle, networks: Networks, image: Any, centres: Sequence[Any] | np.ndarray, clock: _Clock
+) -> list[tuple[Grid, np.ndarray]]:
+    spec = bundle.spec.fracsegnet
+    mask_at = networks.fracsegnet.output_names.index("mask")
+    masks = []
+    for centre in centres:
+        with clock.stage("crops: rest"):
+            grid = spec.grid_around((float(centre[0]), float(centre[1]), float(centre[2])))
+            crop = normalise(peer_steps.resample_with_simpleitk(image, grid), spec.intensity)
+        with clock.stage("crops: network"):
+            outputs = networks.fracsegnet(crop[None, None])
+        masks.append((grid, np.ascontiguousarray(outputs[mask_at][0, 0])))
+    return masks

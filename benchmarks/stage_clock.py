@@ -1,0 +1,139 @@
+"""The seconds of a run by stage, the networks' apart: seen from outside, through the sessions and the progress."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from export.parity_on_scans import Networks
+from runtime.bundle import Bundle
+from runtime.device.session import offers_device_tensors
+from runtime.engines.base import Session
+from runtime.findings import Findings
+from runtime.output import Outputs, write_results
+from runtime.pipeline import Pipeline
+
+NETWORK_STAGES = ("windows: network", "levels: network", "crops: network")
+STAGES = (
+    "read", "resample", "windows: network", "windows: cut and blend", "votes and peaks", "levels: network",
+    "levels: rest", "crops: network", "crops: rest", "heights", "paste", "overview", "write", "rest",
+)  # fmt: skip
+"""In the order of a run. ``rest`` is what lies between the stages."""
+
+
+class TimedSession:
+    """A session that keeps the seconds spent in it and the number of its windows; fulfils Session."""
+
+    def __init__(self, session: Session) -> None:
+        self.info, self.output_names = session.info, session.output_names
+        self.seconds, self.windows = 0.0, 0
+        self._session = session
+
+    def __call__(self, image: np.ndarray) -> tuple[np.ndarray, ...]:
+        """See Session."""
+        start_s = time.perf_counter()
+        outputs = self._session(image)
+        self.seconds += time.perf_counter() - start_s
+        self.windows += len(image)
+        return outputs
+
+    def close(self) -> None:
+        """Left to the session's owner."""
+
+    def __enter__(self) -> TimedSession:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+class Marks:
+    """Progress that keeps when each stage began and when the last of its windows or crops was through."""
+
+    def __init__(self) -> None:
+        self.began_s: list[tuple[str, float]] = []
+        self.stepped_s: dict[str, float] = {}
+
+    def stage(self, name: str) -> None:
+        """See ``runtime.progress.Progress``."""
+        self.began_s.append((name, time.perf_counter()))
+
+    def step(self, done: int, total: int) -> None:
+        """See ``runtime.progress.Progress``."""
+        self.stepped_s[self.began_s[-1][0]] = time.perf_counter()
+
+    def finish(self) -> None:
+        """Nothing."""
+
+    def after_steps_s(self, name: str) -> float:
+        """From a stage's last step to the beginning of the next stage; 0 for a stage without steps."""
+        names = [stage for stage, _ in self.began_s]
+        if name not in self.stepped_s or name not in names[:-1]:
+            return 0.0
+        return self.began_s[names.index(name) + 1][1] - self.stepped_s[name]
+
+
+@dataclass(frozen=True)
+class StagedRun:
+    """One run.
+
+    Args:
+        seconds: of each of ``STAGES`` that can be told; without the networks' parts where the tensors stay on a GPU.
+        windows: that the first network was run on; None likewise.
+        findings: what came out.
+    """
+
+    seconds: dict[str, float]
+    windows: int | None
+    findings: Findings
+
+    @property
+    def total_s(self) -> float:
+        """All stages together."""
+        return sum(self.seconds.values())
+
+
+def staged_run(bundle: Bundle, networks: Networks, scan: Path, folder: Path) -> StagedRun:
+    """Run the pipeline from a file to the result folder, as the command line does."""
+    on_gpu = offers_device_tensors(networks.locnet)
+    loc, frac = networks.locnet, networks.fracsegnet
+    level = networks.levelnet
+    timed = [TimedSession(session) for session in (loc, frac, *([] if level is None else [level]))]
+    used: list[Session] = [loc, frac, *([] if level is None else [level])] if on_gpu else [*timed]
+    marks = Marks()
+    with Pipeline(bundle, used[0], used[1], used[2] if len(used) > 2 else None, ExitStack()) as pipeline:
+        analysis = pipeline.analyse(scan, progress=marks)
+        findings = write_results(analysis, folder, outputs=Outputs(), progress=marks)
+    if on_gpu:
+        return StagedRun(_with_rest(dict(findings.timings_s)), None, findings)
+    in_networks = (timed[0].seconds, 0.0 if level is None else timed[2].seconds, timed[1].seconds)
+    network_s = dict(zip(NETWORK_STAGES, in_networks, strict=True))
+    return StagedRun(_split(dict(findings.timings_s), network_s, marks), timed[0].windows, findings)
+
+
+def _split(times: dict[str, float], network_s: dict[str, float], marks: Marks) -> dict[str, float]:
+    votes_s = marks.after_steps_s("locate")
+    windows_s, levels_s, crops_s = (network_s[name] for name in NETWORK_STAGES)
+    seconds = {
+        "read": times.pop("read", 0.0),
+        "resample": times.pop("resample", 0.0),
+        "windows: network": windows_s,
+        "windows: cut and blend": max(0.0, times.pop("locate", 0.0) - windows_s - votes_s),
+        "votes and peaks": votes_s,
+        "levels: network": levels_s,
+        "levels: rest": max(0.0, times.pop("label", 0.0) - levels_s),
+        "crops: network": crops_s,
+        "crops: rest": max(0.0, times.pop("segment", 0.0) - crops_s),
+        "heights": times.pop("measure", 0.0),
+    }
+    return {**seconds, **_with_rest({**times, "total": times["total"] - sum(seconds.values())})}
+
+
+def _with_rest(times: dict[str, float]) -> dict[str, float]:
+    """The stages, and what the total holds beyond them as ``"rest"``."""
+    total_s = times.pop("total")
+    return {**times, "rest": max(0.0, total_s - sum(times.values()))}

@@ -1,0 +1,227 @@
+"""The stages command: where the time of a whole case goes, from the file to the results, beside a pipeline of peers."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.ceiling import Ceiling, Cost, share_of_ceiling
+from benchmarks.contenders import Contender, our_contenders, torch_contender, torch_device
+from benchmarks.figures import Figure, ratio
+from benchmarks.peer_pipeline import PeerRun, peer_run
+from benchmarks.peers import Missing, absent
+from benchmarks.report import Report, Table, number
+from benchmarks.stage_clock import NETWORK_STAGES, STAGES, StagedRun, staged_run
+from export.parity_on_scans import Networks
+from runtime.bundle import Bundle
+from runtime.engines.parity import SAME_CENTRE_MM
+from runtime.readers import read_scan
+from runtime.resample import working_grid
+from runtime.windows import plan_windows
+
+NO_PEER_FOR = ("heights", "overview", "rest")
+EXHAUSTIVE_MM = 1.0
+TOTAL, NETWORKS, ALL_BUT = "total", "networks", "all but the networks"
+
+
+@dataclass(frozen=True)
+class Runner:
+    """One way through a scan, its networks open."""
+
+    contender: Contender
+    networks: Networks
+    is_peer: bool
+
+
+def stages(
+    bundle: Bundle, scans: Sequence[Path], repeats: int, *, engines: Sequence[str], device: int, threads: int,
+    with_peers: bool, ceiling: Ceiling | None, costs: Mapping[str, Cost],
+) -> Report:  # fmt: skip
+    """Run every scan through every pipeline in turns.
+
+    Args:
+        bundle: whose networks are run.
+        scans: NIfTI files.
+        repeats: measured rounds, after one warm-up.
+        engines: names of the engine table; none for the one that ``auto`` takes, in each of its precisions.
+        device: GPU number.
+        threads: on the processor.
+        with_peers: whether the peers' pipeline takes part, in torch FP32 and in half precision.
+        ceiling: of this machine, or None.
+        costs: of the networks.
+    """
+    needed = absent("monai", "scikit-image") if with_peers else ()
+    figures: list[Figure] = []
+    tables: list[Table] = []
+    ratios: list[Figure] = []
+    details: dict[str, Any] = {}
+    with ExitStack() as stack:
+        runners, missing = _runners(
+            bundle, stack, engines=engines, device=device, threads=threads, with_peers=with_peers and not needed
+        )
+        for scan in scans:
+            runs = _run_in_turns(bundle, runners, scan, repeats)
+            found = _figures(scan, runs, ceiling, costs)
+            figures += found
+            tables.append(_table(scan, runs))
+            ratios += _ratios(scan, runners, runs)
+            details[scan.name] = _details(bundle, scan, runners, runs)
+    notes = [f"peers skip {', '.join(NO_PEER_FOR)}; ratios leave these out on our side as well."] if with_peers else []
+    return Report(
+        figures=tuple(figures),
+        tables=tuple(tables),
+        settings={"scans": [scan.name for scan in scans], "overlap": bundle.spec.locnet.overlap},
+        ratios=tuple(ratios),
+        details=details,
+        missing=(*needed, *missing),
+        notes=(*notes, *(_said(name, one) for name, one in details.items())),
+    )
+
+
+def _runners(
+    bundle: Bundle, stack: ExitStack, *, engines: Sequence[str], device: int, threads: int, with_peers: bool
+) -> tuple[list[Runner], list[Missing]]:
+    ours, missing = our_contenders(bundle, engines=engines, device=device, threads=threads)
+    runners = [Runner(one, stack.enter_context(one.opened()), False) for one in ours]
+    where = torch_device(device)
+    for half in (False, True) if with_peers else ():
+        one = torch_contender(bundle, where, half=half)
+        networks = stack.enter_context(one.opened())
+        runners.append(Runner(replace(one, name=f"MONAI, {one.name}"), networks, True))
+    return runners, missing
+
+
+Runs = dict[str, list[StagedRun | PeerRun]]
+
+
+def _run_in_turns(bundle: Bundle, runners: Sequence[Runner], scan: Path, repeats: int) -> Runs:
+    runs: Runs = {runner.contender.title: [] for runner in runners}
+    for turn in range(repeats + 1):
+        for runner in runners:
+            with tempfile.TemporaryDirectory() as folder:
+                run = peer_run if runner.is_peer else staged_run
+                made = run(bundle, runner.networks, scan, Path(folder))
+            if turn:
+                runs[runner.contender.title].append(made)
+    return runs
+
+
+def _figures(scan: Path, runs: Runs, ceiling: Ceiling | None, costs: Mapping[str, Cost]) -> list[Figure]:
+    figures = []
+    for title, of_one in runs.items():
+        group = f"{scan.name}: {title}"
+        for stage in _stages_of(of_one):
+            figures.append(Figure(group, stage, "s", tuple(run.seconds.get(stage, 0.0) for run in of_one)))
+        figures.append(Figure(group, TOTAL, "s", tuple(run.total_s for run in of_one)))
+        network = tuple(_network_s(run) for run in of_one)
+        if all(network):
+            figures.append(Figure(group, NETWORKS, "s", network))
+            shares = tuple(1 - s / run.total_s for s, run in zip(network, of_one, strict=True))
+            figures.append(Figure(group, "share of all but the networks", "share", shares))
+        windows = [run.windows for run in of_one]
+        if ceiling is not None and "locnet" in costs and all(windows):
+            per_window = tuple(r.seconds["windows: network"] / (r.windows or 1) for r in of_one)
+            seconds = Figure(group, "one window", "s", per_window)
+            figures.append(seconds)
+            share = share_of_ceiling(group, seconds, costs["locnet"], ceiling, title.rsplit(" ", 1)[-1])
+            figures += [] if share is None else [share]
+    return figures
+
+
+def _stages_of(runs: Sequence[StagedRun | PeerRun]) -> list[str]:
+    """The stages that any of the runs has, in order; those of a GPU's coarser split last."""
+    met = {stage for run in runs for stage in run.seconds}
+    return [stage for stage in STAGES if stage in met] + sorted(met - set(STAGES))
+
+
+def _network_s(run: StagedRun | PeerRun) -> float:
+    return sum(run.seconds.get(stage, 0.0) for stage in NETWORK_STAGES)
+
+
+def _shared_s(run: StagedRun | PeerRun) -> float:
+    """What both sides do."""
+    return sum(seconds for stage, seconds in run.seconds.items() if stage not in NO_PEER_FOR)
+
+
+def _ratios(scan: Path, runners: Sequence[Runner], runs: Runs) -> list[Figure]:
+    """How many times as long the peers take: whole, and where our networks can be told apart these and the rest."""
+    found = []
+    for peer in (runner.contender.title for runner in runners if runner.is_peer):
+        for ours in (runner.contender.title for runner in runners if not runner.is_peer):
+            parts: dict[str, Callable[[StagedRun | PeerRun], float]] = {"whole": _shared_s}
+            if all(_network_s(run) for run in runs[ours]):
+                parts |= {NETWORKS: _network_s, ALL_BUT: lambda run: _shared_s(run) - _network_s(run)}
+            for name, part in parts.items():
+                over, under = (Figure(name, t, "s", tuple(part(run) for run in runs[t])) for t in (peer, ours))
+                found.append(ratio(f"{scan.name}: {name}", f"{peer} / {ours}", over, under))
+    return found
+
+
+def _table(scan: Path, runs: Runs) -> Table:
+    stages_met = _stages_of([run for of_one in runs.values() for run in of_one])
+    rows = []
+    for stage in (*stages_met, TOTAL, ALL_BUT):
+        cells = []
+        for of_one in runs.values():
+            totals = statistics.median(run.total_s for run in of_one)
+            if stage == TOTAL:
+                seconds: float | None = totals
+            elif stage == ALL_BUT:
+                seconds = statistics.median(run.total_s - _network_s(run) for run in of_one)
+            else:
+                met = [run.seconds[stage] for run in of_one if stage in run.seconds]
+                seconds = statistics.median(met) if met else None
+            cells += [number(seconds), "-" if seconds is None else f"{100 * seconds / totals:.1f} %"]
+        rows.append((stage, *cells))
+    columns = tuple(cell for title in runs for cell in (f"{title} s", "share"))
+    return Table(f"{scan.name}, median seconds", ("", *columns), tuple(rows))
+
+
+def _details(bundle: Bundle, scan: Path, runners: Sequence[Runner], runs: Runs) -> dict[str, Any]:
+    """Windows of each, whether peers find what we find, and what an exhaustive pass at 1 mm would take torch."""
+    first = next(runs[runner.contender.title][-1] for runner in runners if not runner.is_peer)
+    ours = np.array([v.centre_ras_mm for v in first.findings.vertebrae]).reshape(-1, 3)  # type: ignore[union-attr]
+    details: dict[str, Any] = {"vertebrae": len(ours), "windows": {t: of[-1].windows for t, of in runs.items()}}
+    grid = working_grid(read_scan(scan).grid, EXHAUSTIVE_MM)
+    at_1_mm = len(plan_windows(grid.shape_zyx, bundle.spec.locnet.window_zyx, bundle.spec.locnet.overlap).starts_zyx)
+    details["windows_at_1_mm"] = at_1_mm
+    for title, of_one in runs.items():
+        last = of_one[-1]
+        if isinstance(last, PeerRun):
+            per_window = statistics.median(r.seconds["windows: network"] / max(1, r.windows or 1) for r in of_one)
+            rest = statistics.median(r.total_s - r.seconds["windows: network"] for r in of_one)
+            total_s = statistics.median(run.total_s for run in runs[next(iter(runs))])
+            details[title] = {
+                "centres": len(last.centres_ras_mm),
+                "centres_as_ours": _shared_centres(ours, last.centres_ras_mm),
+                "exhaustive_1_mm_s_calculated": round(per_window * at_1_mm + rest, 1),
+                "exhaustive_1_mm_over_ours_calculated": round((per_window * at_1_mm + rest) / total_s, 2),
+            }
+    return details
+
+
+def _shared_centres(ours: np.ndarray, theirs: np.ndarray) -> int:
+    if not len(ours) or not len(theirs):
+        return 0
+    apart = np.linalg.norm(ours[:, None] - theirs[None], axis=-1)
+    return int((apart.min(axis=1) <= SAME_CENTRE_MM).sum())
+
+
+def _said(name: str, details: Mapping[str, Any]) -> str:
+    windows = ", ".join(f"{title} {count}" for title, count in details["windows"].items() if count is not None)
+    lines = [f"{name}: {details['vertebrae']} vertebrae; windows: {windows}"]
+    for title, one in details.items():
+        if isinstance(one, dict) and "centres" in one:
+            lines.append(
+                f"  {title}: {one['centres']} centres, {one['centres_as_ours']} of ours among them; all windows at "
+                f"1 mm ({details['windows_at_1_mm']}) would take {one['exhaustive_1_mm_s_calculated']} s (calculated), "
+                f"{one['exhaustive_1_mm_over_ours_calculated']} times ours"
+            )
+    return "\n".join(lines)
