@@ -179,7 +179,8 @@ def _run(items: Sequence[ScanItem], store: ScanStore, extras: Extras, args: argp
         return
     version = code_version()
     with ExitStack() as stack:
-        options = {"engine": args.engine, "precision": args.precision, "threads": args.threads}
+        choice = select_engine(args.engine, precision=args.precision)  # as the records say: never by the bundle's word
+        options = {"engine": choice.name, "precision": choice.precision, "threads": args.threads}
         pipeline = stack.enter_context(Pipeline.open(args.bundle, **options))
         single = stack.enter_context(SingleNetworks(args.bundle, extras, **options))
         scans = made_ahead(lambda item: item.load(), items)
