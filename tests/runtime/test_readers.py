@@ -261,7 +261,7 @@ def test_compression_that_the_name_does_not_tell(tmp_path):
     refused(tmp_path / "b.nii.gz", "b.nii.gz is not gzipped", "Rename it to b.nii")
 
 
-@pytest.mark.parametrize("content", [b"", gzip.compress(b"")])
+@pytest.mark.parametrize("content", [b"", gzip.compress(b"")], ids=["empty", "gzip of nothing"])
 def test_nothing_inside_an_empty_nifti(tmp_path, content):
     (tmp_path / "a.nii.gz").write_bytes(content)
     refused(tmp_path / "a.nii.gz", "a.nii.gz is empty")
