@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import signal
+import tempfile
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -141,11 +142,10 @@ def _pull(arguments: argparse.Namespace, config: Config, pulls: PullList) -> Non
 
 def run_node(config: Config, opener: Opener, hasher: Hasher, redact: Redactor) -> int:
     """Run until SIGTERM or Ctrl-C."""
-    log_to_stderr(redact, config.log_level)
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
-    with Node(config, opener, hasher=hasher, redact=redact) as node:
+    with log_to_stderr(redact, config.log_level), Node(config, opener, hasher=hasher, redact=redact) as node:
         logger.info("ready: %s", node.processor.engine)
         ended.wait()
         logger.info("ending")
@@ -153,8 +153,6 @@ def run_node(config: Config, opener: Opener, hasher: Hasher, redact: Redactor) -
 
 
 def _module(arguments: argparse.Namespace, opener: Opener) -> int:
-    import tempfile
-
     from runtime.node.module import IN_VARIABLE, OUT_VARIABLE, run_module
 
     folders = []
@@ -165,5 +163,5 @@ def _module(arguments: argparse.Namespace, opener: Opener) -> int:
         folders.append(Path(folder))
     with tempfile.TemporaryDirectory() as scratch:
         _, redact = open_identity(Path(scratch))
-    log_to_stderr(redact, "info")
-    return run_module(folders[0], folders[1], opener, redact)
+    with log_to_stderr(redact, "info"):
+        return run_module(folders[0], folders[1], opener, redact)

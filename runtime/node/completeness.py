@@ -48,9 +48,10 @@ class Completeness:
         if not ours:
             self._queue.decide(study, IGNORED, reason="no CT image")
             return False
-        removed = self._queue.forget_removed(study.key)
+        removed = self._queue.removed_images(study.key)
         if removed:
-            self._fetch(study.uid)
+            if not study.reason:
+                self._fetch(study.uid)
             return self._wait(study, f"{removed} image(s) were removed after an earlier analysis and must come again")
         if not self._archives:
             return self._to_queue(study, f"idle for {self._settings.idle_s:g} s; nobody can count")

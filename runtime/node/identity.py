@@ -16,7 +16,7 @@ from runtime.errors import InputError
 
 KEY_FILE = "hash.key"
 KEY_BYTES = 32
-_UID = re.compile(r"(?<![\w.])[0-2](?:\.\d+){4,}(?![\w.]*\w)")
+_UID = re.compile(r"(?<![\w.])(?=[\d.]{12})[0-2](?:\.\d+)+")
 _SHORTEST_SECRET = 3
 _MOST_SECRETS = 4000
 

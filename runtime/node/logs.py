@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TextIO
 
 from runtime.node.identity import Redactor
@@ -31,8 +33,9 @@ class RedactingFormatter(logging.Formatter):
         return self._redact(super().format(record))
 
 
-def log_to_stderr(redact: Redactor, level: str, stream: TextIO | None = None) -> logging.Handler:
-    """Send the log to stderr, for whoever runs the process; warnings of Python included."""
+@contextmanager
+def log_to_stderr(redact: Redactor, level: str, stream: TextIO | None = None) -> Iterator[None]:
+    """Send the log to stderr while the block runs, for whoever runs the process; warnings of Python included."""
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(RedactingFormatter(redact))
     root = logging.getLogger()
@@ -42,4 +45,8 @@ def log_to_stderr(redact: Redactor, level: str, stream: TextIO | None = None) ->
     for noisy in ("pynetdicom", "pydicom", "dicomweb_client", "urllib3"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     logging.captureWarnings(True)
-    return handler
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        root.removeHandler(handler)

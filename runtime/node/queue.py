@@ -122,7 +122,7 @@ class Queue:
         db.execute("UPDATE result SET state = ? WHERE study = ? AND state IN (?, ?)", (SUPERSEDED, key, PENDING, DEAD))
 
     def knows_image(self, sop_uid: str) -> bool:
-        """Whether this image came already; one that was removed is welcome again where its study is DEAD."""
+        """Whether this image came already; one that was removed is welcome again if its study is RECEIVED or DEAD."""
         with self.database.transaction() as db:
             return _is_known(db, sop_uid)
 
@@ -134,10 +134,10 @@ class Queue:
         """The study's images that lie on the disk."""
         return self.database.rows("SELECT * FROM image WHERE study = ? AND path != '' ORDER BY sop_uid", (key,))
 
-    def forget_removed(self, key: str) -> int:
-        """Forget the CT images of a study that are not on the disk any more, so that they can come again; how many."""
-        with self.database.transaction() as db:
-            return db.execute("DELETE FROM image WHERE study = ? AND path = '' AND is_ct", (key,)).rowcount
+    def removed_images(self, key: str) -> int:
+        """How many CT images of a study came once and are not on the disk any more."""
+        rows = self.database.rows("SELECT COUNT(*) FROM image WHERE study = ? AND path = '' AND is_ct", (key,))
+        return int(rows[0][0])
 
     def series_counts(self, key: str) -> Mapping[str, int]:
         """How many CT images of each series came."""
@@ -235,9 +235,13 @@ class Queue:
         return state
 
     def recover(self, attempts: int) -> tuple[list[str], list[str]]:
-        """After a start: what RAN when the process died is QUEUED again, or DEAD after so many attempts; both keys."""
+        """After a start: what RAN when the process died is QUEUED again, or DEAD after so many attempts; both keys.
+
+        The time that the node was down is nobody's idle time: for what is RECEIVED it begins anew.
+        """
         now_s, reason = time.time(), f"the process died {attempts} times while this study was analysed"
         with self.database.transaction() as db:
+            db.execute("UPDATE study SET last_s = ?, next_s = 0 WHERE state = ?", (now_s, RECEIVED))
             rows = db.execute("SELECT key, attempts FROM study WHERE state = ?", (RUNNING,)).fetchall()
             again = [row["key"] for row in rows if row["attempts"] < attempts or _changed_since_taken(db, row["key"])]
             dead = [row["key"] for row in rows if row["key"] not in again]

@@ -82,9 +82,7 @@ def _addresses(host: str) -> tuple[Network, ...]:
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except OSError as error:
-        raise InputError(
-            f"The host {host!r} has no address ({error}); correct it, or give senders."
-        ) from error
+        raise InputError(f"The host {host!r} has no address ({error}); correct it, or give senders.") from error
     return tuple(ipaddress.ip_network(str(entry[4][0]).partition("%")[0]) for entry in found)
 
 
