@@ -1,5 +1,6 @@
 """Peers that are down are part of these tests: pynetdicom drops the socket of a failed connection unclosed."""
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -11,3 +12,10 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.filterwarnings(_DROPPED))
+
+
+@pytest.fixture(autouse=True)
+def dropped_sockets_are_collected_here():
+    """Those that lie in reference cycles, before another test would be blamed for them."""
+    yield
+    gc.collect()

@@ -11,6 +11,7 @@ from pathlib import Path
 from pydicom import dcmread
 from pydicom.uid import EncapsulatedPDFStorage, generate_uid
 
+from runtime.errors import InputError
 from runtime.node.config import Analyse
 from tests.runtime.node.studies import capture
 
@@ -22,7 +23,8 @@ class FakeProcessor:
 
     Args:
         notes: a folder for a line per run in ``runs``; where it holds ``hold``, a run says so in ``held`` and waits
-            for ``hold`` to vanish.
+            for ``hold`` to vanish; where it holds ``fail``, a run fails with its text; with ``strange``, it makes an
+            object more, of a class that archives refuse.
     """
 
     engine = "fake engine"
@@ -39,10 +41,21 @@ class FakeProcessor:
             time.sleep(0.02)
         if self.error is not None:
             raise self.error
+        if (self.notes / "fail").exists():
+            raise InputError((self.notes / "fail").read_text())
         headers = [dcmread(path, stop_before_pixels=True) for path in series_files]
         study, uids = headers[0].StudyInstanceUID, sorted(header.SOPInstanceUID for header in headers)
         seed = hashlib.sha256("".join(uids).encode()).hexdigest()
-        return [self._capture(study, seed, out_dir), self._pdf(study, seed, out_dir)]
+        made = [self._capture(study, seed, out_dir), self._pdf(study, seed, out_dir)]
+        return [*made, self._strange(out_dir)] if (self.notes / "strange").exists() else made
+
+    def _strange(self, out_dir: Path) -> Path:
+        """An object of a class that no archive knows."""
+        strange = dcmread(out_dir / "sc.dcm")
+        strange.SOPClassUID = strange.file_meta.MediaStorageSOPClassUID = "1.2.826.0.1.3680043.10.511.99"
+        strange.SOPInstanceUID = strange.file_meta.MediaStorageSOPInstanceUID = generate_uid(None)
+        strange.save_as(out_dir / "strange.dcm", enforce_file_format=True)
+        return out_dir / "strange.dcm"
 
     def _capture(self, study: str, seed: str, out_dir: Path) -> Path:
         sop_uid = generate_uid(None, entropy_srcs=[seed, "sc"])
