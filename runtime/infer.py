@@ -16,13 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runtime.console import INTERRUPTED, complain, say
+from runtime.dicom import KINDS, SEG_TYPES, check_installed, parse_kinds
 from runtime.engines import ENGINES, ONLY_BY_NAME, PRECISIONS
 from runtime.engines.triton_server import TIMEOUT_S, TritonServer
 from runtime.errors import InputError, OutOfMemoryError, VertscanError
 from runtime.findings import to_json
-from runtime.output import check_is_kept, check_replaceable, result_folders, write_results
-from runtime.readers import scan_name
+from runtime.output import Outputs, check_is_kept, check_replaceable, result_folders, write_results
+from runtime.readers import may_be_dicom, scan_name
 from runtime.report import table
+from runtime.version import software_version
 
 if TYPE_CHECKING:
     from runtime.pipeline import Pipeline
@@ -49,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "-o",
-        "--output",
+        "--output-dir",
         metavar="DIR",
         type=Path,
         help="where the results go: this folder for one scan, <scan name>.vertebrae in it for several "
@@ -63,6 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--precision", choices=("auto", *PRECISIONS), default="auto", help="what they are computed in")
     parser.add_argument("--device", metavar="N", type=int, default=0, help="which GPU (default: 0)")
+    _add_dicom_options(parser.add_argument_group("DICOM results, for scans that are DICOM series"))
     _add_server_options(parser.add_argument_group("a Triton server, for --engine triton"))
     parser.add_argument("--no-overview", action="store_true", help="do not draw overview.png")
     parser.add_argument(
@@ -72,8 +75,37 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--quiet", action="store_true", help="no progress and no log, errors only")
     parser.add_argument("--debug", action="store_true", help="show the trace of an internal error")
-    parser.add_argument("--version", action="version", version=f"vertscan {_version()}")
+    parser.add_argument("--version", action="version", version=f"vertscan {software_version()}")
     return parser
+
+
+def _add_dicom_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--output",
+        metavar="KINDS",
+        default="",
+        help=f"which of {', '.join(KINDS)} to write as well, with commas between: segmentation, structured report, "
+        "secondary capture of the picture, report as PDF",
+    )
+    group.add_argument(
+        "--seg-type",
+        choices=SEG_TYPES,
+        default=SEG_TYPES[0],
+        type=str.upper,
+        help="how seg.dcm is encoded; LABELMAP is smaller, but many archives and viewers refuse it (default: BINARY)",
+    )
+
+
+def _outputs(arguments: argparse.Namespace) -> Outputs:
+    """What is to be written. Raises InputError for kinds that are unknown, or can't be made of these scans or here."""
+    if not arguments.output:
+        return Outputs(overview=not arguments.no_overview)
+    kinds = parse_kinds(arguments.output)
+    check_installed(kinds)
+    for scan in arguments.scans:
+        if scan.is_file() and not may_be_dicom(scan):
+            raise InputError(f"{scan} is no DICOM series, so --output {arguments.output} has no images to refer to.")
+    return Outputs(not arguments.no_overview, kinds, arguments.seg_type)
 
 
 def _add_server_options(group: argparse._ArgumentGroup) -> None:
@@ -135,7 +167,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace, *, talks: bool) -> int:
     """Run all scans over one open pipeline; the status of the first that failed, else 0."""
-    folders = result_folders(arguments.scans, arguments.output)
+    outputs = _outputs(arguments)
+    folders = result_folders(arguments.scans, arguments.output_dir)
     for scan, folder in zip(arguments.scans, folders, strict=True):
         check_is_kept(scan, folder)
         check_replaceable(folder)
@@ -151,12 +184,14 @@ def _run(arguments: argparse.Namespace, *, talks: bool) -> int:
         server=server,
     ) as pipeline:
         for scan, folder in zip(arguments.scans, folders, strict=True):
-            outcome = _one_scan(pipeline, scan, folder, arguments, talks=talks)
+            outcome = _one_scan(pipeline, scan, folder, arguments, outputs, talks=talks)
             status = status or outcome
     return status
 
 
-def _one_scan(pipeline: Pipeline, scan: Path, folder: Path, arguments: argparse.Namespace, *, talks: bool) -> int:
+def _one_scan(
+    pipeline: Pipeline, scan: Path, folder: Path, arguments: argparse.Namespace, outputs: Outputs, *, talks: bool
+) -> int:
     """Run one scan and write its results; what fails is told on stderr and given as the status."""
     from runtime.progress import NoProgress, TerminalProgress
 
@@ -164,7 +199,7 @@ def _one_scan(pipeline: Pipeline, scan: Path, folder: Path, arguments: argparse.
     try:
         try:
             analysis = pipeline.analyse(scan, progress=progress)
-            findings = write_results(analysis, folder, overview=not arguments.no_overview, progress=progress)
+            findings = write_results(analysis, folder, outputs=outputs, progress=progress)
         finally:
             progress.finish()
     except VertscanError as error:
@@ -215,15 +250,6 @@ def _internal_error(error: Exception, *, debug: bool) -> int:
         f"{'.' if debug else '; --debug shows the trace.'}"
     )
     return DEFECT
-
-
-def _version() -> str:
-    from importlib import metadata
-
-    try:
-        return metadata.version("vertscan")
-    except metadata.PackageNotFoundError:
-        return "(not installed)"
 
 
 if __name__ == "__main__":

@@ -8,10 +8,11 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from runtime.dicom import FILES as DICOM_FILES
 from runtime.errors import InputError
 from runtime.findings import Findings, to_json
 from runtime.memory import peak_memory_mb
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 FINDINGS_FILE = "findings.json"
 MASK_FILE = "vertebrae.nii.gz"
 OVERVIEW_FILE = "overview.png"
-RESULT_FILES = frozenset({FINDINGS_FILE, MASK_FILE, OVERVIEW_FILE})
+RESULT_FILES = frozenset({FINDINGS_FILE, MASK_FILE, OVERVIEW_FILE, *DICOM_FILES.values()})
 """All that a result folder may hold; a folder with anything else is never touched."""
 _SCRATCH = ".vertscan-"
 """Begins the names of folders that are being written; one that a killed process left is no obstacle."""
@@ -52,14 +53,30 @@ def result_folders(scans: Sequence[Path], output: Path | None) -> tuple[Path, ..
     return folders
 
 
-def write_results(analysis: Analysis, folder: Path, *, overview: bool, progress: Progress) -> Findings:
-    """Write findings, mask and, if asked for, picture into ``folder``: all of them or nothing.
+@dataclass(frozen=True)
+class Outputs:
+    """What is written beside findings and mask.
+
+    Args:
+        overview: the picture.
+        dicom: kinds of DICOM objects, of ``runtime.dicom.KINDS``.
+        seg_type: how the segmentation is encoded, ``"BINARY"`` or ``"LABELMAP"``.
+    """
+
+    overview: bool = True
+    dicom: tuple[str, ...] = ()
+    seg_type: str = "BINARY"
+
+
+def write_results(analysis: Analysis, folder: Path, *, outputs: Outputs, progress: Progress) -> Findings:
+    """Write findings, mask and what else is asked for into ``folder``: all of them or nothing.
 
     Returns:
         The findings as written: with the time and memory of the writing itself.
 
     Raises:
-        InputError: the folder holds something else or can't be written.
+        InputError: the folder holds something else or can't be written, or DICOM objects are asked for and can't be
+            made of this scan.
     """
     from runtime.writers import write_label_volume
 
@@ -67,7 +84,7 @@ def write_results(analysis: Analysis, folder: Path, *, overview: bool, progress:
     total_s = seconds.pop("total")
     start_s = time.perf_counter()
     with replaced_whole(folder) as fresh:
-        if overview:
+        if outputs.overview:
             from runtime.overview import draw_overview
 
             progress.stage("overview")
@@ -75,6 +92,13 @@ def write_results(analysis: Analysis, folder: Path, *, overview: bool, progress:
                 fresh / OVERVIEW_FILE
             )
             seconds["overview"] = round(time.perf_counter() - start_s, 3)
+        if outputs.dicom:
+            from runtime.dicom.writer import write_dicom
+
+            progress.stage("dicom")
+            dicom_start_s = time.perf_counter()
+            write_dicom(analysis, fresh, outputs.dicom, seg_type=outputs.seg_type)
+            seconds["dicom"] = round(time.perf_counter() - dicom_start_s, 3)
         progress.stage("write")
         write_start_s = time.perf_counter()
         write_label_volume(fresh / MASK_FILE, analysis.labels, analysis.volume.grid)

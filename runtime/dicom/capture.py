@@ -5,12 +5,11 @@ from __future__ import annotations
 import numpy as np
 from highdicom.sc import SCImage
 from PIL import Image
-from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 from runtime.dicom import SC
 from runtime.dicom.context import ResultContext
-from runtime.dicom.headers import take_identity, without_identity
+from runtime.dicom.headers import reference, take_identity, without_identity
 
 
 def make_capture(context: ResultContext, picture: Image.Image) -> SCImage:
@@ -28,10 +27,11 @@ def make_capture(context: ResultContext, picture: Image.Image) -> SCImage:
         photometric_interpretation="RGB",
         bits_allocated=8,
         coordinate_system="PATIENT",
-        patient_orientation=("", ""),
+        patient_orientation=("P", "F"),
         transfer_syntax_uid=ExplicitVRLittleEndian,
         **keywords,
     )
+    result.PatientOrientation = None  # two views with an orientation each; the letters are in the picture
     result.ConversionType = "WSD"
     result.BodyPartExamined = "SPINE"
     result.BurnedInAnnotation = "NO"
@@ -40,11 +40,3 @@ def make_capture(context: ResultContext, picture: Image.Image) -> SCImage:
     result.SourceImageSequence = [reference(header) for header in images.headers]
     take_identity(result, images.first)
     return result
-
-
-def reference(header: Dataset) -> Dataset:
-    """A reference to one source image."""
-    item = Dataset()
-    item.ReferencedSOPClassUID = header.SOPClassUID
-    item.ReferencedSOPInstanceUID = header.SOPInstanceUID
-    return item

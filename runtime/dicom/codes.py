@@ -27,7 +27,12 @@ def _private(value: str, meaning: str) -> Code:
 VARIANT_LEVELS = {"T13": _private("T13", "T13 vertebra"), "L6": _private("L6", "L6 vertebra")}
 """Levels that SNOMED CT has no code for."""
 
-REPORTED, MEASURED, BY_NETWORK, EXPECTED = "", "measured on the mask", "estimated by the network", "expected unfractured"
+REPORTED, MEASURED, BY_NETWORK, EXPECTED = (
+    "",
+    "measured on the mask",
+    "estimated by the network",
+    "expected unfractured",
+)
 _HEIGHT_SUFFIX = {REPORTED: "", MEASURED: "-MEAS", BY_NETWORK: "-NET", EXPECTED: "-EXP"}
 
 
@@ -55,7 +60,9 @@ GRADE_VALUES = tuple(
 )
 GRADE_PROBABILITY = {
     source: tuple(
-        _private(f"P-GENANT-{grade}{suffix}", f"Probability of Genant grade {grade}" + (f", {source}" if source else ""))
+        _private(
+            f"P-GENANT-{grade}{suffix}", f"Probability of Genant grade {grade}" + (f", {source}" if source else "")
+        )
         for grade in range(4)
     )
     for source, suffix in ((REPORTED, ""), (BY_NETWORK, "-NET"))

@@ -6,16 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from highdicom.content import AlgorithmIdentificationSequence
-from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 
 from runtime.dicom import KINDS
 from runtime.dicom.headers import text_of
+from runtime.dicom.source import SourceImages
 from runtime.dicom.uids import ResultUids
-from runtime.errors import InputError
 from runtime.findings import Findings, Vertebra
 from runtime.heights import HeightEnds
 from runtime.version import software_version
@@ -29,42 +26,6 @@ TITLES: Mapping[str, str] = {
 }
 NOT_CLINICAL = "NOT FOR CLINICAL USE"
 LONGEST_LO = 64
-
-
-@dataclass(frozen=True, eq=False)
-class SourceImages:
-    """The images that a scan was read from.
-
-    Args:
-        headers: one per file, without pixel data: single slices in the order of ``labels``, or one multiframe image.
-        labels: (frames, rows, columns) uint8 on the images' own pixels, 0 or a vertebra's ``mask_label``; of a
-            multiframe image in the order of its frames.
-        positions_lps_mm: (frames, 3) of the frames' first pixels.
-        orientation_lps: (6,) direction along a row, then along a column.
-        spacing_mm: between rows, then between columns.
-    """
-
-    headers: tuple[Dataset, ...]
-    labels: npt.NDArray[np.uint8]
-    positions_lps_mm: npt.NDArray[np.float64]
-    orientation_lps: npt.NDArray[np.float64]
-    spacing_mm: tuple[float, float]
-
-    @property
-    def first(self) -> Dataset:
-        """The header that study and patient are taken from."""
-        return self.headers[0]
-
-    @property
-    def frame_of_reference_uid(self) -> str:
-        """Of the images. Raises InputError where they have none: coordinates would have no meaning."""
-        uid = text_of(self.first, "FrameOfReferenceUID")
-        if not uid:
-            raise InputError(
-                f"Series {text_of(self.first, 'SeriesInstanceUID')} has no Frame of Reference UID, without which masks "
-                "and coordinates can't be put on it; leave seg and sr out, or export the series again."
-            )
-        return uid
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,17 +58,17 @@ class ResultContext:
         """What viewers list the result as."""
         return f"{TITLES[kind]} - {NOT_CLINICAL}" if self.notice else TITLES[kind]
 
-    def instance_keywords(self, kind: str) -> dict[str, Any]:
+    def instance_keywords(self, kind: str, variant: str = "") -> dict[str, Any]:
         """What highdicom wants to know of every instance: its UIDs, numbers, and what made it."""
         return {
-            "series_instance_uid": self.uids.series(kind),
-            "sop_instance_uid": self.uids.instance(kind),
+            "series_instance_uid": self.uids.series(kind, variant),
+            "sop_instance_uid": self.uids.instance(kind, variant),
             "series_number": self.series_number(kind),
             "instance_number": 1,
             "series_description": self.series_description(kind),
             "manufacturer": MANUFACTURER,
             "manufacturer_model_name": plain(self.findings.bundle.name)[:LONGEST_LO],
-            "software_versions": (f"vertscan {software_version()}", f"bundle {self.bundle_label}"[:LONGEST_LO]),
+            "software_versions": [f"vertscan {software_version()}", f"bundle {self.bundle_label}"[:LONGEST_LO]],
             "device_serial_number": self.findings.bundle.sha256[:16],
         }
 

@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import numpy as np
 from highdicom.base import SOPClass
 from pydicom.dataset import Dataset
 
@@ -23,10 +22,8 @@ _IDENTITY = (
 _GEOMETRY = (
     *("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Modality"),
     *("FrameOfReferenceUID", "PositionReferenceIndicator", "Rows", "Columns", "NumberOfFrames"),
-    *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SpecificCharacterSet"),
+    *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"),
     *("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"),
-    *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "DimensionOrganizationSequence"),
-    "DimensionIndexSequence",
 )
 
 
@@ -60,20 +57,6 @@ def take_identity(result: SOPClass, header: Dataset) -> None:
         result.add(header["SpecificCharacterSet"])
 
 
-def slice_step_mm(positions_lps_mm: np.ndarray, normal_lps: np.ndarray) -> tuple[float, bool]:
-    """Median distance of neighbouring slices along their normal, mm, and whether all are that far apart.
-
-    Args:
-        positions_lps_mm: (n, 3) of the slices, in their order.
-        normal_lps: (3,) unit vector.
-    """
-    if len(positions_lps_mm) < 2:
-        return 0.0, False
-    steps = np.abs(np.diff(positions_lps_mm @ normal_lps))
-    step = float(np.median(steps))
-    return step, bool(np.abs(steps - step).max() < 0.01 * step + 0.005)
-
-
 def text_of(header: Dataset, keyword: str) -> str:
     """An attribute as text, ``""`` where it is missing or empty."""
     value = header.get(keyword)
@@ -82,3 +65,11 @@ def text_of(header: Dataset, keyword: str) -> str:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return "\\".join(str(part) for part in value)
     return str(value).strip()
+
+
+def reference(header: Dataset) -> Dataset:
+    """A reference to one source image."""
+    item = Dataset()
+    item.ReferencedSOPClassUID = header.SOPClassUID
+    item.ReferencedSOPInstanceUID = header.SOPInstanceUID
+    return item

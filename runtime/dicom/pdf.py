@@ -7,9 +7,8 @@ from PIL import Image
 from pydicom.uid import EncapsulatedPDFStorage, ExplicitVRLittleEndian
 
 from runtime.dicom import PDF
-from runtime.dicom.capture import reference
 from runtime.dicom.context import TITLES, ResultContext
-from runtime.dicom.headers import take_identity
+from runtime.dicom.headers import reference, take_identity
 from runtime.dicom.page import draw_page
 
 
@@ -29,11 +28,10 @@ def make_pdf(context: ResultContext, picture: Image.Image) -> SOPClass:
         **context.instance_keywords(PDF),
     )
     result.ConversionType = "WSD"
-    result.BodyPartExamined = "SPINE"
     result.AcquisitionDateTime = None
     result.BurnedInAnnotation = "YES"
     result.RecognizableVisualFeatures = "NO"
-    result.DocumentTitle = TITLES[PDF]
+    result.DocumentTitle = f"{TITLES[PDF]}. {context.notice}".rstrip()
     result.ConceptNameCodeSequence = []
     result.SourceInstanceSequence = [reference(header) for header in images.headers]
     result.MIMETypeOfEncapsulatedDocument = "application/pdf"

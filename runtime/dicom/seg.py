@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-
-import numpy as np
 from highdicom.color import CIELabColor
-from highdicom.content import PixelMeasuresSequence, PlaneOrientationSequence, PlanePositionSequence
 from highdicom.seg import Segmentation, SegmentDescription
 from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian
 
-from runtime.dicom import SEG
+from runtime.dicom import BINARY, SEG
 from runtime.dicom.codes import declare_private_codes, level_code
-from runtime.dicom.context import LONGEST_LO, ResultContext, SourceImages, tracking_identifier, vertebra_name
-from runtime.dicom.headers import slice_step_mm, take_identity, text_of, without_identity
+from runtime.dicom.context import LONGEST_LO, ResultContext, tracking_identifier, vertebra_name
+from runtime.dicom.headers import take_identity
 from runtime.findings import Vertebra
 from runtime.overview import GRADE_COLOURS, GRADE_WORDS, UNGRADED
-
-BINARY, LABELMAP = "BINARY", "LABELMAP"
-SEG_TYPES = (BINARY, LABELMAP)
 
 
 def make_seg(context: ResultContext, *, kind: str = BINARY) -> Segmentation:
@@ -34,22 +28,19 @@ def make_seg(context: ResultContext, *, kind: str = BINARY) -> Segmentation:
     images = context.images
     frame_of_reference = images.frame_of_reference_uid
     result = Segmentation(
-        source_images=[without_identity(header) for header in images.headers],
+        source_images=images.shown(),
         pixel_array=images.labels,
         segmentation_type=kind,
         segment_descriptions=[_segment(context, vertebra) for vertebra in context.findings.vertebrae],
         transfer_syntax_uid=ExplicitVRLittleEndian,
-        pixel_measures=_pixel_measures(images),
-        plane_orientation=PlaneOrientationSequence("PATIENT", images.orientation_lps.tolist()),
-        plane_positions=[PlanePositionSequence("PATIENT", p.tolist()) for p in images.positions_lps_mm],
         omit_empty_frames=True,
         content_label="VERTEBRAE",
         content_description=(context.notice or "Vertebrae")[:LONGEST_LO],
-        **context.instance_keywords(SEG),
+        **context.instance_keywords(SEG, kind),
     )
     result.FrameOfReferenceUID = frame_of_reference
     result.BodyPartExamined = "SPINE"
-    _fix_dimensions(result, context)
+    _fix_dimensions(result, context.uids.dimensions(SEG, kind))
     declare_private_codes(result)
     take_identity(result, images.first)
     return result
@@ -74,34 +65,14 @@ def _segment(context: ResultContext, vertebra: Vertebra) -> SegmentDescription:
 
 def description(vertebra: Vertebra, *, notice: str) -> str:
     """What viewers show beside a segment: the grade, and what must be said of it."""
-    if vertebra.grade is None:
-        said = "No grade"
-    else:
-        said = f"Genant grade {vertebra.grade} ({GRADE_WORDS[vertebra.grade]})"
+    grade = vertebra.grade
+    said = "No grade" if grade is None else f"Genant grade {grade} ({GRADE_WORDS[grade]})"
     if vertebra.height_loss is not None:
         said += f", height loss {100 * vertebra.height_loss:.0f} %"
     return f"{said}. {notice}".rstrip()
 
 
-def _pixel_measures(images: SourceImages) -> PixelMeasuresSequence:
-    """Pixel spacing, and the slices' thickness as the files give it or, without, their distance."""
-    row, column = images.orientation_lps[:3], images.orientation_lps[3:]
-    step_mm, even = slice_step_mm(images.positions_lps_mm, np.cross(row, column))
-    try:
-        thickness_mm = float(text_of(images.first, "SliceThickness") or 0)
-    except ValueError:
-        thickness_mm = 0.0
-    return PixelMeasuresSequence(
-        pixel_spacing=images.spacing_mm,
-        slice_thickness=thickness_mm if thickness_mm > 0 else step_mm,
-        spacing_between_slices=step_mm if even else None,
-    )
-
-
-def _fix_dimensions(result: Segmentation, context: ResultContext) -> None:
+def _fix_dimensions(result: Segmentation, uid: str) -> None:
     """Put a derived UID where the library made a random one."""
-    uid = context.uids.dimensions(SEG)
     for item in (*result.DimensionOrganizationSequence, *result.DimensionIndexSequence):
         item.DimensionOrganizationUID = uid
-
-

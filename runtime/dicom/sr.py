@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from highdicom.base import SOPClass
 from highdicom.sr import (
     CodeContentItem,
-    Comprehensive3DSR,
+    CodedConcept,
     ContainerContentItem,
     ContentItem,
     ContentSequence,
@@ -22,12 +23,12 @@ from highdicom.sr import (
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
-from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.uid import Comprehensive3DSRStorage, ExplicitVRLittleEndian
 
 from runtime.dicom import SR
 from runtime.dicom import codes as vc
 from runtime.dicom.context import MANUFACTURER, ResultContext, plain
-from runtime.dicom.headers import take_identity, without_identity
+from runtime.dicom.headers import reference, take_identity
 from runtime.dicom.sr_groups import vertebra_groups
 from runtime.dicom.uids import DEVICE_UID
 from runtime.version import software_version
@@ -35,8 +36,11 @@ from runtime.version import software_version
 _CONTAINS = RelationshipTypeValues.CONTAINS
 
 
-def make_sr(context: ResultContext, *, segmentation: Dataset | None) -> Comprehensive3DSR:
+def make_sr(context: ResultContext, *, segmentation: Dataset | None) -> SOPClass:
     """The structured report of a run.
+
+    The library's own class of the document searches and copies the whole tree several times, which takes seconds for a
+    spine; what it would find there is known here.
 
     Args:
         context: of the run.
@@ -46,28 +50,44 @@ def make_sr(context: ResultContext, *, segmentation: Dataset | None) -> Comprehe
         InputError: the images have no frame of reference.
     """
     images = context.images
-    evidence = [without_identity(header) for header in images.headers]
-    if segmentation is not None:
-        evidence.append(segmentation)
-    result = Comprehensive3DSR(
-        evidence=evidence,
-        content=_document(context, segmentation),
-        is_complete=True,
-        is_final=False,
-        is_verified=False,
+    result = SOPClass(
+        study_instance_uid=images.first.StudyInstanceUID,
+        sop_class_uid=Comprehensive3DSRStorage,
+        modality="SR",
         transfer_syntax_uid=ExplicitVRLittleEndian,
-        **context.instance_keywords(SR),
+        **context.instance_keywords(SR, "" if segmentation is None else segmentation.SOPInstanceUID),
     )
+    result.CompletionFlag, result.PreliminaryFlag, result.VerificationFlag = "COMPLETE", "PRELIMINARY", "UNVERIFIED"
+    result.PerformedProcedureCodeSequence = []
+    result.ReferencedPerformedProcedureStepSequence = []
+    referenced = [*images.headers, *([] if segmentation is None else [segmentation])]
+    result.CurrentRequestedProcedureEvidenceSequence = [_evidence(referenced)]
+    result.update(_document(context, segmentation))
     vc.declare_private_codes(result)
     take_identity(result, images.first)
     return result
+
+
+def _evidence(instances: Sequence[Dataset]) -> Dataset:
+    """All instances that the report refers to, by their series; they are of one study."""
+    by_series: dict[str, list[Dataset]] = {}
+    for instance in instances:
+        by_series.setdefault(str(instance.SeriesInstanceUID), []).append(reference(instance))
+    study = Dataset()
+    study.StudyInstanceUID = instances[0].StudyInstanceUID
+    study.ReferencedSeriesSequence = []
+    for uid, references in by_series.items():
+        series = Dataset()
+        series.SeriesInstanceUID, series.ReferencedSOPSequence = uid, references
+        study.ReferencedSeriesSequence.append(series)
+    return study
 
 
 def _document(context: ResultContext, segmentation: Dataset | None) -> ContainerContentItem:
     """The root of the report with all below it."""
     root = ContainerContentItem(name=codes.DCM.ImagingMeasurementReport, template_id="1500")
     content = ContentSequence()
-    content.extend(LanguageOfContentItemAndDescendants(Code("en-US", "RFC5646", "English (United States)")))
+    content.extend(LanguageOfContentItemAndDescendants(CodedConcept("en-US", "RFC5646", "English (United States)")))
     content.extend(_observer(context))
     content.append(
         CodeContentItem(
@@ -89,7 +109,7 @@ def _document(context: ResultContext, segmentation: Dataset | None) -> Container
     return root
 
 
-def _container(name: object, items: Sequence[ContentItem] = ()) -> ContainerContentItem:
+def _container(name: Code, items: Sequence[ContentItem] = ()) -> ContainerContentItem:
     container = ContainerContentItem(name=name, relationship_type=_CONTAINS)
     container.ContentSequence = ContentSequence(list(items))
     return container
@@ -115,9 +135,7 @@ def _image_library(context: ResultContext) -> ContainerContentItem:
     """The source images (TID 1600), so that readers know what the report is about."""
     acquired = RelationshipTypeValues.HAS_ACQ_CONTEXT
     about = [
-        CodeContentItem(
-            name=codes.DCM.Modality, value=codes.cid29.ComputedTomography, relationship_type=acquired
-        ),
+        CodeContentItem(name=codes.DCM.Modality, value=codes.cid29.ComputedTomography, relationship_type=acquired),
         UIDRefContentItem(
             name=codes.DCM.FrameOfReferenceUID,
             value=context.images.frame_of_reference_uid,

@@ -8,6 +8,7 @@ carry the vertebra's Tracking UID.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from highdicom.sr import (
@@ -27,7 +28,7 @@ from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
 from runtime.dicom import codes as vc
-from runtime.dicom.context import MANUFACTURER, ResultContext, tracking_identifier
+from runtime.dicom.context import ResultContext, tracking_identifier
 from runtime.dicom.headers import text_of
 from runtime.findings import Heights, Vertebra
 from runtime.heights import HeightEnds, Segment
@@ -67,7 +68,7 @@ def vertebra_groups(context: ResultContext, vertebra: Vertebra, segmentation: Da
     return [first, MeasurementsAndQualitativeEvaluations(measurements=heights, **_about(context, vertebra))]
 
 
-def _about(context: ResultContext, vertebra: Vertebra) -> dict[str, object]:
+def _about(context: ResultContext, vertebra: Vertebra) -> dict[str, Any]:
     """Which vertebra a group is about, and what measured it."""
     algorithm = context.algorithm()
     parameters = algorithm.parameters or {}
@@ -81,8 +82,6 @@ def _about(context: ResultContext, vertebra: Vertebra) -> dict[str, object]:
             name=algorithm.name,
             version=algorithm.version,
             parameters=[f"{key}={value}" for key, value in parameters.items()],
-            family=algorithm.family,
-            manufacturer=MANUFACTURER,
         ),
     }
 
@@ -107,7 +106,9 @@ def _measurements(vertebra: Vertebra) -> Iterator[Measurement]:
         (vc.REPORTED, vertebra.grade_probabilities),
         (vc.BY_NETWORK, None if network is None else network.grade_probabilities),
     ):
-        for name, probability in zip(vc.GRADE_PROBABILITY[source], probabilities or (), strict=probabilities is not None):
+        for name, probability in zip(
+            vc.GRADE_PROBABILITY[source], probabilities or (), strict=probabilities is not None
+        ):
             yield _probability(name, probability)
     for source, loss in (
         (vc.REPORTED, vertebra.height_loss),

@@ -40,17 +40,17 @@ class ResultUids:
         text = "\n".join([series_uid, *sorted(instance_uids)])
         return cls(hashlib.sha256(text.encode("ascii", "replace")).hexdigest(), bundle_sha256)
 
-    def series(self, kind: str) -> str:
-        """The Series Instance UID of one kind of results."""
-        return self._uid(kind, "series")
+    def series(self, kind: str, variant: str = "") -> str:
+        """The Series Instance UID of one kind of results; ``variant`` tells apart what is made in several ways."""
+        return self._uid(kind, variant, "series")
 
-    def instance(self, kind: str) -> str:
+    def instance(self, kind: str, variant: str = "") -> str:
         """The SOP Instance UID of one kind of results."""
-        return self._uid(kind, "instance")
+        return self._uid(kind, variant, "instance")
 
-    def dimensions(self, kind: str) -> str:
+    def dimensions(self, kind: str, variant: str = "") -> str:
         """The Dimension Organization UID of one kind of results."""
-        return self._uid(kind, "dimensions")
+        return self._uid(kind, variant, "dimensions")
 
     def tracking(self, index: int) -> str:
         """The Tracking UID of the vertebra with this index, the same in all kinds of results."""

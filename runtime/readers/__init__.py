@@ -62,6 +62,11 @@ def scan_name(path: Path) -> str:
     return "".join(c if c.isprintable() else "_" for c in name) or "scan"
 
 
+def may_be_dicom(path: Path) -> bool:
+    """Whether a path's name and kind allow that it holds a DICOM series."""
+    return _is_folder(path) or READERS.get(_ending(path)) in (dicom.read_zip, dicom.read_file)
+
+
 def _is_folder(path: Path) -> bool:
     try:
         return path.is_dir()

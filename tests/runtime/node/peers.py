@@ -21,7 +21,7 @@ from pynetdicom.sop_class import (
     Verification,
 )
 
-DEADLINE_S = 60.0
+DEADLINE_S = 180.0
 SENDER, ARCHIVE, NODE = "SENDER", "ARCHIVE", "NODE"
 
 
