@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.pacs.orthanc import Orthanc, installed
+from tests.runtime.conftest import ball_bundle  # noqa: F401  a fixture
 from tests.runtime.node.nodes import node_process, settings, write_toml
 from tests.runtime.node.peers import free_port
 from tests.runtime.node.studies import make_study

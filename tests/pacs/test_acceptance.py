@@ -17,12 +17,8 @@ from tests.runtime.node.studies import capture
 ASK = {"complete": {"idle_s": 1.0, "ask_every_s": 0.3, "ask": ["archive"]}}
 
 
-def delivered(node, capsys):
-    return node.status(capsys)["counts"]["delivered"]
-
-
 def wait_for_results(bench, node, study, capsys, count=2):
-    wait_until(lambda: delivered(node, capsys) == 1, what=f"delivery: {node.log}")
+    wait_until(lambda: node.is_delivered(capsys), what=f"delivery: {node.log}")
     results = bench.orthanc.results(study.uid)
     assert len(results) == len(set(results)) == count
     return results
@@ -108,7 +104,7 @@ def test_6_a_stall_in_mid_series_waits_for_the_count_and_late_slices_run_once_mo
 
     late = make_study(tmp_path / "late", slices=2, first=8, study_uid=study.uid, series_uid=study.series_uid)
     bench.orthanc.send_to_node(bench.orthanc.upload(late.files))
-    wait_until(lambda: node.processor.runs == [8, 10] and delivered(node, capsys) == 1)
+    wait_until(lambda: node.processor.runs == [8, 10] and node.is_delivered(capsys))
     bench.orthanc.stays(study.uid, 4, 2)
     assert node.processor.runs == [8, 10]
 

@@ -58,12 +58,12 @@ class FakeProcessor:
         return out_dir / "strange.dcm"
 
     def _capture(self, study: str, seed: str, out_dir: Path) -> Path:
-        sop_uid = generate_uid(None, entropy_srcs=[seed, "sc"])
+        sop_uid = generate_uid(entropy_srcs=[seed, "sc"])
         capture(study, sop_uid, manufacturer="vertscan").save_as(out_dir / "sc.dcm", enforce_file_format=True)
         return out_dir / "sc.dcm"
 
     def _pdf(self, study: str, seed: str, out_dir: Path) -> Path:
-        pdf = capture(study, generate_uid(None, entropy_srcs=[seed, "pdf"]), manufacturer="vertscan")
+        pdf = capture(study, generate_uid(entropy_srcs=[seed, "pdf"]), manufacturer="vertscan")
         for keyword in ("Rows", "Columns", "PixelData", "BitsAllocated", "BitsStored", "HighBit", "SamplesPerPixel"):
             delattr(pdf, keyword)
         del pdf.PixelRepresentation, pdf.PhotometricInterpretation

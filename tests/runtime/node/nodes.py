@@ -77,18 +77,19 @@ def running_node(config: Config, processor: FakeProcessor):
 class NodeProcess:
     """A node as a process of its own, to be killed; its log is in ``log``."""
 
-    def __init__(self, folder: Path, config: Path) -> None:
-        self.folder, self.config, self.log = folder, config, folder / "log.txt"
+    def __init__(self, folder: Path, config: Path, *, real: bool = False) -> None:
+        self._real, self.folder, self.config, self.log = real, folder, config, folder / "log.txt"
         self.processor = FakeProcessor(folder / "notes")
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> NodeProcess:
         """Start, and wait until it is ready."""
         before = self.log.read_text().count(" ready: ") if self.log.exists() else 0
-        command = [sys.executable, "-W", "error::SyntaxWarning", str(Path(__file__).with_name("fake_node.py"))]
+        fake = [str(Path(__file__).with_name("fake_node.py")), str(self.processor.notes)]
+        program = ["-m", "runtime.node"] if self._real else fake
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [*command, str(self.processor.notes), "--config", str(self.config), "run"],
+                [sys.executable, *program, "--config", str(self.config), "run"],
                 stdout=log,
                 stderr=log,
                 cwd=self.folder,
@@ -110,6 +111,12 @@ class NodeProcess:
             self._process.send_signal(signal.SIGTERM)
         return self._process.wait(60)
 
+    def is_delivered(self, capsys) -> bool:
+        """Whether the one study is delivered; fails when it is dead."""
+        counts = self.status(capsys)["counts"]
+        assert not counts["dead"], self.log.read_text()[-3000:]
+        return counts["delivered"] == 1
+
     def status(self, capsys) -> dict[str, Any]:
         """What ``status --json`` says."""
         capsys.readouterr()
@@ -118,9 +125,9 @@ class NodeProcess:
 
 
 @contextmanager
-def node_process(folder: Path, config: Path):
-    """A node process that is ended whatever happens; not started yet."""
-    node = NodeProcess(folder, config)
+def node_process(folder: Path, config: Path, *, real: bool = False):
+    """A node process that is ended whatever happens, not started yet; ``real``: the one that is installed."""
+    node = NodeProcess(folder, config, real=real)
     try:
         yield node
     finally:

@@ -44,10 +44,10 @@ def make_study(
 
 def ct_slice(study_uid: str, series_uid: str, z: int, *, size: int = 16) -> Dataset:
     """One slice; its UID follows from its series and number, so that making it again makes the same image."""
-    image = _image(study_uid, series_uid, generate_uid(None, entropy_srcs=[series_uid, str(z)]), CTImageStorage)
+    image = _image(study_uid, series_uid, generate_uid(entropy_srcs=[series_uid, str(z)]), CTImageStorage)
     image.Modality, image.Manufacturer = "CT", "Scanner works"
     image.InstanceNumber, image.ImageType = z + 1, ["ORIGINAL", "PRIMARY", "AXIAL"]
-    image.FrameOfReferenceUID = generate_uid(None, entropy_srcs=[study_uid, "frame"])
+    image.FrameOfReferenceUID = generate_uid(entropy_srcs=[study_uid, "frame"])
     image.ImagePositionPatient, image.ImageOrientationPatient = [0, 0, 2.0 * z], [1, 0, 0, 0, 1, 0]
     image.PixelSpacing, image.SliceThickness = [2, 2], 2
     image.RescaleSlope, image.RescaleIntercept = 1, -1024
@@ -61,7 +61,7 @@ def ct_slice(study_uid: str, series_uid: str, z: int, *, size: int = 16) -> Data
 
 def capture(study_uid: str, sop_uid: str, *, manufacturer: str) -> Dataset:
     """A small secondary capture, such as results hold."""
-    series_uid = generate_uid(None, entropy_srcs=[sop_uid, "series"])
+    series_uid = generate_uid(entropy_srcs=[sop_uid, "series"])
     image = _image(study_uid, series_uid, sop_uid, SecondaryCaptureImageStorage)
     image.Modality, image.Manufacturer, image.ConversionType = "OT", manufacturer, "WSD"
     image.Rows = image.Columns = 8
