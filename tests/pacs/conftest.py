@@ -1,6 +1,7 @@
 """An Orthanc and a node beside it; pynetdicom drops the sockets of failed connections unclosed."""
 
 import gc
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -13,12 +14,14 @@ from tests.runtime.node.peers import free_port
 from tests.runtime.node.studies import make_study
 
 _DROPPED = "ignore:unclosed <s(ocket.socket|sl.SSLSocket):ResourceWarning"
+_POSIX = pytest.mark.skipif(sys.platform == "win32", reason="the node needs POSIX file locks")
 
 
 def pytest_collection_modifyitems(items):
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.filterwarnings(_DROPPED))
+            item.add_marker(_POSIX)
             item.add_marker(pytest.mark.slow)
 
 
