@@ -92,7 +92,8 @@ class Completeness:
     def _wait(self, study: Study, why: str) -> bool:
         """Wait for more images, for as long as that makes sense; never run on a part."""
         if time.time() - study.last_s < self._settings.give_up_s:
-            if self._queue.decide(study, study.state, reason=why, wait_s=self._settings.ask_every_s):
+            waits = self._queue.decide(study, study.state, reason=why, wait_s=self._settings.ask_every_s)
+            if waits and why != study.reason:
                 logger.info("study %s waits (%s)", study.key, why)
         elif self._queue.decide(study, DEAD, reason=why):
             logger.error("study %s is given up (%s)", study.key, why)

@@ -53,6 +53,7 @@ class Worker:
         if study is None:
             return False
         self._audit.write("analysis begins", study=study.key, detail=f"{study.taken} images, attempt {study.attempts}")
+        logger.info("study %s: analysis begins, %d images, attempt %d", study.key, study.taken, study.attempts)
         start_s = time.perf_counter()
         try:
             results = self._analyse(study)

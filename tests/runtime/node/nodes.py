@@ -19,6 +19,8 @@ from runtime.node.service import Node, open_identity
 from tests.runtime.node.fake_processor import FakeProcessor, opener_of
 from tests.runtime.node.peers import ARCHIVE, NODE, SENDER, free_port, wait_until
 
+START_S = 900.0
+"""The real pipeline compiles its kernels when it is started for the first time."""
 ROOT = Path(__file__).resolve().parents[3]
 
 
@@ -95,8 +97,18 @@ class NodeProcess:
                 cwd=self.folder,
                 env={**os.environ, "PYTHONPATH": str(ROOT)},
             )
-        wait_until(lambda: self.log.read_text().count(" ready: ") > before, what=f"a node that is ready: {self.log}")
+        wait_until(
+            lambda: self._is_ready(before),
+            what=f"a node that is ready: {self.log}",
+            deadline_s=START_S,
+        )
         return self
+
+    def _is_ready(self, before: int) -> bool:
+        """Whether it said so once more than before; fails when it has ended."""
+        assert self._process is not None
+        assert self._process.poll() is None, self.log.read_text()[-3000:]
+        return self.log.read_text().count(" ready: ") > before
 
     def kill(self) -> None:
         """kill -9."""
