@@ -154,7 +154,7 @@ def test_7_killed_during_send(bench, study, capsys):
 
 def test_8_results_wait_while_the_archive_is_down(bench, study, capsys):
     bench.orthanc.start().upload(study.files)
-    node = bench.node()
+    node = bench.node(**ASK)
     (node.processor.notes / "hold").touch()
     node.start()
     bench.orthanc.send_to_node([bench.orthanc.study(study.uid)])

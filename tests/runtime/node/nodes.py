@@ -29,7 +29,7 @@ def settings(home: Path, archive_port: int, **changes: Mapping[str, Any]) -> dic
     values: dict[str, Any] = {
         "node": {"data": str(home / "data"), "ae_title": NODE, "log_level": "debug"},
         "receive": {"port": free_port(), "accept": ["sender", "archive"]},
-        "complete": {"idle_s": 0.8, "ask_every_s": 0.2},
+        "complete": {"idle_s": 1.2, "ask_every_s": 0.2},
         "analyse": {"retry_s": 0.1},
         "deliver": {"to": ["archive"], "first_retry_s": 0.1, "max_retry_s": 0.4},
         "storage": {"fsync": False, "min_free_gib": 0},

@@ -22,7 +22,7 @@ def archive():
 
 @pytest.fixture
 def node(tmp_path, archive):
-    values = settings(tmp_path, archive.port, complete={"idle_s": 1.5})
+    values = settings(tmp_path, archive.port, complete={"ask": ["archive"]})
     with node_process(tmp_path, write_toml(tmp_path / "node.toml", values)) as node:
         node.port = values["receive"]["port"]
         node.start()
@@ -30,8 +30,10 @@ def node(tmp_path, archive):
 
 
 @pytest.fixture
-def study(tmp_path):
-    return make_study(tmp_path / "study", slices=8)
+def study(tmp_path, archive):
+    study = make_study(tmp_path / "study", slices=8)
+    archive.counts = {study.series_uid: 8}
+    return study
 
 
 def is_delivered(node, capsys):
