@@ -31,7 +31,7 @@ def make_capture(context: ResultContext, picture: Image.Image) -> SCImage:
         transfer_syntax_uid=ExplicitVRLittleEndian,
         **keywords,
     )
-    result.PatientOrientation = None  # two views with an orientation each; the letters are in the picture
+    result.PatientOrientation = []  # two views with an orientation each; the letters are in the picture
     result.ConversionType = "WSD"
     result.BodyPartExamined = "SPINE"
     result.BurnedInAnnotation = "NO"

@@ -51,10 +51,17 @@ def without_identity(header: Dataset) -> Dataset:
 
 
 def take_identity(result: SOPClass, header: Dataset) -> None:
-    """Copy the patient's and the study's attributes of a source image into a result, as they are."""
-    result.copy_patient_and_study_information(header)
-    if "SpecificCharacterSet" in header:
-        result.add(header["SpecificCharacterSet"])
+    """Copy the patient's and the study's attributes of a source image into a result, as they are.
+
+    Empty ones are left out where they need not be there: many of them must have a value if they are.
+    """
+    copied = Dataset()
+    for element in header:
+        if not element.is_empty or element.keyword in _IDENTITY:
+            copied.add(element)
+    result.copy_patient_and_study_information(copied)
+    if "SpecificCharacterSet" in copied:
+        result.add(copied["SpecificCharacterSet"])
 
 
 def text_of(header: Dataset, keyword: str) -> str:

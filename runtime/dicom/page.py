@@ -40,17 +40,18 @@ CAUTIONS = (
 
 @dataclass(frozen=True)
 class _Line:
-    """A line of text: size in points, font and colour."""
+    """A line of text: size in points, font, colour, and a gap above it in points."""
 
     text: str
     size: float
     font: str = _PLAIN
     colour: Color = black
+    gap: float = 0.0
 
     @property
     def height(self) -> float:
-        """Points, with the gap below."""
-        return 1.28 * self.size
+        """Points, with what is left free above and below."""
+        return self.gap + 1.28 * self.size
 
 
 def draw_page(context: ResultContext, picture: Image.Image) -> bytes:
@@ -91,14 +92,14 @@ def _head(context: ResultContext) -> list[_Line]:
     found = "no vertebra was found" if not count else "1 vertebra" if count == 1 else f"{count} vertebrae"
     lines = [_Line(f"Vertebrae on CT: {found}", 16, _BOLD)]
     if context.notice:
-        lines.append(_Line(f"{plain(context.notice).upper()}", 12, _BOLD, _RED))
+        lines.append(_Line(plain(context.notice).upper(), 12, _BOLD, _RED))
     z, y, x = findings.scan.shape_zyx
     spacing = " x ".join(f"{mm:.2f}" for mm in findings.scan.spacing_mm)
     lines += [
         _Line(f"Patient: {_patient_name(header)}     ID: {_field(header, 'PatientID')}", 9.5),
         _Line(
-            f"Born: {_field(header, 'PatientBirthDate')}     Sex: {_field(header, 'PatientSex')}     "
-            f"Study: {_field(header, 'StudyDate')}     Accession number: {_field(header, 'AccessionNumber')}",
+            f"Born: {_date(header, 'PatientBirthDate')}     Sex: {_field(header, 'PatientSex')}     "
+            f"Study: {_date(header, 'StudyDate')}     Accession number: {_field(header, 'AccessionNumber')}",
             9.5,
         ),
         _Line(
@@ -117,16 +118,17 @@ def _tail(context: ResultContext, scale: float) -> list[_Line]:
     lines: list[_Line] = []
     remarks = [text for text in findings.warnings if text != context.notice]
     if remarks:
-        lines.append(_Line("Warnings", size + 1, _BOLD))
+        lines.append(_Line("Warnings", size + 1, _BOLD, gap=0.6 * size))
         lines += [_Line(part, size) for text in remarks for part in _bulleted(text, size)]
-    lines.append(_Line("What not to trust", size + 1, _BOLD))
+    lines.append(_Line("What not to trust", size + 1, _BOLD, gap=0.6 * size))
     lines += [_Line(part, size) for text in CAUTIONS for part in _bulleted(text, size)]
     engine = findings.engine
     made = (
         f"vertscan, bundle {context.bundle_label} ({findings.bundle.sha256[:12]}), {engine.name} {engine.version} "
         f"{engine.precision}. {NOT_CLINICAL if context.notice else ''}"
     )
-    lines += [_Line(part, 7 * scale + 0.5, _PLAIN, _GREY) for part in _split(plain(made).rstrip(), 7 * scale + 0.5)]
+    small = 0.85 * size
+    lines += [_Line(part, small, _PLAIN, _GREY, gap=0.5 * size) for part in _split(plain(made).rstrip(), small)]
     return lines
 
 
@@ -141,6 +143,12 @@ def _split(text: str, size: float, *, indent: float = 0.0) -> list[str]:
 
 def _field(header: Dataset, keyword: str) -> str:
     return _shown(text_of(header, keyword))
+
+
+def _date(header: Dataset, keyword: str) -> str:
+    """A date as 2026-04-01, or as it is where it is none."""
+    text = text_of(header, keyword)
+    return f"{text[:4]}-{text[4:6]}-{text[6:]}" if len(text) == 8 and text.isdigit() else _shown(text)
 
 
 def _patient_name(header: Dataset) -> str:
@@ -174,7 +182,7 @@ def _draw_lines(canvas: Canvas, lines: Sequence[_Line], y: float) -> float:
     for line in lines:
         canvas.setFont(line.font, line.size)
         canvas.setFillColor(line.colour)
-        canvas.drawString(MARGIN, y - line.size, line.text)
+        canvas.drawString(MARGIN, y - line.gap - line.size, line.text)
         y -= line.height
     return y
 

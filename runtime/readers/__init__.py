@@ -64,7 +64,7 @@ def scan_name(path: Path) -> str:
 
 def may_be_dicom(path: Path) -> bool:
     """Whether a path's name and kind allow that it holds a DICOM series."""
-    return _is_folder(path) or READERS.get(_ending(path)) in (dicom.read_zip, dicom.read_file)
+    return _is_folder(path) or _ending(path) not in (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
 
 
 def _is_folder(path: Path) -> bool:

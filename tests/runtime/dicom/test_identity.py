@@ -73,8 +73,8 @@ def test_any_series_number_will_do(tmp_path, number):
     def change(dataset):
         dataset.SeriesNumber = number
 
-    results = dicom_results(analysis_of(read_scan(write_series(tmp_path / "scan", change=change))), ("pdf",))
-    assert 90000 < results["pdf"].SeriesNumber < 100000
+    results = dicom_results(analysis_of(read_scan(write_series(tmp_path / "scan", change=change))), ("seg",))
+    assert 90000 < results["seg"].SeriesNumber < 100000
 
 
 def test_a_second_run_makes_the_same_objects(tmp_path):
@@ -117,6 +117,18 @@ def test_missing_attributes_of_type_2_are_there_and_empty(tmp_path):
             assert not result[keyword].value
     measures = results["seg"].SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
     assert measures.SliceThickness == pytest.approx(2.5)
+
+
+def test_what_is_empty_and_need_not_be_there_is_left_out(tmp_path):
+    def change(dataset):
+        dataset.SpecificCharacterSet, dataset.PatientName = "", "Doe^John"
+        dataset.DeidentificationMethod, dataset.PatientAge, dataset.PatientID = "", "", ""
+        dataset.ReferringPhysicianName, dataset.StudyDescription = "", ""
+
+    for result in written(analysis_of(read_scan(write_series(tmp_path / "scan", change=change))), tmp_path).values():
+        for keyword in ("SpecificCharacterSet", "DeidentificationMethod", "PatientAge"):
+            assert keyword not in result
+        assert result["PatientID"].is_empty
 
 
 def test_values_that_their_type_forbids_are_taken_over_as_they_are(tmp_path):
@@ -168,10 +180,10 @@ def test_names_survive_every_character_set(tmp_path, character_set, name, on_pag
             setattr(dataset, keyword, "")
 
     analysis = analysis_of(read_scan(write_series(tmp_path / "scan", change=change)))
-    results = written(analysis, tmp_path)
+    results = written(analysis, tmp_path, ("seg", "sr"))
     for result in results.values():
         assert str(result.PatientName) == name
-    assert (_patient_name(results["pdf"]) != IN_HEADER) == on_page
+    assert (_patient_name(results["sr"]) != IN_HEADER) == on_page
 
 
 def test_bytes_without_a_character_set_are_kept(tmp_path):

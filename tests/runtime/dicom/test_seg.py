@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import highdicom
 import numpy as np
 import pydicom
@@ -10,6 +12,7 @@ from runtime.dicom.codes import SCHEME
 from runtime.dicom.writer import dicom_results, write_dicom
 from runtime.errors import InputError
 from runtime.readers import read_scan
+from runtime.volume import Grid
 from tests.runtime.dicom.series import (
     COLUMNS,
     COUNT,
@@ -101,6 +104,19 @@ def test_frames_of_a_multiframe_image_keep_their_labels(tmp_path):
         assert_missing_frames_are_empty=True,
     )
     np.testing.assert_array_equal(got[::-1], analysis.labels)
+
+
+def test_slices_of_a_repaired_series_take_the_nearest_plane(tmp_path):
+    volume = read_scan(write_series(tmp_path / "scan"))
+    affine = volume.grid.affine_ras.copy()
+    affine[:3, 2] /= 2
+    fine = Grid((2 * COUNT, ROWS, COLUMNS), affine)
+    source = replace(volume.source, planes=2.0 * np.arange(COUNT) + 0.4)
+    analysis = analysis_of(replace(volume, array=np.repeat(volume.array, 2, axis=0), grid=fine, source=source))
+    found = placed(written(analysis, tmp_path))
+    for number, uid in enumerate(source.sop_instance_uids):
+        expected = analysis.labels[2 * number]
+        np.testing.assert_array_equal(found.get(uid, np.zeros_like(expected)), expected)
 
 
 def test_it_is_binary_uncompressed_and_without_empty_frames(tmp_path):

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from highdicom.sr import srread
 from pydicom.sr.codedict import codes
 
 from runtime.dicom import codes as vc
+from runtime.dicom.uids import CODING_SCHEME_UID
 from runtime.dicom.writer import write_dicom
 from tests.runtime.dicom.series import analysed
 
@@ -163,3 +167,10 @@ def test_private_codes_are_few_enough_characters_and_all_different():
     assert max(map(len, values)) <= 16
     assert max(len(code.meaning) for code in vc.PRIVATE_CODES) <= 64
     assert {code.scheme_designator for code in vc.PRIVATE_CODES} == {vc.SCHEME}
+
+
+def test_the_conformance_statement_lists_the_private_scheme():
+    text = (Path(__file__).resolve().parents[3] / "docs" / "dicom-conformance.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| `([A-Z0-9-]+)` \| (.+) \|$", text, re.MULTILINE)
+    assert listed == [(code.value, code.meaning) for code in vc.PRIVATE_CODES]
+    assert f"`{CODING_SCHEME_UID}`" in text
