@@ -36,6 +36,11 @@ TRANSIENT = frozenset({0x0110, 0x0210, 0x0211, *range(0xA700, 0xA800), *range(0x
 """C-STORE statuses after which it is worth to try again: out of resources, processing failure, cannot understand (which
 common archives also answer when their disk is full)."""
 
+IMAGE_SYNTAXES = [
+    uid for uid in ALL_TRANSFER_SYNTAXES if not uid.startswith(("1.2.840.10008.1.2.4.10", "1.2.840.10008.1.2.7."))
+]
+"""All but those of films: an association has room for 128 contexts, and each class needs one for each syntax."""
+
 _FIND = StudyRootQueryRetrieveInformationModelFind
 _COMMIT = 1
 
@@ -182,7 +187,7 @@ def get(peer: DicomPeer, ae_title: str, study_uid: str, series_uid: str, take: C
     """
     model = StudyRootQueryRetrieveInformationModelGet
     contexts = [build_context(model)]
-    for syntax in ALL_TRANSFER_SYNTAXES[:40]:
+    for syntax in IMAGE_SYNTAXES:
         contexts += [build_context(UID(uid), syntax) for uid in sorted(CT_CLASSES)]
     query = _identifier("SERIES", StudyInstanceUID=study_uid, SeriesInstanceUID=series_uid)
     with associated(peer, ae_title, contexts, get=lambda event: take(event.encoded_dataset())) as association:

@@ -7,7 +7,9 @@ import time
 from collections.abc import Sequence
 
 from runtime.node.queue import Database, settle
-from runtime.node.records import COMMITTED, COMMITTING, DEAD, PENDING, SENT, PullRecord, ResultRecord
+from runtime.node.records import COMMITTED, COMMITTING, DEAD, PENDING, SENT, SUPERSEDED, PullRecord, ResultRecord
+
+_ARRIVED = f"('{SENT}', '{COMMITTING}')"
 
 
 class Outbox:
@@ -51,12 +53,13 @@ class Outbox:
         attempts: int | None = None,
         transaction_uid: str = "",
     ) -> None:
+        """What was withdrawn while it was on its way stays withdrawn, unless it arrived."""
         with self._database.transaction() as db:
             db.execute(
                 "UPDATE result SET state = ?, reason = ?, next_s = ?, attempts = ?, transaction_uid = ? "
-                "WHERE destination = ? AND sop_uid = ?",
+                f"WHERE destination = ? AND sop_uid = ? AND (state != '{SUPERSEDED}' OR ? IN {_ARRIVED})",
                 (state, reason, next_s, result.attempts if attempts is None else attempts, transaction_uid,
-                 result.destination, result.sop_uid),
+                 result.destination, result.sop_uid, state),
             )  # fmt: skip
             settle(db, result.study)
 

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 from pydicom import dcmread
+from pydicom.uid import ExplicitVRLittleEndian, RLELossless
 
 from runtime.node.commands import main
 from tests.pacs.orthanc import Orthanc
@@ -75,8 +76,13 @@ def test_the_archive_commits_to_what_it_stored(bench, study, capsys):
     assert {result["state"] for result in node.status(capsys)["studies"][0]["results"]} == {"committed"}
 
 
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, RLELossless])
 @pytest.mark.parametrize("way", ["move", "get", "web"])
-def test_3_a_pulled_study_has_identical_voxels(bench, study, capsys, way):
+def test_3_a_pulled_study_has_identical_voxels(bench, study, capsys, way, syntax):
+    for path in study.files if syntax == RLELossless else ():
+        image = dcmread(path)
+        image.compress(syntax, generate_instance_uid=False)
+        image.save_as(path)
     bench.orthanc.start().upload(study.files)
     node = bench.node(archive={"retrieve": "get" if way == "get" else "move"}, **ASK).start()
     peer = "web" if way == "web" else "archive"
@@ -85,7 +91,9 @@ def test_3_a_pulled_study_has_identical_voxels(bench, study, capsys, way):
     kept = {dcmread(path).SOPInstanceUID: dcmread(path) for path in (node.folder / "data" / "images").rglob("*.dcm")}
     for path in study.files:
         sent = dcmread(path)
-        np.testing.assert_array_equal(kept.pop(sent.SOPInstanceUID).pixel_array, sent.pixel_array)
+        came = kept.pop(sent.SOPInstanceUID)
+        np.testing.assert_array_equal(came.pixel_array, sent.pixel_array)
+        assert came.file_meta.TransferSyntaxUID == syntax
     assert not kept
     assert node.processor.runs == [8]
 

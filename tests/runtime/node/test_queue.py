@@ -105,9 +105,15 @@ def test_late_images_withdraw_what_is_not_delivered(queue, database):
     queue.add_image(image(1))
     to_running(queue)
     queue.finish(KEY, RESULTS, ["a"])
+    on_their_way = outbox.due("a")
     queue.add_image(image(2))
     assert state(queue) == RECEIVED
     assert outbox.due("a") == []
+    outbox.later(on_their_way[0], "down", wait_s=0)
+    outbox.dead(on_their_way[0], "refused")
+    outbox.sent(on_their_way[1])
+    assert outbox.due("a") == []
+    assert [result.state for result in outbox.results(KEY)] == ["superseded", "sent"]
 
 
 def test_a_dead_delivery_is_retried_without_another_analysis(queue, database):
