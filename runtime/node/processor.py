@@ -60,9 +60,11 @@ class PipelineProcessor:
         from runtime.dicom.writer import write_dicom
 
         with tempfile.TemporaryDirectory(prefix="vertscan-") as scratch:
+            folder = Path(scratch) / "study"  # named in messages
+            folder.mkdir()
             for number, path in enumerate(series_files):
-                (Path(scratch) / f"{number:06d}.dcm").symlink_to(path.absolute())
-            analysis = self._pipeline.analyse(Path(scratch))
+                (folder / f"{number:06d}.dcm").symlink_to(path.absolute())
+            analysis = self._pipeline.analyse(folder)
             for warning in analysis.findings.warnings:
                 logger.info("%s", warning)
             write_dicom(analysis, out_dir, self._outputs)
