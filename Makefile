@@ -1,6 +1,7 @@
 # Tasks. `make help` lists them. Everything runs in .venv, which each target makes from pyproject.toml when it is needed.
 PYTHON ?= python3
 VENV := .venv
+PACS_PACKAGES := orthanc orthanc-dicomweb dcmtk dicom3tools openssl
 ifeq ($(OS),Windows_NT)
 BIN := $(VENV)/Scripts
 else
@@ -8,10 +9,10 @@ BIN := $(VENV)/bin
 endif
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help demo test lint format bundle evaluate clean
+.PHONY: help demo test test-pacs pacs-packages lint format bundle evaluate clean
 
 help: ## list the tasks
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /: /' | awk -F': ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /: /' | awk -F': ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 $(VENV)/base.stamp: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -31,11 +32,22 @@ demo: $(VENV)/base.stamp ## set up the lean runtime, make a phantom scan, find i
 	@echo
 	@echo "Look at demo/phantom.vertebrae/overview.png; the figures are in findings.json, the masks in vertebrae.nii.gz."
 
-test: $(VENV)/dev.stamp ## everything that CI runs: linter, types, tests
+test: $(VENV)/dev.stamp pacs-packages ## everything that CI runs: linter, types, tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+test-pacs: $(VENV)/dev.stamp pacs-packages ## the node against a real Orthanc
+	$(BIN)/python -m pytest -rs tests/pacs
+
+# Debian's Orthanc and tools, where they can be installed; without them the tests that need them are skipped and say so.
+pacs-packages:
+	@if command -v Orthanc > /dev/null && command -v dciodvfy > /dev/null; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+		(apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y $(PACS_PACKAGES)) > /dev/null 2>&1 \
+			|| echo "$(PACS_PACKAGES) could not be installed: tests that need them are skipped"; \
+	else echo "no root or no apt-get to install $(PACS_PACKAGES): tests that need them are skipped"; fi
 
 lint: $(VENV)/dev.stamp ## pre-commit's hooks on all files: linter, formatter, types
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pre-commit run --all-files

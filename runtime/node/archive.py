@@ -1,0 +1,66 @@
+"""What is asked of an archive, whichever of DIMSE and DICOMweb it speaks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from runtime.node.config import DicomPeer, Peer, WebPeer
+from runtime.node.peer_errors import PeerError
+
+
+class Archive:
+    """A peer that can be asked for studies.
+
+    Args:
+        ae_title: our own, with which we call and to which images are moved.
+    """
+
+    def __init__(self, peer: Peer, ae_title: str) -> None:
+        if not isinstance(peer, (DicomPeer, WebPeer)):
+            raise PeerError(f"{peer.name} is a folder and can't be asked for studies.")
+        self.peer, self._ae_title = peer, ae_title
+
+    @property
+    def name(self) -> str:
+        """The peer's name."""
+        return self.peer.name
+
+    def series_counts(self, study_uid: str) -> Mapping[str, int]:
+        """Images of each of a study's series; empty if the archive doesn't know it. Raises PeerError."""
+        from runtime.node import dimse, web
+
+        if isinstance(self.peer, WebPeer):
+            return web.series_counts(self.peer, study_uid)
+        return dimse.series_counts(self.peer, self._ae_title, study_uid)
+
+    def recent_studies(self, since: str) -> list[str]:
+        """UIDs of studies with CT since a date (``YYYYMMDD``). Raises PeerError."""
+        from runtime.node import dimse, web
+
+        if isinstance(self.peer, WebPeer):
+            return web.recent_studies(self.peer, since)
+        return dimse.recent_studies(self.peer, self._ae_title, since)
+
+    def fetch(self, study_uid: str, take: Callable[[bytes], int]) -> int:
+        """Have the study's CT series come: to ``take``, or by C-MOVE to our SCP. How many series came.
+
+        Raises:
+            PeerError: the archive doesn't have them, or not all images came.
+        """
+        from runtime.node import dimse, web
+
+        peer = self.peer
+        if isinstance(peer, WebPeer):
+            series = web.ct_series(peer, study_uid)
+            for uid in series:
+                web.retrieve(peer, study_uid, uid, take)
+        else:
+            series = dimse.ct_series(peer, self._ae_title, study_uid)
+            for uid in series:
+                if peer.retrieve == "move":
+                    dimse.move(peer, self._ae_title, study_uid, uid)
+                else:
+                    dimse.get(peer, self._ae_title, study_uid, uid, take)
+        if not series:
+            raise PeerError(f"{peer.name} has no CT series of this study")
+        return len(series)

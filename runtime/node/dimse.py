@@ -1,0 +1,261 @@
+"""DIMSE with a peer: echo, count, find, move, get, send, ask for commitment."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pynetdicom import AE, build_context, build_role, evt
+from pynetdicom._globals import ALL_TRANSFER_SYNTAXES
+from pynetdicom.association import Association
+from pynetdicom.presentation import PresentationContext
+from pynetdicom.sop_class import (  # type: ignore[attr-defined]
+    StorageCommitmentPushModel,
+    StorageCommitmentPushModelInstance,
+    StudyRootQueryRetrieveInformationModelFind,
+    StudyRootQueryRetrieveInformationModelGet,
+    StudyRootQueryRetrieveInformationModelMove,
+    Verification,
+)
+
+from runtime.node.config import DicomPeer
+from runtime.node.peer_errors import PeerError
+from runtime.node.records import ResultRecord
+from runtime.node.store import CT_CLASSES
+from runtime.node.tls import client_context
+
+logger = logging.getLogger(__name__)
+
+SUCCESS, PENDING_STATUSES = 0x0000, (0xFF00, 0xFF01)
+TRANSIENT = frozenset({0x0110, 0x0210, 0x0211, *range(0xA700, 0xA800), *range(0xC000, 0xD000)})
+"""C-STORE statuses after which it is worth to try again: out of resources, processing failure, cannot understand (which
+common archives also answer when their disk is full)."""
+
+IMAGE_SYNTAXES = [
+    uid for uid in ALL_TRANSFER_SYNTAXES if not uid.startswith(("1.2.840.10008.1.2.4.10", "1.2.840.10008.1.2.7."))
+]
+"""All but those of films: an association has room for 128 contexts, and each class needs one for each syntax."""
+
+_FIND = StudyRootQueryRetrieveInformationModelFind
+_COMMIT = 1
+
+
+@contextmanager
+def associated(
+    peer: DicomPeer,
+    ae_title: str,
+    contexts: Sequence[PresentationContext],
+    *,
+    get: Callable[[evt.Event], int] | None = None,
+) -> Iterator[Association]:
+    """An association with a peer, released at the end.
+
+    Args:
+        get: receives what the peer sends on it after a C-GET; then contexts of storage classes take the SCP's role.
+
+    Raises:
+        PeerError: it can't be had; whether it is worth to try again is in the error.
+    """
+    entity = AE(ae_title=ae_title)
+    entity.maximum_pdu_size = 0
+    entity.connection_timeout = min(peer.timeout_s, 15.0)
+    entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = peer.timeout_s
+    tls = None if peer.tls is None else (client_context(peer.tls), peer.tls.server_name or peer.host)
+    roles = [] if get is None else [build_role(UID(uid), scp_role=True) for uid in sorted(CT_CLASSES)]
+    association = entity.associate(
+        peer.host,
+        peer.port,
+        contexts=list(contexts),
+        ae_title=peer.ae_title,
+        max_pdu=0,
+        ext_neg=roles,  # type: ignore[arg-type]
+        evt_handlers=[] if get is None else [(evt.EVT_C_STORE, get)],
+        tls_args=tls,
+    )
+    if not association.is_established:
+        raise PeerError(_why_not(peer, association))
+    try:
+        yield association
+    finally:
+        if association.is_established:
+            association.release()
+
+
+def _why_not(peer: DicomPeer, association: Association) -> str:
+    if association.is_rejected:
+        answer = association.acceptor.primitive
+        return f"{peer.name} rejected the association ({'no reason' if answer is None else answer.reason_str})"
+    where = f"{peer.name} at {peer.host}:{peer.port}"
+    tls = " or its TLS handshake failed" if peer.tls else ""
+    return f"{where} did not answer{tls}; check that it runs, its address, and its whitelist"
+
+
+def echo(peer: DicomPeer, ae_title: str) -> None:
+    """C-ECHO.
+
+    Raises:
+        PeerError: no answer, or not success.
+    """
+    with associated(peer, ae_title, [build_context(Verification)]) as association:
+        _checked(peer, "C-ECHO", association.send_c_echo())
+
+
+def _checked(peer: DicomPeer, what: str, answer: Dataset) -> int:
+    """The status of an answer that is success, a warning or pending."""
+    if "Status" not in answer:
+        raise PeerError(f"{peer.name} ended the association in the middle of a {what}")
+    status = int(answer.Status)
+    if status not in (SUCCESS, *PENDING_STATUSES) and not 0xB000 <= status < 0xC000:
+        raise PeerError(f"{peer.name} answered a {what} with status {status:04X}")
+    return status
+
+
+def _find(peer: DicomPeer, association: Association, identifier: Dataset) -> list[Dataset]:
+    found = []
+    for status, answer in association.send_c_find(identifier, _FIND):
+        if _checked(peer, "C-FIND", status) in PENDING_STATUSES and answer is not None:
+            found.append(answer)
+    return found
+
+
+def series_counts(peer: DicomPeer, ae_title: str, study_uid: str) -> Mapping[str, int]:
+    """How many images each series of a study has in the archive; empty if it doesn't know the study.
+
+    Archives that don't count are asked for the images.
+
+    Raises:
+        PeerError: no answer, or not success.
+    """
+    query = _identifier("SERIES", StudyInstanceUID=study_uid, SeriesInstanceUID="", NumberOfSeriesRelatedInstances="")
+    counts = {}
+    with associated(peer, ae_title, [build_context(_FIND)]) as association:
+        for series in _find(peer, association, query):
+            uid, count = str(series.SeriesInstanceUID), series.get("NumberOfSeriesRelatedInstances")
+            if count is None:
+                images = _identifier("IMAGE", StudyInstanceUID=study_uid, SeriesInstanceUID=uid, SOPInstanceUID="")
+                count = len(_find(peer, association, images))
+            counts[uid] = int(count)
+    return counts
+
+
+def recent_studies(peer: DicomPeer, ae_title: str, since: str) -> list[str]:
+    """UIDs of the archive's studies with CT from a date (``YYYYMMDD``) on.
+
+    Raises:
+        PeerError: no answer, or not success.
+    """
+    query = _identifier("STUDY", StudyInstanceUID="", StudyDate=f"{since}-", ModalitiesInStudy="CT")
+    with associated(peer, ae_title, [build_context(_FIND)]) as association:
+        return [str(study.StudyInstanceUID) for study in _find(peer, association, query)]
+
+
+def ct_series(peer: DicomPeer, ae_title: str, study_uid: str) -> list[str]:
+    """UIDs of a study's CT series in the archive.
+
+    Raises:
+        PeerError: no answer, or not success.
+    """
+    query = _identifier("SERIES", StudyInstanceUID=study_uid, SeriesInstanceUID="", Modality="")
+    with associated(peer, ae_title, [build_context(_FIND)]) as association:
+        series = _find(peer, association, query)
+    return [str(one.SeriesInstanceUID) for one in series if one.get("Modality") == "CT"]
+
+
+def move(peer: DicomPeer, ae_title: str, study_uid: str, series_uid: str) -> None:
+    """C-MOVE of a series to ourselves: it comes in at our SCP.
+
+    Raises:
+        PeerError: it did not all come.
+    """
+    query = _identifier("SERIES", StudyInstanceUID=study_uid, SeriesInstanceUID=series_uid)
+    model = StudyRootQueryRetrieveInformationModelMove
+    with associated(peer, ae_title, [build_context(model)]) as association:
+        for answer, _ in association.send_c_move(query, ae_title, model):
+            _check_all(peer, "C-MOVE", answer)
+
+
+def get(peer: DicomPeer, ae_title: str, study_uid: str, series_uid: str, take: Callable[[bytes], int]) -> None:
+    """C-GET of a series; ``take`` is given every image as a whole file and returns a C-STORE status.
+
+    Raises:
+        PeerError: it did not all come.
+    """
+    model = StudyRootQueryRetrieveInformationModelGet
+    contexts = [build_context(model)]
+    for syntax in IMAGE_SYNTAXES:
+        contexts += [build_context(UID(uid), syntax) for uid in sorted(CT_CLASSES)]
+    query = _identifier("SERIES", StudyInstanceUID=study_uid, SeriesInstanceUID=series_uid)
+    with associated(peer, ae_title, contexts, get=lambda event: take(event.encoded_dataset())) as association:
+        for answer, _ in association.send_c_get(query, model):
+            _check_all(peer, "C-GET", answer)
+
+
+def _check_all(peer: DicomPeer, what: str, answer: Dataset) -> None:
+    status = _checked(peer, what, answer)
+    failed = int(answer.get("NumberOfFailedSuboperations") or 0)
+    if status not in PENDING_STATUSES and failed:
+        raise PeerError(f"{failed} image(s) did not come with a {what} from {peer.name}")
+
+
+def send(
+    peer: DicomPeer, ae_title: str, files: Sequence[tuple[ResultRecord, Path]], *, transaction_uid: str
+) -> tuple[dict[str, int], bool]:
+    """C-STORE of results, and if a transaction is named a request to commit to those that were stored.
+
+    Returns:
+        The status of each by its SOP instance UID (0x0122 where the peer does not take its class), and whether the
+        request was accepted. What is in neither was not sent: the association ended before.
+
+    Raises:
+        PeerError: there is no association.
+    """
+    contexts = [] if not transaction_uid else [build_context(StorageCommitmentPushModel)]
+    for uid in sorted({result.sop_class for result, _ in files}):
+        contexts += [build_context(UID(uid), [ExplicitVRLittleEndian, ImplicitVRLittleEndian])]
+    statuses: dict[str, int] = {}
+    with associated(peer, ae_title, contexts) as association:
+        accepted = {str(context.abstract_syntax) for context in association.accepted_contexts}
+        for result, path in files:
+            if result.sop_class not in accepted:
+                statuses[result.sop_uid] = 0x0122
+            elif association.is_established:
+                answer = association.send_c_store(dcmread(path))
+                if "Status" in answer:
+                    statuses[result.sop_uid] = int(answer.Status)
+        stored = [result for result, _ in files if is_stored(statuses.get(result.sop_uid))]
+        asked = StorageCommitmentPushModel in accepted and bool(stored) and association.is_established
+        if asked:
+            asked = _ask(association, stored, transaction_uid)
+    return statuses, asked
+
+
+def is_stored(status: int | None) -> bool:
+    """Whether a C-STORE status says that the object is there, warnings included."""
+    return status is not None and (status in (SUCCESS, 0x0001, 0x0107, 0x0116) or 0xB000 <= status < 0xC000)
+
+
+def _ask(association: Association, stored: Sequence[ResultRecord], transaction_uid: str) -> bool:
+    request = Dataset()
+    request.TransactionUID = transaction_uid
+    request.ReferencedSOPSequence = []
+    for result in stored:
+        item = Dataset()
+        item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = result.sop_class, result.sop_uid
+        request.ReferencedSOPSequence.append(item)
+    answer, _ = association.send_n_action(
+        request, _COMMIT, StorageCommitmentPushModel, StorageCommitmentPushModelInstance
+    )
+    return "Status" in answer and answer.Status == SUCCESS
+
+
+def _identifier(level: str, **fields: str) -> Dataset:
+    identifier = Dataset()
+    identifier.QueryRetrieveLevel = level
+    for keyword, value in fields.items():
+        setattr(identifier, keyword, value)
+    return identifier

@@ -1,0 +1,52 @@
+"""The node's log: one line per event on stderr, without patient data.
+
+Messages of other libraries are withheld, since they may quote what is in a data set; that they came is said.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TextIO
+
+from runtime.node.identity import Redactor
+
+OURS = "runtime"
+
+
+class RedactingFormatter(logging.Formatter):
+    """Formats records of this software redacted, and says of others only where they come from."""
+
+    def __init__(self, redact: Redactor) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(message)s")
+        self._redact = redact
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line; traces go in as well, redacted."""
+        if record.name != OURS and not record.name.startswith(f"{OURS}."):
+            record = logging.makeLogRecord(
+                {**record.__dict__, "msg": f"{record.name}: message withheld", "args": (), "exc_info": None}
+            )
+            record.exc_text = record.stack_info = None
+        return self._redact(super().format(record))
+
+
+@contextmanager
+def log_to_stderr(redact: Redactor, level: str, stream: TextIO | None = None) -> Iterator[None]:
+    """Send the log to stderr while the block runs, for whoever runs the process; warnings of Python included."""
+    handler = logging.StreamHandler(stream or sys.stderr)
+    handler.setFormatter(RedactingFormatter(redact))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    root.setLevel(logging.WARNING)
+    logging.getLogger(OURS).setLevel(level.upper())
+    for noisy in ("pynetdicom", "pydicom", "dicomweb_client", "urllib3"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    logging.captureWarnings(True)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        root.removeHandler(handler)

@@ -1,0 +1,15 @@
+"""What can go wrong with a peer."""
+
+from __future__ import annotations
+
+from runtime.errors import VertscanError
+
+
+class PeerError(VertscanError):
+    """A peer can't be reached, or did not do what it was asked; later it may."""
+
+    exit_status = 5
+
+
+class RefusedError(PeerError):
+    """A peer refused for good: to ask again would change nothing."""

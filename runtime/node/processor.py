@@ -1,0 +1,103 @@
+"""What is done with a complete study: the one module that knows the pipeline and the writer of DICOM results."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from runtime.node.config import Analyse
+
+if TYPE_CHECKING:
+    from runtime.pipeline import Pipeline
+
+logger = logging.getLogger(__name__)
+
+
+class Processor(Protocol):
+    """Analyses studies; open for as long as the node runs, used from one thread at a time."""
+
+    @property
+    def engine(self) -> str:
+        """What runs the networks, for people."""
+        ...
+
+    def __call__(self, series_files: Sequence[Path], out_dir: Path) -> Sequence[Path]:
+        """Analyse the images of one study, all series, and write DICOM objects into an empty folder.
+
+        The same images must give objects with the same SOP Instance UIDs.
+
+        Returns:
+            The paths of the objects.
+
+        Raises:
+            InputError: these images can't be analysed, and to try again would change nothing.
+            VertscanError: it failed now.
+        """
+        ...
+
+
+Opener = Callable[[Analyse], AbstractContextManager[Processor]]
+
+
+class PipelineProcessor:
+    """The real processor: one warm pipeline, and DICOM results of the kinds that were asked for."""
+
+    def __init__(self, pipeline: Pipeline, outputs: Sequence[str]) -> None:
+        self._pipeline, self._outputs = pipeline, outputs
+
+    @property
+    def engine(self) -> str:
+        """Engine, version, precision and device."""
+        info = self._pipeline.engine_info
+        return f"{info.name} {info.version}, {info.precision}, {info.device}"
+
+    def __call__(self, series_files: Sequence[Path], out_dir: Path) -> Sequence[Path]:
+        """Read the best series of the study, analyse it, write the results; see ``Processor``."""
+        from runtime.dicom.writer import write_dicom
+
+        with tempfile.TemporaryDirectory(prefix="vertscan-") as scratch:
+            folder = Path(scratch) / "study"  # named in messages
+            folder.mkdir()
+            for number, path in enumerate(series_files):
+                (folder / f"{number:06d}.dcm").symlink_to(path.absolute())
+            analysis = self._pipeline.analyse(folder)
+            for warning in analysis.findings.warnings:
+                logger.info("%s", warning)
+            write_dicom(analysis, out_dir, self._outputs)
+        return sorted(out_dir.iterdir())
+
+
+@contextmanager
+def open_pipeline(settings: Analyse) -> Iterator[PipelineProcessor]:
+    """Load the networks once, for as long as the node runs.
+
+    Raises:
+        InputError: packages that the outputs need are missing.
+        BundleError, EngineError: the bundle or the engine can't be used.
+    """
+    from runtime.dicom import check_installed
+    from runtime.pipeline import Pipeline
+
+    check_installed(settings.outputs)
+    with Pipeline.open(
+        settings.bundle, engine=settings.engine, precision=settings.precision, device=settings.device
+    ) as pipeline:
+        _warm_up(pipeline)
+        yield PipelineProcessor(pipeline, settings.outputs)
+
+
+def _warm_up(pipeline: Pipeline) -> None:
+    """Have libraries loaded and kernels compiled before the first study: a block of bone in water goes through."""
+    import numpy as np
+
+    import runtime.dicom.writer  # noqa: F401  loads the libraries that write results
+    from runtime.volume import Grid, Volume
+
+    edge = 48
+    hu = np.random.default_rng(0).integers(-5, 6, (edge,) * 3).astype(np.int16)
+    hu[edge // 3 : -edge // 3, edge // 3 : -edge // 3, edge // 3 : -edge // 3] += 400
+    pipeline.run(Volume(hu, Grid(hu.shape, np.diag([2.0, 2.0, 2.0, 1.0])), "warm-up"))

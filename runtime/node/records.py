@@ -1,0 +1,123 @@
+"""What the queue's database holds: studies, results on their way, studies to be fetched."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+RECEIVED, QUEUED, RUNNING, READY = "received", "queued", "running", "ready"
+DELIVERED, DEAD, IGNORED = "delivered", "dead", "ignored"
+STATES = (RECEIVED, QUEUED, RUNNING, READY, DELIVERED, DEAD, IGNORED)
+"""Of a study: images arrive; complete and waiting; analysed; results on their way; all there; given up; no CT image."""
+FINAL = (DELIVERED, DEAD, IGNORED)
+
+PENDING, SENT, COMMITTING, COMMITTED, SUPERSEDED = "pending", "sent", "committing", "committed", "superseded"
+"""Of a result at one destination, besides DEAD: COMMITTING is sent and asked for a commitment."""
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS study (
+  key TEXT PRIMARY KEY, uid TEXT NOT NULL, state TEXT NOT NULL, revision INTEGER NOT NULL DEFAULT 0,
+  first_s REAL NOT NULL, last_s REAL NOT NULL, changed_s REAL NOT NULL, next_s REAL NOT NULL DEFAULT 0,
+  attempts INTEGER NOT NULL DEFAULT 0, taken INTEGER NOT NULL DEFAULT 0, reason TEXT NOT NULL DEFAULT '');
+CREATE INDEX IF NOT EXISTS study_state ON study (state, next_s);
+CREATE TABLE IF NOT EXISTS image (
+  sop_uid TEXT PRIMARY KEY, study TEXT NOT NULL, series_uid TEXT NOT NULL, path TEXT NOT NULL,
+  bytes INTEGER NOT NULL, is_ct INTEGER NOT NULL);
+CREATE INDEX IF NOT EXISTS image_study ON image (study);
+CREATE TABLE IF NOT EXISTS result (
+  destination TEXT NOT NULL, sop_uid TEXT NOT NULL, sop_class TEXT NOT NULL, study TEXT NOT NULL, path TEXT NOT NULL,
+  bytes INTEGER NOT NULL, state TEXT NOT NULL, attempts INTEGER NOT NULL DEFAULT 0, first_s REAL NOT NULL,
+  next_s REAL NOT NULL, reason TEXT NOT NULL DEFAULT '', transaction_uid TEXT NOT NULL DEFAULT '',
+  PRIMARY KEY (destination, sop_uid));
+CREATE INDEX IF NOT EXISTS result_due ON result (destination, state, next_s);
+CREATE INDEX IF NOT EXISTS result_study ON result (study);
+CREATE TABLE IF NOT EXISTS pull (
+  study_uid TEXT NOT NULL, peer TEXT NOT NULL, state TEXT NOT NULL, attempts INTEGER NOT NULL DEFAULT 0,
+  next_s REAL NOT NULL, reason TEXT NOT NULL DEFAULT '', PRIMARY KEY (study_uid, peer));
+"""
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """One received image; ``path`` is relative to the data folder, ``is_ct`` says that it is of a CT class."""
+
+    study_uid: str
+    series_uid: str
+    sop_uid: str
+    path: str
+    size_bytes: int
+    is_ct: bool
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study in the queue; times in seconds since 1970.
+
+    Args:
+        key: its keyed hash, for logs and paths.
+        revision: how many times results were made of it.
+        last_s: when its last new image came.
+        attempts: analyses begun since its images last changed.
+        reason: why it waits or is dead; redacted.
+    """
+
+    key: str
+    uid: str
+    state: str
+    revision: int
+    first_s: float
+    last_s: float
+    changed_s: float
+    next_s: float
+    attempts: int
+    taken: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class ResultRecord:
+    """One result object at one destination."""
+
+    destination: str
+    sop_uid: str
+    sop_class: str
+    study: str
+    path: str
+    size_bytes: int
+    state: str
+    attempts: int
+    first_s: float
+    next_s: float
+    reason: str
+    transaction_uid: str
+
+
+@dataclass(frozen=True)
+class ResultFile:
+    """A result as it comes from the analysis; ``path`` is relative to the data folder."""
+
+    sop_uid: str
+    sop_class: str
+    path: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class PullRecord:
+    """A study to be fetched from a peer."""
+
+    study_uid: str
+    peer: str
+    state: str
+    attempts: int
+    next_s: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class StoredPath:
+    """Something on the disk that may be removed: how much it frees, and the study whose it is."""
+
+    study: str
+    path: Path
+    size_bytes: int

@@ -1,0 +1,196 @@
+"""Received images on the disk, and the one door through which they come in, whoever brings them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import threading
+import uuid
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pydicom.errors import InvalidDicomError
+from pydicom.uid import (
+    CTImageStorage,
+    EnhancedCTImageStorage,
+    LegacyConvertedEnhancedCTImageStorage,
+    SecondaryCaptureImageStorage,
+)
+
+from runtime.errors import InputError, VertscanError
+from runtime.node.audit import Audit
+from runtime.node.config import Storage
+from runtime.node.identity import Redactor
+from runtime.node.own import is_own
+from runtime.node.queue import Queue
+from runtime.node.records import ImageRecord
+
+logger = logging.getLogger(__name__)
+
+CT_CLASSES = frozenset({CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage})
+KEPT_CLASSES = CT_CLASSES | {SecondaryCaptureImageStorage}
+"""Secondary captures are kept beside the CT images, so that the choice of a series can say why they weren't it."""
+
+IMAGES, RESULTS, WORK, DEAD_LETTERS = "images", "results", "work", "dead-letters"
+_TEMPORARY = ".part"
+_TAGS = (
+    "SOPClassUID",
+    "SOPInstanceUID",
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+    "Manufacturer",
+    "ManufacturerModelName",
+    "PatientName",
+    "PatientID",
+    "AccessionNumber",
+    "SpecificCharacterSet",
+)
+
+
+class DiskFullError(VertscanError):
+    """The quota is used up, or the disk is."""
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What became of an object: ``"new"``, ``"known"``, ``"own"`` (our result) or ``"other"`` (of no use here)."""
+
+    outcome: str
+    study: str
+
+
+class Store:
+    """Files under the data folder: ``images/STUDY/SERIES/IMAGE.dcm``, all by keyed hashes."""
+
+    def __init__(self, data: Path, settings: Storage, queue: Queue, redact: Redactor, audit: Audit) -> None:
+        self.data, self._settings, self._queue = data, settings, queue
+        self._redact, self._audit = redact, audit
+        self._lock = threading.Lock()
+        for name in (IMAGES, RESULTS, WORK, DEAD_LETTERS):
+            (data / name).mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def take(self, encoded: bytes, *, peer: str) -> Taken:
+        """Keep an object (a whole DICOM file) if it is of use: on the disk first, then in the queue.
+
+        Raises:
+            InputError: it is no DICOM object, or lacks one of its UIDs.
+            DiskFullError: there is no room.
+        """
+        header = self._header(encoded)
+        study = self._queue.hasher.short(header.StudyInstanceUID)
+        if is_own(header) or self._queue.is_result(header.SOPInstanceUID):
+            self._audit.write("own result came back", study=study, peer=peer)
+            return Taken("own", study)
+        if header.SOPClassUID not in KEPT_CLASSES:
+            return Taken("other", study)
+        if self._queue.knows_image(header.SOPInstanceUID):
+            return Taken("known", study)
+        self._check_room(len(encoded))
+        path = self._path_of(header)
+        self._write(path, encoded)
+        new = self._queue.add_image(
+            ImageRecord(
+                study_uid=header.StudyInstanceUID,
+                series_uid=header.SeriesInstanceUID,
+                sop_uid=header.SOPInstanceUID,
+                path=str(path.relative_to(self.data)),
+                size_bytes=len(encoded),
+                is_ct=header.SOPClassUID in CT_CLASSES,
+            )
+        )
+        return Taken("new" if new else "known", study)
+
+    def _header(self, encoded: bytes) -> Dataset:
+        try:
+            header = dcmread(BytesIO(encoded), stop_before_pixels=True, specific_tags=list(_TAGS))
+        except (InvalidDicomError, EOFError, ValueError, AttributeError, KeyError) as error:
+            raise InputError(f"an object is no DICOM file that can be read ({type(error).__name__})") from error
+        for field in ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"):
+            if not header.get(field):
+                raise InputError(f"an object has no {field}")
+        self._redact.remember(secrets_of(header))
+        return header
+
+    def _path_of(self, header: Dataset) -> Path:
+        hasher = self._queue.hasher
+        folder = self.data / IMAGES / hasher.short(header.StudyInstanceUID) / hasher.short(header.SeriesInstanceUID)
+        return folder / f"{hasher.long(header.SOPInstanceUID)}.dcm"
+
+    def _write(self, path: Path, encoded: bytes) -> None:
+        """Write under a temporary name, then rename: what has its own name is whole."""
+        temporary = path.with_name(f"{path.stem}.{uuid.uuid4().hex}{_TEMPORARY}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as stream:
+                stream.write(encoded)
+                if self._settings.fsync:
+                    stream.flush()
+                    os.fsync(stream.fileno())
+            os.replace(temporary, path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise DiskFullError(f"an image can't be written ({error.strerror}); free some disk space") from error
+
+    def _check_room(self, size_bytes: int) -> None:
+        used_bytes = self.used_bytes()
+        if used_bytes + size_bytes > self._settings.quota_bytes:
+            raise DiskFullError(f"the quota is used up ({used_bytes >> 20} MiB); raise storage.quota_gib")
+        free_bytes = shutil.disk_usage(self.data).free
+        if free_bytes - size_bytes < self._settings.min_free_bytes:
+            raise DiskFullError(f"the disk has only {free_bytes >> 20} MiB left; free some, or lower min_free_gib")
+
+    def used_bytes(self) -> int:
+        """How much images and results take."""
+        rows = self._queue.database.rows(
+            "SELECT (SELECT COALESCE(SUM(bytes), 0) FROM image WHERE path != '') + (SELECT COALESCE(SUM(bytes), 0) "
+            "FROM (SELECT DISTINCT path, bytes FROM result WHERE path != ''))"
+        )
+        return int(rows[0][0])
+
+    def files(self, study: str) -> list[Path]:
+        """The study's images on the disk."""
+        return [self.data / row["path"] for row in self._queue.images(study)]
+
+    def mend(self) -> tuple[int, int]:
+        """After a start: enter images that are on the disk but not in the queue, forget those that are gone.
+
+        Half-written files go. Returns how many were entered and how many forgotten.
+        """
+        known = {row["path"] for row in self._queue.database.rows("SELECT path FROM image WHERE path != ''")}
+        entered = 0
+        for path in sorted((self.data / IMAGES).rglob("*")):
+            if path.name.endswith(_TEMPORARY):
+                path.unlink()
+            elif path.is_file() and str(path.relative_to(self.data)) not in known:
+                entered += self._enter(path)
+        gone = [name for name in known if not (self.data / name).is_file()]
+        with self._queue.database.transaction() as db:
+            db.executemany("DELETE FROM image WHERE path = ?", [(name,) for name in gone])
+        return entered, len(gone)
+
+    def _enter(self, path: Path) -> int:
+        """Take in a file that was renamed just before the process died."""
+        encoded = path.read_bytes()
+        path.unlink()
+        try:
+            return int(self.take(encoded, peer="disk").outcome == "new")
+        except InputError as error:
+            logger.warning("a file in the data folder was removed: %s", error)
+            return 0
+
+
+def secrets_of(header: Dataset) -> list[str]:
+    """What of a header must not be logged: the patient's name, whole and in parts, ID and accession number."""
+    name = str(header.get("PatientName", ""))
+    parts = [part for part in name.replace("^", " ").replace("=", " ").split() if len(part) > 2]
+    return [
+        name,
+        name.replace("^", " "),
+        *parts,
+        str(header.get("PatientID", "")),
+        str(header.get("AccessionNumber", "")),
+    ]

@@ -1,0 +1,171 @@
+"""Peers of the node inside the test's process, ports, and waiting with a deadline."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pydicom.uid import ExplicitVRLittleEndian
+from pynetdicom import AE, AllStoragePresentationContexts, build_context, evt
+from pynetdicom.sop_class import (
+    StorageCommitmentPushModel,
+    StorageCommitmentPushModelInstance,
+    StudyRootQueryRetrieveInformationModelFind,
+    Verification,
+)
+
+DEADLINE_S = 180.0
+SENDER, ARCHIVE, NODE = "SENDER", "ARCHIVE", "NODE"
+
+
+def free_port() -> int:
+    """A port of the loopback interface that nobody listens on just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_until(condition: Callable[[], Any], *, what: str = "", deadline_s: float = DEADLINE_S) -> Any:
+    """The first true value of a condition, asked over and over; fails when the deadline passes."""
+    end_s = time.monotonic() + deadline_s
+    while True:
+        value = condition()
+        if value:
+            return value
+        assert time.monotonic() < end_s, f"not seen within {deadline_s} s: {what or condition}"
+        time.sleep(0.02)
+
+
+def send(files: Sequence[Path | Dataset], port: int, *, calling=SENDER, called=NODE, tls=None) -> list[int | None]:
+    """C-STORE of files; the status of each, None where there was no answer."""
+    datasets = [dcmread(file) if isinstance(file, Path) else file for file in files]
+    entity = AE(ae_title=calling)
+    pairs = {(ds.SOPClassUID, ds.file_meta.TransferSyntaxUID) for ds in datasets}
+    contexts = [build_context(*pair) for pair in sorted(pairs)]
+    association = entity.associate("127.0.0.1", port, ae_title=called, contexts=contexts, tls_args=tls)
+    if not association.is_established:
+        return [None] * len(files)
+    statuses = []
+    for dataset in datasets:
+        answer = association.send_c_store(dataset) if association.is_established else {}
+        statuses.append(int(answer.Status) if "Status" in answer else None)
+    if association.is_established:
+        association.release()
+    return statuses
+
+
+def echo(port: int, *, calling=SENDER, called=NODE, tls=None) -> bool:
+    """Whether a C-ECHO is answered."""
+    association = AE(ae_title=calling).associate(
+        "127.0.0.1", port, ae_title=called, contexts=[build_context(Verification)], tls_args=tls
+    )
+    if not association.is_established:
+        return False
+    answer = association.send_c_echo()
+    association.release()
+    return "Status" in answer and answer.Status == 0
+
+
+class Archive:
+    """A storage SCP that counts: keeps what it is sent, answers C-FIND with the counts it is told."""
+
+    def __init__(self, port: int = 0) -> None:
+        self.port = port or free_port()
+        self.received: list[Dataset] = []
+        self.counts: dict[str, int] = {}
+        self.status: Callable[[Dataset], int] = lambda dataset: 0
+        self.classes: list[str] | None = None
+        self.commit: Callable[[Dataset], tuple[list[str], list[str]]] | None = None
+        self.node_port = 0
+        self.finds = 0
+        self._server = None
+
+    @property
+    def uids(self) -> list[str]:
+        """SOP instance UIDs in the order in which they came."""
+        return [dataset.SOPInstanceUID for dataset in self.received]
+
+    def start(self) -> Archive:
+        """Begin to listen."""
+        entity = AE(ae_title=ARCHIVE)
+        for context in AllStoragePresentationContexts:
+            if self.classes is None or context.abstract_syntax in self.classes:
+                entity.add_supported_context(context.abstract_syntax)
+        entity.add_supported_context(Verification)
+        entity.add_supported_context(StudyRootQueryRetrieveInformationModelFind)
+        if self.commit is not None:
+            entity.add_supported_context(StorageCommitmentPushModel)
+        handlers = [
+            (evt.EVT_C_STORE, self._store),
+            (evt.EVT_C_FIND, self._find),
+            (evt.EVT_N_ACTION, self._action),
+        ]
+        self._server = entity.start_server(("127.0.0.1", self.port), block=False, evt_handlers=handlers)
+        return self
+
+    def stop(self) -> None:
+        """Stop listening."""
+        if self._server is not None:
+            self._server.shutdown()
+            self._server = None
+
+    def _store(self, event: evt.Event) -> int:
+        dataset = event.dataset
+        dataset.file_meta = event.file_meta
+        status = self.status(dataset)
+        if status == 0:
+            self.received.append(dataset)
+        return status
+
+    def _find(self, event: evt.Event):
+        self.finds += 1
+        for series_uid, count in self.counts.items():
+            answer = Dataset()
+            answer.QueryRetrieveLevel, answer.SeriesInstanceUID = "SERIES", series_uid
+            answer.StudyInstanceUID = event.identifier.StudyInstanceUID
+            answer.NumberOfSeriesRelatedInstances = count
+            yield 0xFF00, answer
+
+    def _action(self, event: evt.Event):
+        request = event.action_information
+        stored, failed = self.commit(request)
+        threading.Thread(target=self._report, args=(request, stored, failed), daemon=True).start()
+        return 0, None
+
+    def _report(self, request: Dataset, stored: list[str], failed: list[str]) -> None:
+        report = Dataset()
+        report.TransactionUID = request.TransactionUID
+        for keyword, uids in (("ReferencedSOPSequence", stored), ("FailedSOPSequence", failed)):
+            items = [i for i in request.ReferencedSOPSequence if i.ReferencedSOPInstanceUID in uids]
+            if items:
+                setattr(report, keyword, items)
+        from pynetdicom import build_role
+
+        association = AE(ae_title=ARCHIVE).associate(
+            "127.0.0.1",
+            self.node_port,
+            ae_title=NODE,
+            contexts=[build_context(StorageCommitmentPushModel, ExplicitVRLittleEndian)],
+            ext_neg=[build_role(StorageCommitmentPushModel, scp_role=True)],
+        )
+        assert association.is_established
+        kind = 2 if failed else 1
+        association.send_n_event_report(report, kind, StorageCommitmentPushModel, StorageCommitmentPushModelInstance)
+        association.release()
+
+
+@contextmanager
+def running(archive: Archive):
+    """An archive that listens."""
+    archive.start()
+    try:
+        yield archive
+    finally:
+        archive.stop()

@@ -1,0 +1,166 @@
+"""Who may speak to the node, and what it does with what it is sent."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+from pydicom import dcmread
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import MRImageStorage, RLELossless, generate_uid
+from pynetdicom import AE, AllStoragePresentationContexts, build_context
+from pynetdicom._globals import ALL_TRANSFER_SYNTAXES
+
+from runtime.node.audit import broken_lines
+from runtime.node.config import Tls
+from runtime.node.tls import client_context
+from tests.runtime.node.certificates import make_authority, make_certificate
+from tests.runtime.node.fake_processor import FakeProcessor
+from tests.runtime.node.nodes import config_of, running_node
+from tests.runtime.node.peers import NODE, SENDER, echo, free_port, send
+from tests.runtime.node.studies import ct_slice, make_study
+
+SLOW = {"idle_s": 3600}
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Start a node that only receives."""
+    from contextlib import ExitStack
+
+    with ExitStack() as stack:
+
+        def start(**changes):
+            config = config_of(tmp_path, free_port(), **{"complete": SLOW, **changes})
+            return stack.enter_context(running_node(config, FakeProcessor(tmp_path / "notes")))
+
+        yield start
+
+
+def test_listed_callers_are_answered_and_others_rejected(start):
+    node = start()
+    assert echo(node.receiver.port)
+    assert not echo(node.receiver.port, calling="STRANGER")
+    assert not echo(node.receiver.port, called="WRONG")
+
+
+def test_a_known_title_from_anothers_address_is_refused(start):
+    node = start(dicom=[{"name": "far", "ae_title": "FAR", "host": "10.9.8.7", "port": 1}],
+                 receive={"accept": ["sender", "far"]})  # fmt: skip
+    assert echo(node.receiver.port)
+    assert not echo(node.receiver.port, calling="FAR")
+
+
+def test_connections_from_addresses_of_nobody_are_closed(start):
+    node = start(dicom=[{"name": "far", "ae_title": "FAR", "host": "127.0.0.1", "port": 1, "senders": ["10.9.0.0/16"]}],
+                 receive={"accept": ["far"]})  # fmt: skip
+    with socket.create_connection(("127.0.0.1", node.receiver.port), timeout=10) as connection:
+        assert connection.recv(1) == b""
+
+
+def test_it_listens_on_the_loopback_interface_unless_told_otherwise(start):
+    node = start()
+    assert node.receiver._server.server_address[0] == "127.0.0.1"
+
+
+def test_every_storage_class_is_accepted_in_every_transfer_syntax(start):
+    node = start()
+    classes = [context.abstract_syntax for context in AllStoragePresentationContexts]
+    for syntaxes in (ALL_TRANSFER_SYNTAXES[:20], ALL_TRANSFER_SYNTAXES[20:]):
+        contexts = [build_context(classes[0], syntax) for syntax in syntaxes]
+        contexts += [build_context(uid, syntaxes[0]) for uid in classes[1:100]]
+        association = AE(ae_title=SENDER).associate("127.0.0.1", node.receiver.port, ae_title=NODE, contexts=contexts)
+        assert association.is_established
+        assert len(association.accepted_contexts) == len(contexts)
+        association.release()
+
+
+def test_an_image_is_kept_byte_for_byte_under_names_that_say_nothing(start, tmp_path):
+    node = start()
+    study = make_study(tmp_path / "study", slices=2)
+    send(study.files, node.receiver.port)
+    kept = node.store.files(node.queue.hasher.short(study.uid))
+    assert [dcmread(path).PixelData for path in kept] == [
+        dcmread(path).PixelData for path in sorted(study.files, key=lambda p: dcmread(p).SOPInstanceUID)
+    ]
+    names = "".join(str(path) for path in (node.config.data / "images").rglob("*"))
+    assert not any(word in names for word in study.words)
+
+
+def test_a_compressed_image_is_kept_as_it_was_sent(start):
+    node = start()
+    image = ct_slice("2.25.1", "2.25.2", 0)
+    image.compress(RLELossless, generate_instance_uid=False)
+    assert send([image], node.receiver.port) == [0]
+    kept = dcmread(node.store.files(node.queue.hasher.short("2.25.1"))[0])
+    assert kept.file_meta.TransferSyntaxUID == RLELossless
+    assert kept.PixelData == image.PixelData
+
+
+def test_what_is_of_no_use_is_taken_and_not_kept(start):
+    node = start()
+    image = ct_slice("2.25.1", "2.25.2", 0)
+    image.SOPClassUID = image.file_meta.MediaStorageSOPClassUID = MRImageStorage
+    assert send([image], node.receiver.port) == [0]
+    assert node.queue.studies() == []
+
+
+def test_an_object_without_its_uids_is_refused(start):
+    node = start()
+    image = ct_slice("2.25.1", "2.25.2", 0)
+    del image.SeriesInstanceUID
+    assert send([image], node.receiver.port) == [0xC000]
+
+
+def test_a_full_quota_refuses_for_lack_of_resources_and_says_so(start, tmp_path):
+    node = start(storage={"quota_gib": 0.001})
+    images = [ct_slice("2.25.1", "2.25.2", z, size=512) for z in range(3)]
+    assert send(images, node.receiver.port) == [0, 0, 0xA700]
+    assert node.health()["status"] == "degraded" or node.store.used_bytes() < 2**20
+
+
+def test_the_audit_log_of_a_run_is_whole(start, tmp_path):
+    node = start()
+    send([ct_slice("2.25.1", "2.25.2", 0)], node.receiver.port)
+    assert broken_lines(node.config.data / "audit.jsonl") == []
+
+
+def test_with_tls_both_sides_show_certificates_and_plaintext_is_refused(start, tmp_path):
+    authority, other = make_authority(tmp_path / "pki", "authority"), make_authority(tmp_path / "other", "other")
+    ours, theirs = make_certificate(authority, "node"), make_certificate(authority, "sender")
+    strange = {**make_certificate(other, "stranger"), "ca": str(authority)}
+    node = start(receive={"tls": ours})
+
+    def tls_of(fields):
+        return client_context(Tls(**fields)), "127.0.0.1"
+
+    with socket.create_connection(("127.0.0.1", node.receiver.port)):  # says nothing, and keeps nobody waiting
+        assert echo(node.receiver.port, tls=tls_of(theirs))
+    assert not echo(node.receiver.port)
+    assert not echo(node.receiver.port, tls=tls_of(strange))
+    assert send([ct_slice("2.25.1", generate_uid(), 0)], node.receiver.port, tls=tls_of(theirs)) == [0]
+
+
+def test_a_name_for_a_file_is_taken_only_when_the_file_is_whole(start, tmp_path, monkeypatch):
+    """While an image is written its final name isn't there."""
+    import os
+
+    node = start()
+    seen = []
+    replace = os.replace
+
+    def watched(source, target):
+        seen.append((source.exists(), target.exists(), source.suffix))
+        replace(source, target)
+
+    monkeypatch.setattr("runtime.node.store.os.replace", watched)
+    send([ct_slice("2.25.1", "2.25.2", 0)], node.receiver.port)
+    assert seen == [(True, False, ".part")]
+
+
+def test_meta_information_is_written_by_the_node(start):
+    node = start()
+    send([ct_slice("2.25.1", "2.25.2", 0)], node.receiver.port)
+    kept = dcmread(node.store.files(node.queue.hasher.short("2.25.1"))[0])
+    assert isinstance(kept.file_meta, FileMetaDataset)
+    assert kept.file_meta.MediaStorageSOPInstanceUID == kept.SOPInstanceUID
