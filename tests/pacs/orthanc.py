@@ -58,6 +58,8 @@ class Orthanc:
             "StrictAetComparison": True,
             "DicomAlwaysAllowStore": False,
             "DicomAlwaysAllowEcho": False,
+            "DicomScuTimeout": 120,
+            "DicomScpTimeout": 120,
             "StableAge": 60,
             "ConcurrentJobs": 1,
             "DicomModalities": {

@@ -35,7 +35,7 @@ def settings(home: Path, archive_port: int, **changes: Mapping[str, Any]) -> dic
         "storage": {"fsync": False, "min_free_gib": 0},
         "dicom": [
             {"name": "sender", "ae_title": SENDER, "host": "127.0.0.1", "port": 1},
-            {"name": "archive", "ae_title": ARCHIVE, "host": "127.0.0.1", "port": archive_port, "timeout_s": 10},
+            {"name": "archive", "ae_title": ARCHIVE, "host": "127.0.0.1", "port": archive_port, "timeout_s": 60},
         ],
     }
     for table, fields in changes.items():
