@@ -36,7 +36,7 @@ test: $(VENV)/dev.stamp pacs-packages ## everything that CI runs: linter, types,
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 test-pacs: $(VENV)/dev.stamp pacs-packages ## the node against a real Orthanc
 	$(BIN)/python -m pytest -rs tests/pacs
