@@ -43,13 +43,25 @@ def export_onnx(trained: Trained, path: Path) -> dict[str, float]:
                 dynamic_shapes={"image": {0: batch}}, opset_version=OPSET, dynamo=True, external_data=False,
                 verbose=False,
             )  # fmt: skip
-        check_nodes(onnx.load(temporary), trained.network)
+        model = onnx.load(temporary)
+        drop_traces(model)
+        onnx.save(model, temporary)
+        check_nodes(model, trained.network)
         differences = compare(trained, temporary, random_images(trained.example_zyx))
         check_differences(differences)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
     return differences
+
+
+def drop_traces(model: onnx.ModelProto) -> None:
+    """Take out what the exporter notes for debugging: stack traces, and so paths of the machine it ran on."""
+    graph = model.graph
+    for annotated in (model, graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
+        del annotated.metadata_props[:]
+    for node in graph.node:
+        node.doc_string = ""
 
 
 def node_counts(model: onnx.ModelProto) -> Counter[str]:

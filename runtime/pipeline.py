@@ -17,7 +17,6 @@ from runtime.describe import body_masks, describe, notice, reported, warnings
 from runtime.device.session import offers_device_tensors
 from runtime.engines import open_session, select_engine, triton
 from runtime.engines.base import EngineInfo, Session
-from runtime.engines.calibrated import passed_precisions
 from runtime.engines.triton_server import TritonServer
 from runtime.errors import BundleError, EngineError, InputError, OutOfMemoryError
 from runtime.findings import BundleInfo, Findings, ScanInfo
@@ -197,7 +196,7 @@ class Pipeline:
         if server is not None:
             choice = triton.choose(server, opened, engine=engine, precision=precision, device=device)
         else:
-            choice = select_engine(engine, precision=precision, device=device, passed=passed_precisions(spec))
+            choice = select_engine(engine, precision=precision, device=device)
         with ExitStack() as stack:
             sessions = [
                 stack.enter_context(open_session(choice, opened.path_of(file), threads=threads))

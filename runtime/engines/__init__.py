@@ -83,7 +83,6 @@ def select_engine(
     precision: str = "auto",
     device: int = 0,
     verification: bool = False,
-    passed: Collection[str] = (),
 ) -> EngineChoice:
     """Choose the engine for a run, and say so in one log line.
 
@@ -93,8 +92,6 @@ def select_engine(
         precision: ``"fp32"``, ``"fp16"``, ``"bf16"``, ``"int8"``, or ``"auto"`` for the engine's own first choice.
         device: GPU number.
         verification: whether an engine that is named may compute in what serves comparisons alone.
-        passed: precisions in which the bundle's calibration passed its gate; of these ``"auto"`` takes bf16 on a
-            processor that has it (docs/decisions/0019).
 
     Raises:
         EngineError: no such engine or precision, the named engine can't run, or none can.
@@ -108,9 +105,6 @@ def select_engine(
         if not found.available:
             raise EngineError(f"The engine {name} cannot be used: {found.reason}.")
         why = "asked for by name"
-    if precision == "auto" and found.device == "CPU" and "bf16" in passed and "bf16" in found.precisions:
-        precision = "bf16"
-        why += "; the processor has bf16, and the bundle passed its gate in it"
     precision = resolve_precision(precision, found, engine=name, verification=verification)
     logger.info("engine %s %s on %s in %s: %s", name, found.version, found.device, precision, why)
     return EngineChoice(engine_module(name), name, precision, device, why)

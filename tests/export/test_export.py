@@ -57,6 +57,14 @@ def test_bundles_of_versions_with_fewer_settings_of_the_loop_are_reloaded(bundle
         torch_locnet(older)
 
 
+def test_files_hold_no_paths_of_the_machine_they_were_made_on(bundle) -> None:
+    for network in bundle.spec.networks:
+        content = bundle.path_of(network.file).read_bytes()
+        assert b"site-packages" not in content
+        assert b"networks.py" not in content
+        assert str(Path(__file__).parents[2]).encode() not in content
+
+
 def test_networks_of_a_bundle_go_into_a_new_one_unchanged(bundle, runs, tmp_path) -> None:
     old, choices = bundle.folder, Choices(overlap=0.25, min_level_confidence=0.6)
     new = make_bundle(old, runs[1], tmp_path / "b", levelnet=old, name="tiny", version="2", choices=choices)
