@@ -24,7 +24,7 @@ from export.onnx_export import (
 )
 from export.reload import torch_levelnet, torch_locnet
 from runtime.anatomy import LEVEL_NAMES
-from runtime.bundle import open_bundle
+from runtime.bundle import open_bundle, write_bundle
 from runtime.errors import BundleError, InputError
 from tests.export.tiny import LOC, trained
 from train import networks
@@ -73,7 +73,9 @@ def test_networks_of_a_bundle_go_into_a_new_one_unchanged(bundle, runs, tmp_path
         assert weights.keys() == before.keys()
         assert all(torch.equal(weights[name], before[name]) for name in before)
         assert new.spec.training[network] == bundle.spec.training[network]
-    with_none = make_bundle(old, old, tmp_path / "two", name="tiny", version="3", choices=choices)
+    two = {spec.file: bundle.path_of(spec.file) for spec in (bundle.spec.locnet, bundle.spec.fracsegnet)}
+    plans = {file: plan for file, plan in bundle.spec.precision.items() if file in two}
+    with_none = write_bundle(replace(bundle.spec, levelnet=None, precision=plans), two, tmp_path / "two")
     with pytest.raises(InputError, match="no LevelNet to take over"):
         make_bundle(*runs, tmp_path / "c", levelnet=with_none.folder, name="tiny", version="4", choices=choices)
 
