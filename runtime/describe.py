@@ -22,6 +22,8 @@ from runtime.vertebral_body import BodyMask
 from runtime.volume import Grid, Volume
 
 THICK_SLICES_MM = 5.0
+SHORT_MM = 30.0
+"""A scan that reaches less far along the spine can't show a vertebra and its endplates."""
 WITHOUT_BODY = ("C1", "C2")
 
 
@@ -230,6 +232,8 @@ def warnings(
         said.append(f"{padded} candidate {lie} where the scan is filled with one value.")
     if not vertebrae:
         said.append("No vertebra was found.")
+        if (reach_mm := _reach_mm(volume)) < SHORT_MM:
+            said.append(f"The scan reaches over {reach_mm:.0f} mm from head to foot: too little to show a vertebra.")
     elif spec.levelnet is None:
         said.append("Levels are not given: this bundle has no network that tells them.")
     if spec.grading is None and any(v.heights_mm is not None and v.network is not None for v in vertebrae):
@@ -240,6 +244,12 @@ def warnings(
     if any(v.trabecular_hu is not None for v in vertebrae):
         said.append("HU of bone change with the tube voltage and with contrast medium: they are no bone density.")
     return (*said, *_remarks(vertebrae, tells_levels=spec.levelnet is not None))
+
+
+def _reach_mm(volume: Volume) -> float:
+    """How far the scan reaches from its lowest to its highest voxel, edges included."""
+    grid = volume.grid
+    return float(np.abs(grid.affine_ras[2, :3]) @ np.array(grid.shape_zyx[::-1]))
 
 
 def _remarks(vertebrae: Sequence[Vertebra], *, tells_levels: bool) -> Iterator[str]:

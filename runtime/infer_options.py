@@ -101,7 +101,7 @@ def _add_dicom_options(group: argparse._ArgumentGroup) -> None:
         choices=SEG_TYPES,
         default=SEG_TYPES[0],
         type=str.upper,
-        help="how seg.dcm is encoded; LABELMAP is smaller, but many archives and viewers refuse it (default: BINARY)",
+        help="how seg.dcm is encoded; many archives and viewers refuse LABELMAP (default: BINARY)",
     )
 
 
@@ -128,10 +128,12 @@ def _scan_path(text: str) -> Path:
 
 def outputs_of(arguments: argparse.Namespace, scans: Sequence[Path]) -> Outputs:
     """What is to be written. Raises InputError for kinds that are unknown, or can't be made of these scans or here."""
-    from runtime.dicom import check_installed, parse_kinds
+    from runtime.dicom import BINARY, check_installed, parse_kinds
     from runtime.output import Outputs
     from runtime.readers import may_be_dicom
 
+    if arguments.seg_type != BINARY and "seg" not in arguments.output.lower().split(","):
+        raise InputError(f"--seg-type is for --output seg; met --output {arguments.output or 'nothing'}.")
     if not arguments.output:
         return Outputs(overview=not arguments.no_overview)
     kinds = parse_kinds(arguments.output)

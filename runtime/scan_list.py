@@ -14,12 +14,14 @@ from runtime.readers import READERS
 RULE = (
     "A folder that holds DICOM files, or a DICOMDIR, is one scan. In any other folder every .nii, .nii.gz, .nrrd, "
     ".mha, .mhd and .zip file and every subfolder that holds DICOM files is a scan of its own, at any depth; "
-    "subfolders that share one series are one scan, hidden folders and folders of results are left out."
+    "subfolders that hold the series of one study, or pieces of one series, are one scan together. Hidden folders and "
+    "folders of results are left out."
 )
 """What a folder means, for those who use it."""
 _FILES = tuple(ending for ending in READERS if ending.startswith(".") and ending != ".dcm")
 _RESULTS = ".vertebrae"
 _MARK_AT = 128
+_UIDS = ("SeriesInstanceUID", "StudyInstanceUID")
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def _scans_in(folder: Path) -> list[Path]:
     found = [file for file in files if file.name.lower().endswith(_FILES)]
     below = [one for one in below if not one.name.startswith(".") and not one.name.lower().endswith(_RESULTS)]
     listed = [(one, _scans_in(one)) for one in below]
-    if _share_a_series([one for one, inside in listed if inside == [one]]):
+    if _belong_together([one for one, inside in listed if inside == [one]]):
         return [folder]
     return found + [scan for _, inside in listed for scan in inside]
 
@@ -101,21 +103,22 @@ def _has_mark(file: Path) -> bool:
         return stream.read(_MARK_AT + 4)[_MARK_AT:] == b"DICM"
 
 
-def _share_a_series(folders: Sequence[Path]) -> bool:
-    """Whether the first DICOM files in any two of the folders are of one series, as exports in pieces of files are."""
+def _belong_together(folders: Sequence[Path]) -> bool:
+    """Whether the folders, by their first DICOM files, hold one study, or any two of them pieces of one series."""
     if len(folders) < 2:
         return False
     import pydicom
     from pydicom.errors import InvalidDicomError
 
-    series = []
+    series, studies = [], set()
     for folder in folders:
         first = _first_dicom(sorted(file for file in folder.iterdir() if file.is_file()))
         if first is None or first.name.lower() == "dicomdir":
             continue
         try:
-            header = pydicom.dcmread(first, stop_before_pixels=True, specific_tags=["SeriesInstanceUID"])
+            header = pydicom.dcmread(first, stop_before_pixels=True, specific_tags=list(_UIDS))
         except (InvalidDicomError, EOFError):  # reading it as a scan tells what is wrong
             continue
         series.append(str(header.get("SeriesInstanceUID", "")) or str(folder))
-    return len(set(series)) < len(series)
+        studies.add(str(header.get("StudyInstanceUID", "")) or series[-1])
+    return len(set(series)) < len(series) or len(studies) == 1 < len(series)

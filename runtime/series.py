@@ -16,9 +16,10 @@ from typing import Any
 from runtime.console import INTERRUPTED, complain, say
 from runtime.errors import InputError, VertscanError
 from runtime.readers import list_series
-from runtime.readers.dicom import SeriesList
+from runtime.readers.dicom import SeriesList, patients
 from runtime.readers.dicom_choice import Verdict, extent_mm, plane_of
 from runtime.readers.options import ReadOptions
+from runtime.scan_list import ListedScan, list_scans
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -54,7 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status; argparse itself exits with 2 on wrong usage."""
     arguments = build_parser().parse_args(argv)
     try:
-        listed = list_series(arguments.path, reading_options(arguments))
+        scans, _ = list_scans([arguments.path])
+        if len(scans) > 1:
+            raise InputError(f"{arguments.path} holds {len(scans)} scans: {_some(scans)}. Name one of them.")
+        listed = list_series(scans[0].path, reading_options(arguments))
         say(json.dumps(as_json(listed), indent=2, allow_nan=False) if arguments.json else table(listed))
     except VertscanError as error:
         complain(str(error))
@@ -65,10 +69,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0 if any(verdict.chosen for verdict in listed.verdicts) else InputError.exit_status
 
 
+def _some(scans: Sequence[ListedScan]) -> str:
+    return ", ".join(str(scan.path) for scan in scans[:5]) + (", ..." if len(scans) > 5 else "")
+
+
 def as_json(listed: SeriesList) -> dict[str, Any]:
     """What is there, as JSON: the series (best first), other files by kind, files that can't be read."""
     return {
         "path": str(listed.files.root),
+        "patients": len(patients(listed)),
         "series": [_entry(verdict) for verdict in listed.verdicts],
         "other_files": dict(sorted(Counter(other.kind for other in listed.headers.others).items())),
         "not_dicom": listed.headers.no_dicom,
@@ -128,7 +137,9 @@ def table(listed: SeriesList) -> str:
     others = f"other files: {listed.headers.met()}" if listed.headers.others or listed.headers.no_dicom else ""
     broken = [f"unreadable: {error}" for _, error in sorted(listed.headers.broken.items())]
     missing = [f"named by the DICOMDIR and not there: {name}" for name in listed.files.missing]
-    return "\n".join([head, *(lines or ["   no CT series"]), *([others] if others else []), *broken, *missing])
+    count = len(patients(listed))
+    mixed = [f"of {count} patients: refused unless one series is named with --series"] if count > 1 else []
+    return "\n".join([head, *mixed, *(lines or ["   no CT series"]), *([others] if others else []), *broken, *missing])
 
 
 if __name__ == "__main__":

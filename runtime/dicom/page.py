@@ -30,7 +30,7 @@ IN_HEADER = "(not in this page's alphabet; see the DICOM header)"
 
 CAUTIONS = (
     "Made by software alone; nobody has reviewed it. Look at the images.",
-    "Levels can be wrong by one where neck, last ribs and sacrum are outside the scan. Dash: none is probable enough.",
+    "Levels can be wrong by one, even with the sacrum in view: count them yourself. Dash: none is probable enough.",
     "Mild fractures are told least well. * marks vertebrae of which network and measurement differ by more than one "
     "grade; no grade does not mean no fracture.",
     "Centres outside the spine happen. Cervical vertebrae and those that the scan's edge cuts get no grade.",

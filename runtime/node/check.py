@@ -26,6 +26,7 @@ def check(config: Config) -> Iterator[Finding]:
     yield _data(config)
     if config.receive.tls is not None:
         yield _tried("receive.tls", lambda: _server_tls(config))
+    yield _tried("analyse", lambda: _engine(config))
     yield _tried("receive.accept", lambda: _senders(config))
     for peer in config.peers:
         yield _tried(f"peer {peer.name}", lambda peer=peer: _echo(peer, config.receive.ae_title))  # type: ignore[misc]
@@ -55,6 +56,17 @@ def _server_tls(config: Config) -> str:
     assert config.receive.tls is not None
     server_context(config.receive.tls)
     return "certificate, key and authority can be used"
+
+
+def _engine(config: Config) -> str:
+    """The bundle and the engine that would be taken; the networks are not loaded."""
+    from runtime.bundle import open_bundle
+    from runtime.engines import select_engine
+
+    settings = config.analyse
+    bundle = open_bundle(settings.bundle)
+    choice = select_engine(settings.engine, precision=settings.precision, device=settings.device)
+    return f"bundle {bundle.spec.name} {bundle.spec.version}; {choice.name} in {choice.precision}"
 
 
 def _senders(config: Config) -> str:

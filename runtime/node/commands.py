@@ -115,7 +115,7 @@ def _with_queue(arguments: argparse.Namespace, config: Config, hasher: Hasher) -
         elif arguments.command == "retry":
             keys = arguments.studies or [study.key for study in queue.studies() if study.state == "dead"]
             for key in keys:
-                say(f"{key}: {queue.retry(key) or 'is not dead'}")
+                say(f"{key}: {queue.retry(key) or 'is unknown or not dead'}")
         else:
             _pull(arguments, config, pulls)
     finally:
@@ -137,7 +137,8 @@ def _pull(arguments: argparse.Namespace, config: Config, pulls: PullList) -> Non
     if wrong or not studies:
         raise InputError(f"Name studies by their Study Instance UID; {len(wrong)} of {len(studies)} are no UID.")
     added = sum(pulls.add(uid, arguments.peer) for uid in studies)
-    say(f"{added} of {len(studies)} studies will be fetched from {arguments.peer}, the others are planned already")
+    others = ", the others are planned already" if added < len(studies) else ""
+    say(f"{added} of {len(studies)} studies will be fetched from {arguments.peer}{others}")
 
 
 def run_node(config: Config, opener: Opener, hasher: Hasher, redact: Redactor) -> int:

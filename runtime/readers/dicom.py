@@ -114,6 +114,8 @@ def _read(files: FileSet, name: str, options: ReadOptions) -> Volume:
     chosen = next((verdict.candidate for verdict in listed.verdicts if verdict.chosen), None)
     if chosen is None:
         raise refusal(listed.verdicts, name, options.series_uid)
+    if options.series_uid is None:
+        notes += _on_whose_they_are(listed, chosen, files.where)
     notes += _on_the_choice(listed, chosen)
     with quiet():
         return _volume(files, chosen, name, notes, options)
@@ -183,6 +185,31 @@ def _on_what_is_missing(listed: SeriesList, options: ReadOptions) -> list[str]:
     if missing:
         notes.append(f"{len(missing)} files that the DICOMDIR names are not there, such as {missing[0]}.")
     return notes
+
+
+def _on_whose_they_are(listed: SeriesList, chosen: Candidate, where: str) -> list[str]:
+    """What to say of several studies.
+
+    Raises:
+        InputError: the images are of several patients. Which of them the results would be about is not for a rule to
+            say.
+    """
+    if (count := len(patients(listed))) > 1:
+        raise InputError(
+            f"{where} has CT images of {count} patients. Give the folder of one of them, or name a series with "
+            "--series (python -m runtime.series lists them)."
+        )
+    studies = {image.study_uid for image in listed.headers.images}
+    if len(studies) < 2:
+        return []
+    date = text_of(chosen.files[0].header, "StudyDate") or "without date"
+    return [f"CT images of {len(studies)} studies were there; those that were read are of the study of {date}."]
+
+
+def patients(listed: SeriesList) -> frozenset[str]:
+    """Whom the CT images are of: Patient IDs, or names where there are none; images with neither don't count."""
+    headers = [image.header for image in listed.headers.images]
+    return frozenset(text_of(h, "PatientID") or text_of(h, "PatientName") for h in headers) - {""}
 
 
 def _on_the_choice(listed: SeriesList, chosen: Candidate) -> list[str]:

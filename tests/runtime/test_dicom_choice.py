@@ -283,5 +283,28 @@ def test_the_command_says_that_there_is_nothing_to_run_on(tmp_path, capsys):
     assert main([str(tmp_path / "a.nii")]) == 2
     assert "no DICOM" in capsys.readouterr().err
     write(tmp_path, 4, ImageType=["DERIVED", "SECONDARY"])
-    assert main([str(tmp_path)]) == 2
+    assert main([str(tmp_path / "4")]) == 2
     assert "SECONDARY" in capsys.readouterr().out
+
+
+def test_images_of_two_patients_are_one_scan_only_where_a_series_is_named(tmp_path, capsys):
+    write(tmp_path, 1, PatientID="A", StudyInstanceUID="1.1")
+    uid = write(tmp_path, 2, PatientID="B", StudyInstanceUID="1.1")
+    with pytest.raises(InputError, match=r"CT images of 2 patients.*--series"):
+        read_scan(tmp_path)
+    assert read_scan(tmp_path, ReadOptions(series_uid=uid)).source.series_uid == uid
+    assert main([str(tmp_path)]) == 0
+    assert "of 2 patients" in capsys.readouterr().out
+
+
+def test_of_several_studies_of_one_patient_the_one_that_was_read_is_said(tmp_path):
+    write(tmp_path, 1, count=40, PatientID="A", StudyInstanceUID="1.1", StudyDate="20260102")
+    write(tmp_path, 2, PatientID="A", StudyInstanceUID="1.2", StudyDate="20250102")
+    assert any("2 studies" in note and "20260102" in note for note in read_scan(tmp_path).notes)
+
+
+def test_the_command_lists_no_pool_of_what_would_be_several_scans(tmp_path, capsys):
+    write(tmp_path, 1, StudyInstanceUID="1.1")
+    write(tmp_path, 2, StudyInstanceUID="1.2")
+    assert main([str(tmp_path)]) == 2
+    assert "holds 2 scans" in capsys.readouterr().err

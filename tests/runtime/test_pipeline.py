@@ -242,6 +242,17 @@ def test_air_holds_no_vertebra_and_that_is_said(pipeline):
     assert analysis.findings.vertebrae == ()
     assert not analysis.labels.any()
     assert "No vertebra was found." in analysis.findings.warnings
+    assert not any("too little" in text for text in analysis.findings.warnings)
+
+
+@pytest.mark.parametrize("orientation", ["RAS", "SRA", "PIR"])
+def test_that_a_few_slices_show_no_vertebra_says_nothing_and_that_is_said(pipeline, orientation):
+    thin = {"RAS": (3, 40, 40), "SRA": (40, 40, 3), "PIR": (40, 3, 40)}[orientation]
+    axes = {"R": [1, 0, 0], "A": [0, 1, 0], "P": [0, -1, 0], "S": [0, 0, 1], "I": [0, 0, -1]}
+    affine = np.eye(4)
+    affine[:3, :3] = np.array([axes[letter] for letter in orientation]).T * 2.0
+    found = pipeline.run(Volume(np.full(thin, -1000, np.int16), Grid(thin, affine)))
+    assert any("reaches over 6 mm" in text for text in found.warnings)
 
 
 def test_thick_slices_and_what_a_reader_repaired_become_warnings(pipeline, ball_scan):

@@ -8,7 +8,7 @@ from runtime.errors import InputError
 from runtime.scan_list import ListedScan, list_scans
 
 
-def dicom(path, series="1.2.3"):
+def dicom(path, series="1.2.3", study=None):
     path.parent.mkdir(parents=True, exist_ok=True)
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
@@ -16,6 +16,8 @@ def dicom(path, series="1.2.3"):
     dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = CTImageStorage
     dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = "1.2.3.4"
     dataset.SeriesInstanceUID = series
+    if study is not None:
+        dataset.StudyInstanceUID = study
     dataset.save_as(path, enforce_file_format=True)
 
 
@@ -78,6 +80,19 @@ def test_a_series_in_pieces_is_one_scan(tmp_path):
     for number in range(3):
         dicom(tmp_path / f"DIR{number}" / "00000001", "1.2.3")
     assert listed(tmp_path) == ([(tmp_path, Path())], False)
+
+
+def test_the_series_of_one_study_are_one_scan_and_studies_are_scans_of_their_own(tmp_path):
+    for patient in (1, 2):
+        for number in (1, 2):
+            dicom(tmp_path / f"patient{patient}" / f"series{number}" / "IM1", f"1.{patient}.{number}", f"1.{patient}")
+    dicom(tmp_path / "patient3" / "a" / "IM1", "1.3.1", "1.3")
+    dicom(tmp_path / "patient3" / "b" / "IM1", "1.4.1", "1.4")
+    found, is_list = listed(tmp_path)
+    assert is_list
+    names = [str(path.relative_to(tmp_path)) for path, _ in found]
+    assert names == ["patient1", "patient2", "patient3/a", "patient3/b"]
+    assert listed(tmp_path / "patient1") == ([(tmp_path / "patient1", Path())], False)
 
 
 def test_a_folder_without_scans_is_given_as_it_is_so_that_reading_tells(tmp_path):

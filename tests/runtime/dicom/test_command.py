@@ -117,3 +117,8 @@ def test_what_fails_leaves_nothing(series, run, tmp_path, capsys):
     assert run(series, "-o", tmp_path / "out", "--output", "pdf,seg") == 2
     assert "no Frame of Reference UID" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_how_a_segmentation_is_encoded_is_asked_with_a_segmentation_only(series, run, capsys):
+    assert run(series, "--seg-type", "labelmap") == 2
+    assert "--seg-type is for --output seg; met --output nothing" in " ".join(capsys.readouterr().err.split())

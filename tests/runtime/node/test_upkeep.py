@@ -60,6 +60,7 @@ def test_check_echoes_every_peer(tmp_path, archive, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines] == [
         "ok      node.data",
+        "ok      analyse",
         "ok      receive.accept",
         "ok      peer archive",
         "FAILED  peer web",
@@ -71,6 +72,9 @@ def test_check_echoes_every_peer(tmp_path, archive, capsys):
     capsys.readouterr()
     assert main(["--config", str(path), "check"]) == 5
     assert "FAILED  peer archive: archive at 127.0.0.1" in capsys.readouterr().out
+    values["analyse"] = {**values.get("analyse", {}), "bundle": str(tmp_path / "nowhere")}
+    main(["--config", str(write_toml(path, values)), "check"])
+    assert "FAILED  analyse: There is no bundle" in capsys.readouterr().out
 
 
 def test_check_and_run_refuse_a_wrong_configuration(tmp_path, capsys):
@@ -99,7 +103,7 @@ def test_status_shows_the_queue_beside_a_node_that_runs(tmp_path, archive, capsy
         assert main(["--config", path, "key", study.uid]) == 0
         assert capsys.readouterr().out.strip() == key
         assert main(["--config", path, "retry", key]) == 0
-        assert "is not dead" in capsys.readouterr().out
+        assert "is unknown or not dead" in capsys.readouterr().out
 
 
 def test_pull_takes_a_list_and_refuses_what_is_no_uid(tmp_path, archive, capsys):
