@@ -140,7 +140,7 @@ class FracSegNetRun:
     """
 
     network: FracSegNetConfig = FracSegNetConfig()
-    loop: LoopConfig = LoopConfig(batch=4, steps=2600)
+    loop: LoopConfig = LoopConfig(batch=4, steps=6000, ema=0.998)
     spacing_mm: float = 2.0
     intensity: IntensityWindow = IntensityWindow(-400.0, 1000.0)
     crop_shift_mm: tuple[float, float, float] = (0.0, -18.0, -4.0)
@@ -150,7 +150,7 @@ class FracSegNetRun:
     grade_weight: float = 0.5
     mask_weight: float = 1.0
     mask_entropy_weight: float = 1.0
-    height_weight: float = 2.0
+    height_weight: float = 6.0
     class_counts: tuple[int, int, int, int] = (591, 63, 50, 22)
     sampling: str = "balanced"
     task_weighting: str = "fixed"

@@ -169,7 +169,7 @@ def test_what_a_run_asks_for_is_made_or_refused() -> None:
     assert isinstance(balancer_of(run, devices=4), FixedWeights)
     assert isinstance(balancer_of(LocNetRun(), devices=1), FixedWeights)
     uncertainty = balancer_of(replace(run, task_weighting="uncertainty"), devices=1)
-    assert uncertainty.weights() == pytest.approx({"grade": 0.5, "mask": 1.0, "heights": 2.0})
+    assert uncertainty.weights() == pytest.approx({"grade": 0.5, "mask": 1.0, "heights": run.height_weight})
     nash = replace(run, task_weighting="nash", height_weight=0.0)
     assert set(balancer_of(nash, devices=1).weights()) == {"grade", "mask"}, "a weight of 0 leaves a task out"
     with pytest.raises(InputError, match="devices 1"):
