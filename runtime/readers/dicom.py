@@ -202,14 +202,16 @@ def _on_whose_they_are(listed: SeriesList, chosen: Candidate, where: str) -> lis
     studies = {image.study_uid for image in listed.headers.images}
     if len(studies) < 2:
         return []
-    date = text_of(chosen.files[0].header, "StudyDate") or "without date"
+    with quiet():
+        date = text_of(chosen.files[0].header, "StudyDate") or "without date"
     return [f"CT images of {len(studies)} studies were there; those that were read are of the study of {date}."]
 
 
 def patients(listed: SeriesList) -> frozenset[str]:
     """Whom the CT images are of: Patient IDs, or names where there are none; images with neither don't count."""
     headers = [image.header for image in listed.headers.images]
-    return frozenset(text_of(h, "PatientID") or text_of(h, "PatientName") for h in headers) - {""}
+    with quiet():
+        return frozenset(text_of(h, "PatientID") or text_of(h, "PatientName") for h in headers) - {""}
 
 
 def _on_the_choice(listed: SeriesList, chosen: Candidate) -> list[str]:
