@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 import time
 from collections.abc import Sequence
 
@@ -10,6 +11,8 @@ from runtime.node.queue import Database, settle
 from runtime.node.records import COMMITTED, COMMITTING, DEAD, PENDING, SENT, SUPERSEDED, PullRecord, ResultRecord
 
 _ARRIVED = f"('{SENT}', '{COMMITTING}')"
+_REMEMBERED = 100
+"""Answers to requests for commitment that are kept, the newest ones."""
 
 
 class Outbox:
@@ -17,6 +20,8 @@ class Outbox:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._answers: dict[str, tuple[Sequence[str], Sequence[str]]] = {}
+        self._answering = threading.Lock()
 
     def due(self, destination: str) -> list[ResultRecord]:
         """Results of one study that are to be sent there now; empty if there are none."""
@@ -32,8 +37,11 @@ class Outbox:
         self._to(result, SENT, reason=note)
 
     def asked(self, result: ResultRecord, transaction_uid: str, *, until_s: float) -> None:
-        """The destination has it and was asked to commit to it, to be answered until then."""
-        self._to(result, COMMITTING, next_s=until_s, transaction_uid=transaction_uid)
+        """The destination has it and was asked to commit to it, to be answered until then; it may have been already."""
+        with self._answering:
+            self._to(result, COMMITTING, next_s=until_s, transaction_uid=transaction_uid)
+            if transaction_uid in self._answers:
+                self._commitment(transaction_uid, *self._answers[transaction_uid])
 
     def later(self, result: ResultRecord, reason: str, *, wait_s: float) -> None:
         """It couldn't be sent now; try again after ``wait_s``."""
@@ -64,7 +72,17 @@ class Outbox:
             settle(db, result.study)
 
     def commitment(self, transaction_uid: str, stored: Sequence[str], failed: Sequence[str]) -> list[ResultRecord]:
-        """A destination answered: what it keeps is COMMITTED, what it doesn't is PENDING again; the latter."""
+        """A destination answered: what it keeps is COMMITTED, what it doesn't is PENDING again; the latter.
+
+        A quick answer comes before ``asked`` was noted: the last ones are remembered for that.
+        """
+        with self._answering:
+            self._answers[transaction_uid] = (stored, failed)
+            while len(self._answers) > _REMEMBERED:
+                del self._answers[next(iter(self._answers))]
+            return self._commitment(transaction_uid, stored, failed)
+
+    def _commitment(self, transaction_uid: str, stored: Sequence[str], failed: Sequence[str]) -> list[ResultRecord]:
         with self._database.transaction() as db:
             rows = db.execute(
                 "SELECT * FROM result WHERE transaction_uid = ? AND state = ?", (transaction_uid, COMMITTING)

@@ -245,3 +245,19 @@ def test_study_times_are_of_the_wall_clock(queue):
     assert abs(queue.study(KEY).last_s - time.time()) < 60
     assert queue.idle(3600) == []
     assert [study.key for study in queue.idle(-1)] == [KEY]
+
+
+@pytest.mark.parametrize("noted_before", [0, 1, 2])
+def test_a_commitment_that_is_answered_before_it_was_noted_counts(queue, database, noted_before):
+    outbox = Outbox(database)
+    queue.add_image(image(1))
+    to_running(queue)
+    queue.finish(KEY, RESULTS, ["a"])
+    kept, lost = outbox.due("a")
+    steps = [lambda one=one: outbox.asked(one, "2.25.7", until_s=time.time() + 3600) for one in (kept, lost)]
+    steps.insert(noted_before, lambda: outbox.commitment("2.25.7", [kept.sop_uid], [lost.sop_uid]))
+    for step in steps:
+        step()
+    states = {result.sop_uid: result.state for result in outbox.results(KEY)}
+    assert states == {kept.sop_uid: "committed", lost.sop_uid: "pending"}
+    assert [result.sop_uid for result in outbox.due("a")] == [lost.sop_uid]
