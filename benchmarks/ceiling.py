@@ -14,6 +14,7 @@ from benchmarks.report import Table, number
 from export.parity_on_scans import Networks
 from export.verify import TorchSession, reference_networks
 from runtime.bundle import Bundle
+from train.loop import processor_has_bf16
 
 MATRIX = 2048
 """Side of the square matrices whose product is timed."""
@@ -77,8 +78,7 @@ def measure_ceiling(*, side: int = MATRIX, moved_mib: int = MOVED_MIB, repeats: 
 def _precisions(device: torch.device) -> dict[str, torch.dtype]:
     if device.type == "cuda":
         return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-    fast_bf16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return {"fp32": torch.float32} | ({"bf16": torch.bfloat16} if fast_bf16 else {})
+    return {"fp32": torch.float32} | ({"bf16": torch.bfloat16} if processor_has_bf16() else {})
 
 
 def _product_rate(kind: torch.dtype, side: int, device: torch.device, repeats: int) -> float:

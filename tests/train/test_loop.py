@@ -198,9 +198,15 @@ def test_what_cannot_be_started_from_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("hardware", "wanted", "used"), [
-    (False, "bf16-mixed", "32-true"), (True, "bf16-mixed", "bf16-mixed"), (False, "32-true", "32-true"),
+    ({}, "bf16-mixed", "32-true"),
+    ({"avx512_f": True, "avx512_bf16": False}, "bf16-mixed", "32-true"),
+    ({"avx512_bf16": True}, "bf16-mixed", "bf16-mixed"),
+    ({"amx_bf16": True}, "bf16-mixed", "bf16-mixed"),
+    ({"architecture": "aarch64"}, "bf16-mixed", "bf16-mixed"),
+    ({}, "32-true", "32-true"),
 ])  # fmt: skip
-def test_bf16_is_not_emulated(monkeypatch, caplog, hardware: bool, wanted: str, used: str) -> None:
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: hardware)
+def test_bf16_is_not_emulated(monkeypatch, caplog, hardware: dict, wanted: str, used: str) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: bool(hardware))
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": "x86_64", **hardware})
     assert usable_precision(wanted, "cpu") == used
     assert bool(caplog.records) == (used != wanted)
