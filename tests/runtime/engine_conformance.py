@@ -14,7 +14,7 @@ from runtime.engines import open_session
 from runtime.engines.cuda_probe import gpu_name
 from runtime.errors import EngineError
 
-TOLERANCE = {"fp32": 1e-5, "fp16": 5e-3, "bf16": 0.05}
+TOLERANCE = {"fp32": 1e-5, "fp16": 5e-3, "bf16": 0.05, "int8": 0.1}
 CHANNELS, SIZE = 3, 8
 
 
@@ -112,7 +112,8 @@ class Conformance:
         assert session.info.precision == choice.precision
         error = max(np.abs(o - r).max() for o, r in zip(session(images(4)), reference(images(4)), strict=True))
         # Fewer bits round coarser: a result more exact than they allow would betray that they weren't used.
-        least, most = {"fp32": (0.0, 1e-5), "fp16": (1e-4, 5e-3), "bf16": (1e-3, 0.05)}[session.info.precision]
+        bounds = {"fp32": (0.0, 1e-5), "fp16": (1e-4, 5e-3), "bf16": (1e-3, 0.05), "int8": (5e-3, 0.1)}
+        least, most = bounds[session.info.precision]
         assert least <= error < most
 
     def test_info_says_what_runs_where_and_why(self, session, choice):

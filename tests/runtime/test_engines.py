@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import runtime.engines as engines
+from runtime import typed_graph
 from runtime.engines import (
     ENGINES,
     EngineChoice,
@@ -21,6 +22,7 @@ from runtime.engines.__main__ import main as command
 from runtime.engines.base import Preflight
 from runtime.engines.cuda_probe import Gpu
 from runtime.errors import EngineError
+from runtime.precision_plan import PrecisionPlan
 from tests.runtime.engine_conformance import Conformance, images, redirect_caches, reference, write_network
 
 AVAILABLE = [name for name, found in preflights().items() if found.available]
@@ -29,7 +31,7 @@ COMBINATIONS = [
     for name, found in preflights().items()
     if found.available
     for p in found.precisions + found.verify_only
-    if p != "int8"  # needs a network that was calibrated for it
+    if p != "int8"  # needs a network that was calibrated for it: a suite of its own
 ]
 
 
@@ -52,6 +54,32 @@ class TestEnginesOfThisMachine(Conformance):
     def choice(self, request):
         name, precision = request.param
         return select_engine(name, precision=precision, verification=True)
+
+
+@pytest.mark.skipif("int8" not in preflights()["onnxruntime"].verify_only, reason="needs onnxruntime and onnx")
+class TestInt8OnTheProcessor(Conformance):
+    """The INT8 graph, as engines get it, of a network that was calibrated."""
+
+    @pytest.fixture
+    def network(self, tmp_path, monkeypatch):
+        path = tmp_path / "tiny.onnx"
+        write_network(path)
+        calibrated = PrecisionPlan(int8_ranges={"image": 1.0, "offsets": 5.0})
+        monkeypatch.setattr(typed_graph, "plan_beside", lambda onnx: calibrated if onnx == path else PrecisionPlan())
+        return path
+
+    @pytest.fixture
+    def choice(self):
+        return select_engine("onnxruntime", precision="int8", verification=True)
+
+    def test_nan_comes_through(self, session):
+        """It doesn't: integers know none, so what is not finite has to be met before (the readers refuse it)."""
+        image = images(2)
+        clean = [output.copy() for output in session(image)]
+        image[1, 0, 4, 4, 4] = np.nan
+        for output, before in zip(session(image), clean, strict=True):
+            assert np.isfinite(output).all()
+            np.testing.assert_array_equal(output[0], before[0])
 
 
 # The cache of compiled networks.
