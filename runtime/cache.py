@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 _NAME = "vertscan"
@@ -23,3 +24,21 @@ def user_cache_folder(name: str) -> Path:
     else:
         base = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / _NAME
     return base / name
+
+
+def write_whole(place: Path, *parts: bytes) -> None:
+    """Write a file whole or not at all, so that no other process ever reads half of it; its folder is made.
+
+    Raises:
+        OSError: it can't be written; nothing is left behind.
+    """
+    place.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(prefix=".new-", dir=place.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            for part in parts:
+                file.write(part)
+        os.replace(temporary, place)
+    except BaseException:
+        os.unlink(temporary)
+        raise

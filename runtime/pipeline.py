@@ -15,7 +15,7 @@ import numpy as np
 from runtime.bundle import Bundle, BundleSpec, open_bundle
 from runtime.describe import body_masks, describe, notice, reported, warnings
 from runtime.device.session import offers_device_tensors
-from runtime.engines import open_session, select_engine, triton
+from runtime.engines import measured_choice, open_session, select_engine, triton
 from runtime.engines.base import EngineInfo, Session
 from runtime.engines.triton_server import TritonServer
 from runtime.errors import BundleError, EngineError, InputError, OutOfMemoryError
@@ -175,9 +175,9 @@ class Pipeline:
     ) -> Pipeline:
         """Load a bundle's networks (the one that ships with the package if None) on an engine.
 
-        Engine, precision and device are chosen here once, and the choice is logged with its reason; ``"auto"`` means
-        bf16 on a processor that has it, if the bundle's calibration passed its gate in it. The engine
-        ``"triton"`` needs a ``server``, and no other engine takes one.
+        Engine, precision and device are chosen here once, and the choice is logged with its reason. Where it is left
+        to ``"auto"`` and several engines can run on the processor, they are timed on the first network when it is first
+        used on this machine. The engine ``"triton"`` needs a ``server``, and no other engine takes one.
 
         Raises:
             BundleError: the bundle is missing, damaged or of another kind.
@@ -197,6 +197,9 @@ class Pipeline:
             choice = triton.choose(server, opened, engine=engine, precision=precision, device=device)
         else:
             choice = select_engine(engine, precision=precision, device=device)
+            if engine == "auto":
+                first = spec.locnet
+                choice = measured_choice(choice, opened.path_of(first.file), first.window_zyx, threads=threads)
         with ExitStack() as stack:
             sessions = [
                 stack.enter_context(open_session(choice, opened.path_of(file), threads=threads))

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib
 import logging
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import cast
 
+from runtime.engines import measured
 from runtime.engines.base import EngineModule, Preflight, Session
 from runtime.engines.checks import resolve_precision
 from runtime.errors import EngineError
@@ -107,6 +110,39 @@ def select_engine(
     precision = resolve_precision(precision, found, engine=name, verification=verification)
     logger.info("engine %s %s on %s in %s: %s", name, found.version, found.device, precision, why)
     return EngineChoice(engine_module(name), name, precision, device, why)
+
+
+def measured_choice(
+    choice: EngineChoice, model: Path, window_zyx: Sequence[int], *, threads: int | None = None
+) -> EngineChoice:
+    """What ``auto`` chose, or the other engine on the processor that was measured to be faster for this network.
+
+    Args:
+        choice: of ``select_engine`` left to choose; one on a GPU stays as it is.
+        model: the network that a run spends its time in.
+        window_zyx: the shape of its windows.
+        threads: as for ``open_session``.
+
+    Raises:
+        EngineError: the chosen engine can't load or run the network.
+    """
+    can = {
+        name: one
+        for name, one in preflights(device=choice.device).items()
+        if name not in ONLY_BY_NAME and one.available and choice.precision in one.precisions
+    }
+    if can[choice.name].device != "CPU":
+        return choice
+    names = [choice.name, *(name for name in can if name != choice.name and can[name].device == "CPU")]
+    choices = {f"{name} {can[name].version}": replace(choice, name=name, module=engine_module(name)) for name in names}
+    openers = {said: partial(open_session, one, model, threads=threads) for said, one in choices.items()}
+    machine = {"precision": choice.precision, **measured.this_machine(threads)}
+    best = choices[measured.fastest(openers, model, window_zyx, machine=machine)]
+    if best.name == choice.name:
+        return choice
+    why = f"measured to be faster on this machine than {choice.name}, the usual choice"
+    logger.info("engine %s in its place: %s", best.name, why)
+    return replace(best, reason=why)
 
 
 def _fastest(precision: str, device: int) -> tuple[str, Preflight, str]:

@@ -10,11 +10,11 @@ import hashlib
 import io
 import json
 import logging
-import os
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from runtime.cache import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -79,17 +79,8 @@ def _read_checked(place: Path) -> bytes | None:
 
 
 def _write_checked(place: Path, blob: bytes) -> None:
-    """Whole or not at all, so that another process never loads half of it; without it the next start is slower."""
+    """Keep it for the next start, which is slower where it can't be kept."""
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(prefix=".new-", dir=place.parent)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(hashlib.sha256(blob).digest())
-                file.write(blob)
-            os.replace(temporary, place)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        write_whole(place, hashlib.sha256(blob).digest(), blob)
     except OSError as error:
         logger.warning("compiled networks are not cached: %s can't be written (%s)", place.parent, error.strerror)

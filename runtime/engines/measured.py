@@ -1,0 +1,111 @@
+"""Which of a processor's engines is fastest on this machine: measured when a network is first used, and remembered."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runtime.cache import user_cache_folder, write_whole
+from runtime.engines.base import Session
+from runtime.engines.checks import usable_cores
+from runtime.errors import EngineError
+
+logger = logging.getLogger(__name__)
+
+MARGIN = 0.85
+"""The time, as a share of the first engine's, that another must stay under to be taken in its place: less may be noise,
+and machines of one kind should choose alike, since engines round differently."""
+
+_RUNS = 3
+_FORMAT = 1
+
+
+def fastest(
+    openers: Mapping[str, Callable[[], Session]],
+    model: Path,
+    window_zyx: Sequence[int],
+    *,
+    machine: Mapping[str, Any],
+    folder: Path | None = None,
+) -> str:
+    """The name of the engine to run a network with.
+
+    Args:
+        openers: what opens the network with each engine, by a name that says its version and precision; the first is
+            taken unless another is faster by the margin.
+        model: the ONNX file; times are remembered for its content.
+        window_zyx: shape of the window that each engine is timed on.
+        machine: whatever else a time depends on.
+        folder: where times are remembered; None for the user's cache. Where it can't be written, every start measures.
+
+    Raises:
+        EngineError: the first engine fails. Others that fail are left out.
+    """
+    if len(openers) == 1:
+        return next(iter(openers))
+    key = [_FORMAT, hashlib.sha256(model.read_bytes()).hexdigest(), list(openers), list(window_zyx), dict(machine)]
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    place = (folder or user_cache_folder("engine-times")) / f"{name}.json"
+    seconds = _remembered(place, openers)
+    if seconds is None:
+        seconds = _measured(openers, np.zeros((1, 1, *window_zyx), np.float32))
+        _remember(place, seconds)
+    first = next(iter(openers))
+    best = min(seconds, key=lambda name: seconds[name])
+    return best if seconds[best] < MARGIN * seconds[first] else first
+
+
+def this_machine(threads: int | None) -> dict[str, Any]:
+    """What the pace of an engine depends on besides its version: the kind of processor and how much of it is used."""
+    import llvmlite.binding
+
+    return {"processor": llvmlite.binding.get_host_cpu_name(), "cores": usable_cores(), "threads": threads}
+
+
+def _measured(openers: Mapping[str, Callable[[], Session]], image: np.ndarray) -> dict[str, float]:
+    """Seconds that each engine takes for one window, at best."""
+    seconds = {}
+    for name, open_session in openers.items():
+        try:
+            with open_session() as session:
+                session(image)
+                seconds[name] = min(_seconds(session, image) for _ in range(_RUNS))
+        except EngineError as error:
+            if not seconds:
+                raise
+            logger.info("%s is left out of the choice of an engine: %s", name, error)
+    said = ", ".join(f"{name} {one:.3f} s" for name, one in seconds.items())
+    logger.info("measured once on this machine, a window each: %s", said)
+    return seconds
+
+
+def _seconds(session: Session, image: np.ndarray) -> float:
+    start = time.perf_counter()
+    session(image)
+    return time.perf_counter() - start
+
+
+def _remembered(place: Path, openers: Mapping[str, Any]) -> dict[str, float] | None:
+    """Times that were measured before; None where there are none, or something else lies there."""
+    try:
+        seconds = json.loads(place.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    first = next(iter(openers))
+    known = isinstance(seconds, dict) and first in seconds and set(seconds) <= set(openers)
+    positive = known and all(isinstance(one, float) and one > 0 for one in seconds.values())
+    return seconds if positive else None
+
+
+def _remember(place: Path, seconds: Mapping[str, float]) -> None:
+    try:
+        write_whole(place, json.dumps(seconds, indent=2).encode())
+    except OSError as error:
+        logger.info("engines are timed at every start: %s can't be written (%s)", place.parent, error.strerror)
