@@ -19,17 +19,25 @@ from runtime.cache import write_whole
 logger = logging.getLogger(__name__)
 
 _HASH_BYTES = 32
-_FORMAT = 1
+_FORMAT = 2
 
 
-def key_of(model: Path, *, version: str, processor: str, options: Mapping[str, Any]) -> str:
-    """What a compiled network depends on, as a file name: the network, the library, the processor and the options."""
-    parts = [str(_FORMAT), hashlib.sha256(model.read_bytes()).hexdigest(), version, processor]
+def key_of(model: Path, *, version: str, processor: str, options: Mapping[str, Any], variant: str = "") -> str:
+    """What a compiled network depends on, as a file name: the network, what was made of it before it was compiled, the
+    library, the processor and the options."""
+    parts = [str(_FORMAT), hashlib.sha256(model.read_bytes()).hexdigest(), version, processor, variant]
     return hashlib.sha256(json.dumps([*parts, sorted(options.items())]).encode()).hexdigest()
 
 
 def compiled_network(
-    core: Any, model: Path, options: Mapping[str, Any], *, folder: Path, version: str, read: Callable[[Path], Any]
+    core: Any,
+    model: Path,
+    options: Mapping[str, Any],
+    *,
+    folder: Path,
+    version: str,
+    read: Callable[[Path], Any],
+    variant: str = "",
 ) -> Any:
     """The network compiled for the processor, from ``folder`` where it is there, else made and put there.
 
@@ -40,6 +48,7 @@ def compiled_network(
         folder: of compiled networks; it is made.
         version: of the library, the whole of it.
         read: makes the library's model of the ONNX file.
+        variant: what ``read`` makes besides, told from what else it could make of that file.
 
     Raises:
         RuntimeError: the library can't compile it.
@@ -48,7 +57,8 @@ def compiled_network(
     processor = (
         f"{core.get_property('CPU', 'FULL_DEVICE_NAME')} {core.get_property('CPU', 'OPTIMIZATION_CAPABILITIES')}"
     )
-    place = folder / f"{key_of(model, version=version, processor=processor, options=options)}.blob"
+    key = key_of(model, version=version, processor=processor, options=options, variant=variant)
+    place = folder / f"{key}.blob"
     blob = _read_checked(place)
     if blob is not None:
         try:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import json
+import platform
+from collections.abc import Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,10 +18,13 @@ from runtime.engines.base import EngineInfo, Preflight
 from runtime.engines.checks import check_image, check_model_file, check_signature, resolve_precision
 from runtime.engines.openvino_cache import compiled_network
 from runtime.errors import EngineError
+from runtime.precision_plan import PrecisionPlan
+from runtime.typed_graph import load_graph, plan_beside
 
 _NAME = "openvino"
 _LOCATIONS = ("Exception from", "Check '", "FrontEnd API failed")
-_PRECISION_HINTS = {"fp32": "f32", "bf16": "bf16"}
+_PRECISION_HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}  # int8: of what is not quantised
+_INTEGER_DOT_PRODUCTS = ("avx512vnni", "avxvnni", "amx-int8")
 
 
 def preflight(*, device: int = 0) -> Preflight:
@@ -38,11 +46,35 @@ def preflight(*, device: int = 0) -> Preflight:
         return Preflight(
             False, f"OpenVINO runs on the CPU here, which is device 0; there is no device {device}", version
         )
-    # fp32 first: bf16 is about twice as fast where the processor has it, but needs a bundle that passed its gate in it.
+    precisions, remark = _precisions(features)
+    said = f"OpenVINO {version} runs on the CPU in {' or '.join(precisions)}{remark}"
+    return Preflight(True, said, version, "CPU", precisions)
+
+
+def _precisions(features: Sequence[str]) -> tuple[tuple[str, ...], str]:
+    """What this processor is fast and right in, and what to say of it.
+
+    fp32 comes first: bf16 and int8 are about twice as fast, but round coarser than a run should without being asked.
+    """
     precisions = ("fp32", "bf16") if "BF16" in features else ("fp32",)
-    return Preflight(
-        True, f"OpenVINO {version} runs on the CPU in {' or '.join(precisions)}", version, "CPU", precisions
-    )
+    if not has_integer_dot_products():
+        return precisions, ""
+    if find_spec("onnx") is None:
+        return precisions, " (int8 needs the package onnx: pip install onnx)"
+    return (*precisions, "int8"), ""
+
+
+def has_integer_dot_products() -> bool:
+    """Whether the processor sums products of bytes in 32 bits at once (VNNI, AMX).
+
+    Without these instructions the library sums pairs in 16 bits, which overflow. ARM was not tried and counts as no.
+    """
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    import llvmlite.binding
+
+    here = llvmlite.binding.get_host_cpu_features()
+    return any(here.get(name, False) for name in _INTEGER_DOT_PRODUCTS)
 
 
 def open_session(
@@ -52,7 +84,8 @@ def open_session(
 
     Args:
         model: the ONNX file.
-        precision: ``"fp32"``, ``"bf16"`` where the processor has it, or ``"auto"``, which means fp32.
+        precision: ``"fp32"``, ``"bf16"`` or ``"int8"`` where the processor has it, or ``"auto"``, which means fp32.
+            For int8 the bundle beside the file must hold the ranges that calibration found.
         device: 0.
         threads: None for as many as the library finds best for latency.
         reason: why this engine was chosen; goes into the session's info.
@@ -77,10 +110,16 @@ def open_session(
     }
     if threads is not None:
         options["INFERENCE_NUM_THREADS"] = threads
-    folder = cache or user_cache_folder(_NAME)
+    plan = plan_beside(model) if precision == "int8" else PrecisionPlan()
     try:
         compiled = compiled_network(
-            openvino.Core(), model, options, folder=folder, version=str(openvino.__version__), read=_read_onnx
+            openvino.Core(),
+            model,
+            options,
+            folder=cache or user_cache_folder(_NAME),
+            version=str(openvino.__version__),
+            read=_read_onnx if precision != "int8" else partial(_read_quantised, plan=plan),
+            variant=json.dumps(dict(plan.int8_ranges), sort_keys=True),
         )
         used = compiled.get_property("INFERENCE_PRECISION_HINT")
     except _library_errors() as error:
@@ -88,6 +127,12 @@ def open_session(
     check_signature(model, inputs=len(compiled.inputs), outputs=len(compiled.outputs))
     if used.get_type_name() != _PRECISION_HINTS[precision]:
         raise EngineError(f"OpenVINO was told to compute in {precision} but computes in {used.get_type_name()}.")
+    integers = _integer_convolutions(compiled) if precision == "int8" else 0
+    if integers < len(plan.int8_ranges):
+        raise EngineError(
+            f"OpenVINO was told to compute {len(plan.int8_ranges)} convolutions of {model.name} in int8 "
+            f"but computes {integers} so; use --precision fp32."
+        )
     return OpenVinoSession(compiled, EngineInfo(_NAME, found.version, precision, "CPU", reason), model.name)
 
 
@@ -125,12 +170,27 @@ class OpenVinoSession:
         self.close()
 
 
-def _read_onnx(model: Path) -> Any:
+def _read_onnx(model: Path | io.BytesIO) -> Any:
     """The network in an ONNX file. Left to guess the format, the library tries others, which print what they miss."""
     from openvino.frontend import FrontEndManager
 
     reader = FrontEndManager().load_by_framework("onnx")
-    return reader.convert(reader.load(str(model)))
+    return reader.convert(reader.load(str(model) if isinstance(model, Path) else model))
+
+
+def _read_quantised(model: Path, plan: PrecisionPlan) -> Any:
+    """The network with its convolutions on quantised numbers, the rest in FP32."""
+    from runtime.quantised_graph import quantise
+
+    quantised = quantise(load_graph(model), plan, name=model.name)
+    return _read_onnx(io.BytesIO(quantised.SerializeToString()))
+
+
+def _integer_convolutions(compiled: Any) -> int:
+    """How many convolutions the library does on 8-bit integers, by its own account."""
+    told = (node.get_rt_info() for node in compiled.get_runtime_model().get_ordered_ops())
+    kinds = [(str(info["layerType"].value), str(info["runtimePrecision"].value)) for info in told]
+    return sum(layer == "Convolution" and kind in ("i8", "u8") for layer, kind in kinds)
 
 
 def _library_errors() -> tuple[type[Exception], ...]:

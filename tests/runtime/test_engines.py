@@ -13,6 +13,8 @@ from runtime.engines import (
     ENGINES,
     EngineChoice,
     engine_module,
+    open_session,
+    openvino_cpu,
     ort_library,
     preflights,
     select_engine,
@@ -56,21 +58,24 @@ class TestEnginesOfThisMachine(Conformance):
         return select_engine(name, precision=precision, verification=True)
 
 
-@pytest.mark.skipif("int8" not in preflights()["onnxruntime"].verify_only, reason="needs onnxruntime and onnx")
 class TestInt8OnTheProcessor(Conformance):
-    """The INT8 graph, as engines get it, of a network that was calibrated."""
+    """A network that was calibrated: its INT8 graph as onnxruntime rounds it step by step, and OpenVINO's integers."""
 
     @pytest.fixture
     def network(self, tmp_path, monkeypatch):
         path = tmp_path / "tiny.onnx"
         write_network(path)
         calibrated = PrecisionPlan(int8_ranges={"image": 1.0, "offsets": 5.0})
-        monkeypatch.setattr(typed_graph, "plan_beside", lambda onnx: calibrated if onnx == path else PrecisionPlan())
+        for module in (typed_graph, openvino_cpu):
+            monkeypatch.setattr(module, "plan_beside", lambda onnx: calibrated if onnx == path else PrecisionPlan())
         return path
 
-    @pytest.fixture
-    def choice(self):
-        return select_engine("onnxruntime", precision="int8", verification=True)
+    @pytest.fixture(params=["openvino", "onnxruntime"])
+    def choice(self, request):
+        found = preflights()[request.param]
+        if "int8" not in found.precisions + found.verify_only:
+            pytest.skip(f"no int8: {found.reason}")
+        return select_engine(request.param, precision="int8", verification=True)
 
     def test_nan_comes_through(self, session):
         """It doesn't: integers know none, so what is not finite has to be met before (the readers refuse it)."""
@@ -101,6 +106,49 @@ def test_openvino_caches_by_content_and_does_without_a_cache_it_cannot_make(netw
     with caplog.at_level(logging.WARNING), module.open_session(network, cache=blocked / "x", **options) as session:
         session(images(1))
     assert "not cached" in caplog.text
+
+
+# Integers on the processor.
+
+
+@pytest.mark.skipif("openvino" not in AVAILABLE, reason="needs openvino")
+@pytest.mark.parametrize(
+    ("machine", "has", "offered"),
+    [
+        ("x86_64", {"avx512vnni": True}, True),
+        ("AMD64", {"avxvnni": True}, True),
+        ("x86_64", {"avx512f": True, "avx512vnni": False}, False),
+        ("aarch64", {"avx512vnni": True}, False),
+    ],
+)
+def test_openvino_offers_int8_only_where_sums_of_bytes_do_not_overflow(monkeypatch, machine, has, offered):
+    monkeypatch.setattr(openvino_cpu.platform, "machine", lambda: machine)
+    monkeypatch.setattr("llvmlite.binding.get_host_cpu_features", lambda: has)
+    precisions = openvino_cpu.preflight().precisions
+    assert ("int8" in precisions) == offered
+    assert precisions[0] == "fp32"
+
+
+@pytest.mark.skipif("openvino" not in AVAILABLE, reason="needs openvino")
+def test_int8_without_onnx_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(openvino_cpu, "has_integer_dot_products", lambda: True)
+    monkeypatch.setattr(openvino_cpu, "find_spec", lambda name: None if name == "onnx" else object())
+    found = openvino_cpu.preflight()
+    assert "int8" not in found.precisions
+    assert "pip install onnx" in found.reason
+
+
+@pytest.mark.skipif("int8" not in preflights()["openvino"].precisions, reason="this processor offers no int8")
+def test_a_network_that_was_not_calibrated_is_refused_in_int8_and_one_computed_otherwise_as_well(network, monkeypatch):
+    choice = select_engine("openvino", precision="int8")
+    with pytest.raises(EngineError, match=r"tiny\.onnx is not offered in int8: it was not calibrated"):
+        open_session(choice, network)
+    monkeypatch.setattr(openvino_cpu, "plan_beside", lambda onnx: PrecisionPlan(int8_ranges={"image": 1.0}))
+    with open_session(choice, network):
+        pass
+    monkeypatch.setattr(openvino_cpu, "_integer_convolutions", lambda compiled: 0)
+    with pytest.raises(EngineError, match=r"1 convolutions of tiny\.onnx in int8 but computes 0"):
+        open_session(choice, network)
 
 
 # Choosing.
