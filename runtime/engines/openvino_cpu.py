@@ -19,11 +19,14 @@ from runtime.engines.checks import check_image, check_model_file, check_signatur
 from runtime.engines.openvino_cache import compiled_network
 from runtime.errors import EngineError
 from runtime.precision_plan import PrecisionPlan
+from runtime.split_graph import without_concatenations
 from runtime.typed_graph import load_graph, plan_beside
 
 _NAME = "openvino"
 _LOCATIONS = ("Exception from", "Check '", "FrontEnd API failed")
 _PRECISION_HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}  # int8: of what is not quantised
+_QUANTISED_FORM = 1
+"""To be raised when ``_read_quantised`` makes something else of a file: networks compiled of that are not used then."""
 _INTEGER_DOT_PRODUCTS = ("avx512vnni", "avxvnni", "amx-int8")
 
 
@@ -119,7 +122,7 @@ def open_session(
             folder=cache or user_cache_folder(_NAME),
             version=str(openvino.__version__),
             read=_read_onnx if precision != "int8" else partial(_read_quantised, plan=plan),
-            variant=json.dumps(dict(plan.int8_ranges), sort_keys=True),
+            variant=json.dumps([_QUANTISED_FORM, dict(plan.int8_ranges)], sort_keys=True),
         )
         used = compiled.get_property("INFERENCE_PRECISION_HINT")
     except _library_errors() as error:
@@ -182,7 +185,8 @@ def _read_quantised(model: Path, plan: PrecisionPlan) -> Any:
     """The network with its convolutions on quantised numbers, the rest in FP32."""
     from runtime.quantised_graph import quantise
 
-    quantised = quantise(load_graph(model), plan, name=model.name)
+    split, plan = without_concatenations(load_graph(model), plan, name=model.name)
+    quantised = quantise(split, plan, name=model.name)
     return _read_onnx(io.BytesIO(quantised.SerializeToString()))
 
 
