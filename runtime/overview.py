@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,8 @@ LEAST_WIDTH, LEAST_ROWS, LINE = 900, 120, 20
 """LINE: height of a vertebra's label; where there are more labels than a view has room for, the picture is taller."""
 FILL = 13
 """Opacity of a mask's inside, of 255: enough to see what belongs together, too little to hide the bone."""
+SOFTENED = 8
+"""Pixels around a mask within which its softened outline ends."""
 
 RGB = tuple[int, int, int]
 BACKGROUND: RGB = (16, 16, 18)
@@ -71,13 +74,19 @@ def _picture(view: View, vertebrae: Sequence[Vertebra]) -> Image.Image:
     picture = Image.fromarray((grey * 255.0).astype(np.uint8)).convert("RGB")
     for vertebra in vertebrae:
         mask = view.masks.get(vertebra.mask_label)
-        if mask is None:
-            continue
-        colour = Image.new("RGB", picture.size, _colour(vertebra))
-        picture.paste(colour, mask=Image.fromarray(mask.astype(np.uint8) * np.uint8(FILL)))
-        ring = Image.fromarray(_ring(mask).astype(np.uint8) * np.uint8(255)).filter(ImageFilter.GaussianBlur(0.6))
-        picture.paste(colour, mask=ring)
+        if mask is not None:
+            _outline(picture, mask, _colour(vertebra))
     return picture
+
+
+def _outline(picture: Image.Image, mask: npt.NDArray[np.bool_], colour: RGB) -> None:
+    """Tint a mask's inside and draw its edge; only the part of the picture around the mask is touched."""
+    left, top, right, bottom = Image.fromarray(mask.view(np.uint8)).getbbox() or (0, 0, 0, 0)
+    box = (max(0, left - SOFTENED), max(0, top - SOFTENED), right + SOFTENED, bottom + SOFTENED)
+    part = mask[box[1] : box[3], box[0] : box[2]]
+    picture.paste(colour, box[:2], Image.fromarray(part.astype(np.uint8) * np.uint8(FILL)))
+    ring = Image.fromarray(_ring(part).astype(np.uint8) * np.uint8(255)).filter(ImageFilter.GaussianBlur(0.6))
+    picture.paste(colour, box[:2], ring)
 
 
 def _ring(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
@@ -93,6 +102,7 @@ def _colour(vertebra: Vertebra) -> RGB:
     return UNGRADED if vertebra.grade is None else GRADE_COLOURS[vertebra.grade]
 
 
+@cache
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 

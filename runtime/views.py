@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from runtime.curve import SpineCurve, extent_ras_mm, spine_curve
+from runtime.kernels.threads import run_slabs
 from runtime.volume import Grid, Volume
 
 Float64 = npt.NDArray[np.float64]
@@ -74,14 +75,12 @@ def curved_views(
     low, high = _shown_box(curve, centres_ras_mm, volume.grid)
     width_mm, depth_mm, height_mm = high - low
     scale = min(max_height / height_mm, max_width / (width_mm + depth_mm))
-    z_mm = _pixel_centres(high[2], height_mm, scale)[:, None]
-    y_mm = _pixel_centres(high[1], depth_mm, scale)[None, :]
-    x_mm = _pixel_centres(high[0], width_mm, scale)[None, :]
-    sagittal = np.stack(np.broadcast_arrays(curve.x_at(z_mm), y_mm, z_mm), axis=-1)
-    coronal = np.stack(np.broadcast_arrays(x_mm, curve.y_at(z_mm), z_mm), axis=-1)
+    z_mm = _pixel_centres(high[2], height_mm, scale)
+    y_mm = _pixel_centres(high[1], depth_mm, scale)
+    x_mm = _pixel_centres(high[0], width_mm, scale)
     return (
-        _view(volume, labels, sagittal, across=0, top_mm=high[2], left_mm=high[1], scale=scale),
-        _view(volume, labels, coronal, across=1, top_mm=high[2], left_mm=high[0], scale=scale),
+        _view(volume, labels, curve.x_at(z_mm), z_mm, y_mm, is_sagittal=True, edges_mm=(high[2], high[1]), scale=scale),
+        _view(volume, labels, curve.y_at(z_mm), z_mm, x_mm, is_sagittal=False, edges_mm=(high[2], high[0]), scale=scale),
     )
 
 
@@ -109,43 +108,35 @@ def _pixel_centres(first_edge_mm: float, length_mm: float, pixels_per_mm: float)
 def _view(
     volume: Volume,
     labels: npt.NDArray[np.uint8],
-    points_ras_mm: Float64,
+    along_mm: Float64,
+    z_mm: Float64,
+    columns_mm: Float64,
     *,
-    across: int,
-    top_mm: float,
-    left_mm: float,
+    is_sagittal: bool,
+    edges_mm: tuple[float, float],
     scale: float,
 ) -> View:
-    """Sample scan and labels at (rows, columns, 3) points; the slab extends along the RAS axis ``across``."""
-    hu = np.zeros(points_ras_mm.shape[:2], np.float32)
-    for offset_mm in (-SLAB_MM, 0.0, SLAB_MM):
-        shifted = points_ras_mm.copy()
-        shifted[..., across] += offset_mm
-        hu += sum(weight * voxel for voxel, weight in _corners(volume.array, volume.grid, shifted))
-    hu /= 3.0
-    index = volume.grid.to_index_zyx(points_ras_mm)
-    inside = ((index >= -0.5) & (index <= np.array(volume.grid.shape_zyx) - 0.5)).all(axis=-1)
-    hu[~inside] = OUTSIDE_HU
-    corners = list(_corners(labels, volume.grid, points_ras_mm))
-    present = np.unique(np.stack([voxel for voxel, _ in corners]))
-    masks = {
-        int(label): (sum(weight * (voxel == label) for voxel, weight in corners) >= 0.5) & inside
-        for label in present[present > 0]
-    }
-    return View(hu, {k: m for k, m in masks.items() if m.any()}, float(top_mm), float(left_mm), float(scale))
+    """Sample scan and labels on the surface that runs through ``along_mm`` (x of a sagittal view, else y) at ``z_mm``.
 
+    Args:
+        volume: the scan.
+        labels: (z, y, x) uint8 on its grid.
+        along_mm: (rows,) RAS+ mm.
+        z_mm: (rows,) RAS+ mm.
+        columns_mm: (columns,) y of a sagittal view, x of a coronal one, RAS+ mm.
+        is_sagittal: which of the two; the slab extends across it.
+        edges_mm: the view's upper and left edge.
+        scale: pixels per mm.
+    """
+    from runtime.kernels.views import view_rows
 
-def _corners(
-    array: np.ndarray, grid: Grid, points_ras_mm: Float64
-) -> Iterator[tuple[np.ndarray, npt.NDArray[np.float32]]]:
-    """The eight voxels around each point, each with its trilinear weight; beyond the edge the outer voxel goes on."""
-    shape = np.array(grid.shape_zyx)
-    index = np.clip(grid.to_index_zyx(points_ras_mm), 0, shape - 1)
-    low = np.minimum(index.astype(np.intp), np.maximum(shape - 2, 0))
-    upper = np.ascontiguousarray(np.moveaxis(index - low, -1, 0), dtype=np.float32)
-    weights = np.stack([1.0 - upper, upper], axis=1)
-    strides = np.array([shape[1] * shape[2], shape[2], 1])
-    steps = np.where(shape > 1, strides, 0)
-    flat, first = np.ascontiguousarray(array).reshape(-1), low @ strides
-    for z, y, x in np.ndindex(2, 2, 2):
-        yield flat[first + int(steps @ (z, y, x))], weights[0, z] * weights[1, y] * weights[2, x]
+    hu = np.empty((len(z_mm), len(columns_mm)), np.float32)
+    masks = np.zeros((int(labels.max()) + 1, *hu.shape), np.bool_)
+    grid = volume.grid
+    surface = (along_mm, z_mm, columns_mm, is_sagittal, np.array([-SLAB_MM, 0.0, SLAB_MM]), np.float32(OUTSIDE_HU))
+    inverse, origin = np.linalg.inv(grid.affine_ras[:3, :3]), grid.affine_ras[:3, 3]
+    run_slabs(
+        lambda first, last: view_rows(volume.array, labels, inverse, origin, *surface, hu, masks, first, last), len(hu)
+    )
+    met = {label: mask for label, mask in enumerate(masks) if mask.any()}
+    return View(hu, met, float(edges_mm[0]), float(edges_mm[1]), float(scale))

@@ -8,7 +8,7 @@ from runtime.kernels.jit import njit
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _neighbours(position, count):  # type: ignore[no-untyped-def]
+def neighbours(position, count):  # type: ignore[no-untyped-def]
     """The two voxels around a position that is clamped to the voxel centres, and the share of the second."""
     clamped = min(max(position, 0.0), count - 1.0)
     first = int(clamped)
@@ -17,9 +17,9 @@ def _neighbours(position, count):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _interpolate(source, z, y, x):  # type: ignore[no-untyped-def]
-    z0, z1, fz = _neighbours(z, source.shape[0])
-    y0, y1, fy = _neighbours(y, source.shape[1])
-    x0, x1, fx = _neighbours(x, source.shape[2])
+    z0, z1, fz = neighbours(z, source.shape[0])
+    y0, y1, fy = neighbours(y, source.shape[1])
+    x0, x1, fx = neighbours(x, source.shape[2])
     one = np.float32(1)
     near = (one - fy) * ((one - fx) * np.float32(source[z0, y0, x0]) + fx * np.float32(source[z0, y0, x1])) + fy * (
         (one - fx) * np.float32(source[z0, y1, x0]) + fx * np.float32(source[z0, y1, x1])

@@ -1,0 +1,113 @@
+"""Compiled loops of the curved views: grey values and vertebrae's masks on the pixels of a surface in the scan."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from runtime.kernels.jit import njit
+from runtime.kernels.sampling import neighbours
+
+
+@njit(cache=True, nogil=True)
+def view_rows(  # type: ignore[no-untyped-def]
+    array, labels, inverse, origin_ras_mm, along_mm, z_mm, columns_mm, is_sagittal, offsets_mm, outside, hu, masks,
+    first_row, last_row,
+):  # fmt: skip
+    """Fill rows of a view: the mean of samples across it in ``hu``, and in ``masks`` where a label has half the weight.
+
+    Args:
+        array: (z, y, x) of the scan; beyond its edge the outer voxels go on.
+        labels: (z, y, x) uint8.
+        inverse: (3, 3) float64, from RAS+ mm beyond the origin to voxel steps x, y, z.
+        origin_ras_mm: (3,) of the first voxel's centre.
+        along_mm: (rows,) where the surface runs: x of a sagittal view, y of a coronal one.
+        z_mm: (rows,) heights.
+        columns_mm: (columns,) y of a sagittal view, x of a coronal one.
+        is_sagittal: which of the two.
+        offsets_mm: of the samples, across the view.
+        outside: for pixels outside the scan.
+        hu: (rows, columns) float32, written.
+        masks: (labels, rows, columns) bool, zeros; plane 0 isn't used.
+        first_row: the first row to fill.
+        last_row: one past the last.
+    """
+    samples = np.float32(offsets_mm.size)
+    for row in range(first_row, last_row):
+        for column in range(hu.shape[1]):
+            x_mm = along_mm[row] if is_sagittal else columns_mm[column]
+            y_mm = columns_mm[column] if is_sagittal else along_mm[row]
+            z, y, x = _index(inverse, origin_ras_mm, x_mm, y_mm, z_mm[row])
+            if not (_is_inside(z, array.shape[0]) and _is_inside(y, array.shape[1]) and _is_inside(x, array.shape[2])):
+                hu[row, column] = outside
+                continue
+            _mark(labels, z, y, x, masks, row, column)
+            total = np.float32(0)
+            for offset in offsets_mm:
+                shift_x, shift_y = (offset, 0.0) if is_sagittal else (0.0, offset)
+                z, y, x = _index(inverse, origin_ras_mm, x_mm + shift_x, y_mm + shift_y, z_mm[row])
+                total += _weighted_sum(array, z, y, x)
+            hu[row, column] = total / samples
+
+
+@njit(cache=True, nogil=True)
+def _index(inverse, origin_ras_mm, x_mm, y_mm, z_mm):  # type: ignore[no-untyped-def]
+    """The fractional index (z, y, x) of a point."""
+    x, y, z = x_mm - origin_ras_mm[0], y_mm - origin_ras_mm[1], z_mm - origin_ras_mm[2]
+    return (
+        inverse[2, 0] * x + inverse[2, 1] * y + inverse[2, 2] * z,
+        inverse[1, 0] * x + inverse[1, 1] * y + inverse[1, 2] * z,
+        inverse[0, 0] * x + inverse[0, 1] * y + inverse[0, 2] * z,
+    )
+
+
+@njit(cache=True, nogil=True)
+def _is_inside(position, count):  # type: ignore[no-untyped-def]
+    return -0.5 <= position <= count - 0.5
+
+
+@njit(cache=True, nogil=True)
+def _weighted_sum(array, z, y, x):  # type: ignore[no-untyped-def]
+    """Trilinear interpolation, in single precision."""
+    z0, z1, fz = neighbours(z, array.shape[0])
+    y0, y1, fy = neighbours(y, array.shape[1])
+    x0, x1, fx = neighbours(x, array.shape[2])
+    one = np.float32(1)
+    gz, gy, gx = one - fz, one - fy, one - fx
+    return (
+        gz * gy * gx * np.float32(array[z0, y0, x0])
+        + gz * gy * fx * np.float32(array[z0, y0, x1])
+        + gz * fy * gx * np.float32(array[z0, y1, x0])
+        + gz * fy * fx * np.float32(array[z0, y1, x1])
+        + fz * gy * gx * np.float32(array[z1, y0, x0])
+        + fz * gy * fx * np.float32(array[z1, y0, x1])
+        + fz * fy * gx * np.float32(array[z1, y1, x0])
+        + fz * fy * fx * np.float32(array[z1, y1, x1])
+    )
+
+
+@njit(cache=True, nogil=True)
+def _mark(labels, z, y, x, masks, row, column):  # type: ignore[no-untyped-def]
+    """Mark the pixel in the masks of the labels that have at least half the weight of the voxels around the place."""
+    z0, z1, fz = neighbours(z, labels.shape[0])
+    y0, y1, fy = neighbours(y, labels.shape[1])
+    x0, x1, fx = neighbours(x, labels.shape[2])
+    met = (
+        labels[z0, y0, x0], labels[z0, y0, x1], labels[z0, y1, x0], labels[z0, y1, x1],
+        labels[z1, y0, x0], labels[z1, y0, x1], labels[z1, y1, x0], labels[z1, y1, x1],
+    )  # fmt: skip
+    if not (met[0] | met[1] | met[2] | met[3] | met[4] | met[5] | met[6] | met[7]):
+        return
+    one = np.float32(1)
+    gz, gy, gx = one - fz, one - fy, one - fx
+    weights = (
+        gz * gy * gx, gz * gy * fx, gz * fy * gx, gz * fy * fx,
+        fz * gy * gx, fz * gy * fx, fz * fy * gx, fz * fy * fx,
+    )  # fmt: skip
+    for label in met:
+        if label and not masks[label, row, column]:
+            share = np.float32(0)
+            for corner in range(8):
+                if met[corner] == label:
+                    share += weights[corner]
+            if share >= 0.5:
+                masks[label, row, column] = True
