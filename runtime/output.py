@@ -93,11 +93,11 @@ def write_results(analysis: Analysis, folder: Path, *, outputs: Outputs, progres
     with replaced_whole(folder) as fresh:
         if outputs.overview:
             from runtime.overview import draw_overview
+            from runtime.png import write_png
 
             progress.stage("overview")
-            draw_overview(analysis.volume, analysis.labels, analysis.findings, notice=analysis.notice).save(
-                fresh / OVERVIEW_FILE
-            )
+            picture = draw_overview(analysis.volume, analysis.labels, analysis.findings, notice=analysis.notice)
+            write_png(fresh / OVERVIEW_FILE, picture)
             seconds["overview"] = round(time.perf_counter() - start_s, 3)
         if outputs.dicom:
             from runtime.dicom.writer import write_dicom
