@@ -15,6 +15,7 @@ from runtime.anatomy import is_cervical
 from runtime.body_grid import Float64
 from runtime.height_loss import MeasuredFracture, measure_loss
 from runtime.heights import BodyHeights, BodySize, HeightEnds, measure_body
+from runtime.kernels.threads import each_in_threads
 from runtime.resample import resample
 from runtime.vertebral_body import Body, BodyMask, find_body, spine_tangents
 from runtime.volume import Grid, Volume
@@ -69,19 +70,30 @@ def measure_vertebrae(
     Returns:
         One entry per vertebra, in the same order.
     """
-    found = [_find(v, tangent) for v, tangent in zip(bodies, _tangents(bodies), strict=True)]
-    sizes: list[BodySize | None] = []
-    reasons: list[str] = []
-    for vertebra, body in zip(bodies, found, strict=True):
-        cut = not vertebra.complete or (body is not None and field is not None and _reaches_edge(body, field))
-        size = None if body is None or cut or vertebra.level in ("C1", "C2") else measure_body(body, reach=reach)
-        sizes.append(size)
-        reasons.append(_reason(vertebra, size, cut=cut))
-    heights = [None if size is None else size.heights for size in sizes]
-    ends = [None if size is None else size.ends for size in sizes]
+    looks = each_in_threads(lambda pair: _look(*pair, scan, field, reach), list(zip(bodies, _tangents(bodies), strict=True)))
+    heights = [None if look.size is None else look.size.heights for look in looks]
     fractures = measure_loss(heights, [v.level for v in bodies])
-    densities = [None if scan is None or body is None else trabecular_hu(body, scan) for body in found]
-    return tuple(Measurement(*entry) for entry in zip(heights, ends, fractures, densities, reasons, strict=True))
+    return tuple(
+        Measurement(height, None if look.size is None else look.size.ends, fracture, look.mean_hu, look.reason)
+        for height, fracture, look in zip(heights, fractures, looks, strict=True)
+    )
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What one vertebra shows without its neighbours."""
+
+    size: BodySize | None
+    mean_hu: float | None
+    reason: str
+
+
+def _look(vertebra: BodyMask, tangent: Float64, scan: Volume | None, field: Grid | None, reach: float) -> _Look:
+    body = find_body(vertebra, superior_ras=tangent)
+    cut = not vertebra.complete or (body is not None and field is not None and _reaches_edge(body, field))
+    size = None if body is None or cut or vertebra.level in ("C1", "C2") else measure_body(body, reach=reach)
+    mean_hu = None if scan is None or body is None else trabecular_hu(body, scan)
+    return _Look(size, mean_hu, _reason(vertebra, size, cut=cut))
 
 
 def trabecular_hu(body: Body, scan: Volume) -> float | None:
@@ -99,10 +111,6 @@ def trabecular_hu(body: Body, scan: Volume) -> float | None:
     start, stop = voxels.min(axis=0), voxels.max(axis=0) + 1
     hu = resample(scan, body.grid.sub_grid(start, stop - start))
     return float(hu[tuple((voxels - start).T)].mean(dtype=np.float64))
-
-
-def _find(vertebra: BodyMask, tangent: Float64) -> Body | None:
-    return find_body(vertebra, superior_ras=tangent)
 
 
 def _tangents(bodies: Sequence[BodyMask]) -> Float64:

@@ -35,7 +35,7 @@ def paste_masks(masks: Iterable[tuple[Grid, np.ndarray]], target: Grid, *, thres
         if probability.shape != grid.shape_zyx:
             raise ValueError(f"A mask of shape {probability.shape} does not match its grid {grid.shape_zyx}.")
     labels = np.zeros(target.shape_zyx, np.uint8)
-    boxes = [_box_in(target, grid) for grid, _ in pairs]
+    boxes = [_box_in(target, grid, probability, threshold) for grid, probability in pairs]
     union = _union(boxes)
     if union is not None:
         confidence = np.zeros(union[1] - union[0], np.uint16)
@@ -77,13 +77,23 @@ def _paste_one(
     block = labels[_slices(box, np.zeros(3, np.int64))]
     level, number = np.float32(threshold), np.uint8(label)
     run_slabs(
-        lambda first, last: paste_slab(values, matrix, number, level, block, confidence, first, last), block.shape[0]
+        lambda first, last: paste_slab(values, matrix, number, level, block, confidence, first, last),
+        block.shape[0],
+        voxels_each=block.shape[1] * block.shape[2],
     )
 
 
-def _box_in(target: Grid, grid: Grid) -> _Box:
-    """The block of the target's voxels whose centres can lie in a grid's extent; may hold none."""
-    ends = [(-0.5, n - 0.5) for n in grid.shape_zyx]
+def _box_in(target: Grid, grid: Grid, probability: np.ndarray, threshold: float) -> _Box:
+    """The block of the target's voxels that can reach the threshold; may hold none.
+
+    Those are the voxels whose centres lie less than a step from one of the map's that reaches it, within its extent.
+    """
+    ends = []
+    for axis, size in enumerate(grid.shape_zyx):
+        high_enough = np.flatnonzero(probability.max(axis=tuple(a for a in range(3) if a != axis)) >= threshold)
+        if not len(high_enough):
+            return np.zeros(3, np.int64), np.zeros(3, np.int64)
+        ends.append((max(-0.5, high_enough[0] - 1.0), min(size - 0.5, high_enough[-1] + 1.0)))
     corners = target.to_index_zyx(grid.to_ras_mm([[z, y, x] for z in ends[0] for y in ends[1] for x in ends[2]]))
     first = np.clip(np.ceil(corners.min(axis=0) - 1e-6), 0, target.shape_zyx).astype(np.int64)
     last = np.clip(np.floor(corners.max(axis=0) + 1e-6) + 1, 0, target.shape_zyx).astype(np.int64)

@@ -209,4 +209,8 @@ def _sample(source: np.ndarray, matrix: Float64, low: Float64, high: Float64, fi
     from runtime.kernels.sampling import sample_slab
 
     value = np.float32(fill)
-    run_slabs(lambda first, last: sample_slab(source, matrix, low, high, value, out, first, last), out.shape[0])
+    run_slabs(
+        lambda first, last: sample_slab(source, matrix, low, high, value, out, first, last),
+        out.shape[0],
+        voxels_each=out.shape[1] * out.shape[2],
+    )

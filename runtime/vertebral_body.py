@@ -33,6 +33,7 @@ _TURNS = 4
 _STILL_DEG = 0.5
 _SMOOTHING_MM = 1.5
 _SMOOTHING_VOXELS = 0.6
+_LEAST_GRADIENT = 0.05
 _SHARPNESS = (4, 4, 4, 10, 10, 10)
 
 
@@ -228,30 +229,12 @@ def _shares(mask: npt.NDArray[np.generic], source: Grid, target: Grid) -> Float3
     return resample(Volume(values, source), target, fill_hu=0.0)
 
 
-def _to_the(power: int, values: Float64) -> Float64:
-    """``values**power`` by squaring, which is several times faster than NumPy's general power."""
-    if power == 1:
-        return values
-    half = _to_the(power // 2, values)
-    return half * half * values if power % 2 else half * half
-
-
 def _superior(share: Float32, smoothing_mm: float) -> Float64:
     """(3,) the superior axis in the grid's own (x, y, z), halfway between the endplates' normals."""
     import SimpleITK as sitk  # noqa: N813
 
-    image = sitk.SmoothingRecursiveGaussian(sitk.GetImageFromArray(share), smoothing_mm)
-    gradient = np.stack(np.gradient(sitk.GetArrayFromImage(image))[::-1], axis=-1).reshape(-1, 3)
-    size = np.linalg.norm(gradient, axis=1)
-    keep = size > 0.05
-    normals, size = -gradient[keep] / size[keep, None], size[keep]
-    ends = [np.array([0.0, 0.0, 1.0]), np.array([0.0, 0.0, -1.0])]
-    for power in _SHARPNESS:
-        axis = ends[0] - ends[1]
-        axis /= np.linalg.norm(axis)
-        for n, sign in enumerate((1.0, -1.0)):
-            cosine = np.clip(sign * (normals @ axis), 0.0, None)
-            mean = (size * _to_the(power, cosine)) @ normals
-            ends[n] = mean / np.linalg.norm(mean)
-    axis = ends[0] - ends[1]
-    return np.asarray(axis / np.linalg.norm(axis))
+    from runtime.kernels.endplates import axis_between_endplates, surface_normals
+
+    smooth = sitk.GetArrayFromImage(sitk.SmoothingRecursiveGaussian(sitk.GetImageFromArray(share), smoothing_mm))
+    normals, sizes = surface_normals(smooth, np.float32(_LEAST_GRADIENT))
+    return np.asarray(axis_between_endplates(normals, sizes, np.array(_SHARPNESS)))

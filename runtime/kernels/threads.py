@@ -6,21 +6,33 @@ at once, and one open pipeline serves several.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
-def run_slabs(work: Callable[[int, int], object], count: int) -> None:
+_WORTH_A_THREAD = 2**16
+"""Voxels that take a few times as long as starting a thread does."""
+
+
+def run_slabs(work: Callable[[int, int], object], count: int, *, voxels_each: int = _WORTH_A_THREAD) -> None:
     """Calls ``work(first, last)`` for consecutive ranges that cover ``0..count`` once, on as many threads as Numba has.
 
     Args:
         work: handles the items ``first <= i < last``; different ranges must be independent.
         count: number of items.
+        voxels_each: how many voxels one item has; small jobs are done on the caller's thread.
     """
-    ranges_in_threads(work, count, least=1)
+    ranges_in_threads(work, count, least=max(1, -(-_WORTH_A_THREAD // max(1, voxels_each))))
+
+
+def each_in_threads(work: Callable[[S], T], items: Sequence[S]) -> list[T]:
+    """``work`` of every item, in order, on as many threads as Numba has; items must be independent."""
+    return [result for part in ranges_in_threads(lambda a, b: [work(i) for i in items[a:b]], len(items), least=1)
+            for result in part]  # fmt: skip
 
 
 def ranges_in_threads(work: Callable[[int, int], T], count: int, *, least: int) -> list[T]:
