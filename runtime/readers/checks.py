@@ -99,11 +99,10 @@ class VoxelCollector:
         Raises:
             InputError: a value is NaN or infinite.
         """
-        whole = True
-        if slab.dtype.kind == "f":
+        low, high = float(slab.min()), float(slab.max())  # NaN where there is any
+        if not (np.isfinite(low) and np.isfinite(high)):
             self._require_finite(slab)
-            whole = bool((np.rint(slab) == slab).all())
-        low, high = float(slab.min()), float(slab.max())
+        whole = slab.dtype.kind != "f" or (self._whole and bool((np.rint(slab) == slab).all()))
         self._low, self._high, self._whole = min(self._low, low), max(self._high, high), self._whole and whole
         self._require_hu_range()
         if self._array.dtype == np.int16 and not (whole and low >= -32768 and high <= 32767):

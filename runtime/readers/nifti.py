@@ -32,10 +32,11 @@ class _HashingFile:
     Args:
         file: to be read from its beginning.
         pool: of one thread, since the hash depends on the order.
+        copies: whether the buffers that are read into may be changed by the caller before the next call.
     """
 
-    def __init__(self, file: Any, pool: ThreadPoolExecutor) -> None:
-        self._file, self._pool = file, pool
+    def __init__(self, file: Any, pool: ThreadPoolExecutor, *, copies: bool) -> None:
+        self._file, self._pool, self._copies = file, pool, copies
         self._hash = hashlib.sha256()
         self._pending: Future[None] | None = None
 
@@ -46,7 +47,8 @@ class _HashingFile:
 
     def readinto(self, buffer: Any) -> int:
         count: int = self._file.readinto(buffer)
-        self._hash_next(bytes(memoryview(buffer)[:count]))  # a copy: the buffer is the caller's to fill again
+        part = memoryview(buffer)[:count]
+        self._hash_next(bytes(part) if self._copies else part)
         return count
 
     def sha256_of_all(self) -> str:
@@ -56,7 +58,7 @@ class _HashingFile:
         self._wait()
         return self._hash.hexdigest()
 
-    def _hash_next(self, data: bytes) -> None:
+    def _hash_next(self, data: bytes | memoryview) -> None:
         self._wait()  # one piece at a time, so that memory stays small
         self._pending = self._pool.submit(self._hash.update, data)
 
@@ -71,8 +73,8 @@ def read(path: Path, name: str) -> Volume:
 
     damage: tuple[type[Exception], ...] = (gzip.BadGzipFile, igzip_lib.IsalError)  # type: ignore[assignment]
     with path.open("rb") as file, ThreadPoolExecutor(1) as pool:
-        hashing = _HashingFile(file, pool)
         packed = path.name.lower().endswith(".gz")
+        hashing = _HashingFile(file, pool, copies=packed)  # else it is read into slabs, which are filled once
         try:
             if not packed:
                 return _read_stream(hashing, hashing, path.name, name)
