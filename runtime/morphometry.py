@@ -70,7 +70,9 @@ def measure_vertebrae(
     Returns:
         One entry per vertebra, in the same order.
     """
-    looks = each_in_threads(lambda pair: _look(*pair, scan, field, reach), list(zip(bodies, _tangents(bodies), strict=True)))
+    looks = each_in_threads(
+        lambda pair: _look(*pair, scan, field, reach), list(zip(bodies, _tangents(bodies), strict=True))
+    )
     heights = [None if look.size is None else look.size.heights for look in looks]
     fractures = measure_loss(heights, [v.level for v in bodies])
     return tuple(

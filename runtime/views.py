@@ -80,7 +80,9 @@ def curved_views(
     x_mm = _pixel_centres(high[0], width_mm, scale)
     return (
         _view(volume, labels, curve.x_at(z_mm), z_mm, y_mm, is_sagittal=True, edges_mm=(high[2], high[1]), scale=scale),
-        _view(volume, labels, curve.y_at(z_mm), z_mm, x_mm, is_sagittal=False, edges_mm=(high[2], high[0]), scale=scale),
+        _view(
+            volume, labels, curve.y_at(z_mm), z_mm, x_mm, is_sagittal=False, edges_mm=(high[2], high[0]), scale=scale
+        ),
     )
 
 

@@ -111,3 +111,18 @@ def test_the_largest_component_is_kept_alone():
     expected[1:4, 1:4, 1:4] = True
     np.testing.assert_array_equal(largest_component(mask), expected)
     assert not largest_component(np.zeros((3, 3, 3), bool)).any()
+
+
+@pytest.mark.parametrize("affine", AFFINES.values(), ids=AFFINES)
+def test_what_lies_far_below_the_threshold_around_a_mask_changes_nothing(affine):
+    target = Grid((30, 34, 28), affine)
+    rng = np.random.default_rng(11)
+    grid = crop_grid(target.to_ras_mm([15, 17, 14]), spacing_mm=1.3, shape_zyx=(9, 8, 7))
+    inner = np.pad(rng.random((5, 4, 3), dtype=np.float32), 2)
+    low = inner + np.float32(1e-3)  # every voxel may count, and none more does
+    tight = paste_masks([(grid.sub_grid((1, 1, 1), (7, 6, 5)), inner[1:-1, 1:-1, 1:-1])], target, threshold=0.5)
+    wide = paste_masks([(grid, inner)], target, threshold=0.5)
+    assert np.count_nonzero(wide) > 0
+    np.testing.assert_array_equal(wide, tight)
+    assert (paste_masks([(grid, low)], target, threshold=0.5) >= wide).all()
+    assert not paste_masks([(grid, inner)], target, threshold=1.5).any()

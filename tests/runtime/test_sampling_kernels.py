@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from runtime.kernels.sampling import average_slab, paste_slab, sample_slab
-from runtime.kernels.threads import run_slabs
+from runtime.kernels.threads import each_in_threads, run_slabs
 
 
 def interpolate_twin(source: np.ndarray, point: np.ndarray) -> float:
@@ -97,3 +97,25 @@ def test_an_error_in_a_slab_reaches_the_caller():
 
     with pytest.raises(ZeroDivisionError):
         run_slabs(work, 8)
+
+
+@pytest.mark.parametrize("voxels_each", [1, 1000, 2**16, 2**20])
+@pytest.mark.parametrize("count", [0, 1, 3, 65, 500])
+def test_slabs_cover_all_once_however_small_the_items(count, voxels_each):
+    seen = np.zeros(count, int)
+    ranges = []
+
+    def work(first: int, last: int) -> None:
+        ranges.append(last - first)
+        seen[first:last] += 1
+
+    run_slabs(work, count, voxels_each=voxels_each)
+    assert (seen == 1).all()
+    assert len(ranges) == 1 or min(ranges) * voxels_each >= 2**16
+
+
+def test_each_item_is_worked_on_in_order_and_errors_come_through():
+    assert each_in_threads(lambda i: i * i, list(range(37))) == [i * i for i in range(37)]
+    assert each_in_threads(lambda i: i, []) == []
+    with pytest.raises(ZeroDivisionError):
+        each_in_threads(lambda i: 1 // (i - 20), list(range(37)))
