@@ -21,7 +21,8 @@ from runtime.findings import schema as findings_schema
 from runtime.serve.guard import LastResort, TokenGuard
 from runtime.serve.options import Listen
 from runtime.serve.refusal import RefusedRequestError
-from runtime.serve.routes import FINDINGS_SCHEMA, Service, router
+from runtime.serve.routes import FINDINGS_SCHEMA, router
+from runtime.serve.service import Service
 from runtime.serve.uploads import described
 from runtime.version import software_version
 

@@ -15,33 +15,21 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
 
 from runtime.console import INTERRUPTED, complain, internal_error, say
 from runtime.dicom import KINDS, check_installed
 from runtime.errors import InputError, OutOfMemoryError, VertscanError
-from runtime.findings import SCHEMA_VERSION
 from runtime.infer_options import server_of
 from runtime.serve.app import create_app
-from runtime.serve.jobs import Jobs
 from runtime.serve.logs import log_to_stderr
-from runtime.serve.models import BundleModel, DicomKind, EngineModel, Info, Limits
-from runtime.serve.options import TOKEN_VARIABLE, JobLimits, ServeOptions, build_parser, options_of
-from runtime.serve.paths import Roots
-from runtime.serve.routes import Service
+from runtime.serve.models import Info
+from runtime.serve.options import TOKEN_VARIABLE, ServeOptions, build_parser, options_of
 from runtime.serve.server import Server, bind, check_tls, url_of
+from runtime.serve.service import open_service
 from runtime.serve.token import given_token, new_token
 from runtime.serve.work_folder import work_folder
-from runtime.serve.worker import Worker
-from runtime.version import software_version
-
-if TYPE_CHECKING:
-    from runtime.pipeline import Pipeline
 
 logger = logging.getLogger(__name__)
-
-_END_S = 30.0
-"""A job stops at its next window or stage; one that does not in this time is left to end with the process."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -101,18 +89,10 @@ def _run(arguments: argparse.Namespace, options: ServeOptions) -> int:
             )
         )
         warm_up(pipeline)
-        jobs = Jobs(folder / "jobs", options.limits)
-        worker = Worker(jobs, pipeline, Roots(options.roots))
-        service = Service(jobs, worker, Roots(options.roots), options.limits, _info(pipeline, options))
+        service = stack.enter_context(open_service(pipeline, options, folder))
         ready = _announcement(url_of(listen, bound), token_file, service.info, as_json=arguments.json)
-        server = Server(create_app(service, listen, token), listen, on_ready=ready, on_end=_ender(jobs))
-        worker.start()
-        try:
-            server.run(sockets=[bound])
-        finally:
-            jobs.close()
-            if not worker.join(_END_S):
-                logger.warning("a job did not stop in %.0f s; it ends with the process", _END_S)
+        Server(create_app(service, listen, token), listen, on_ready=ready, on_end=service.jobs.close).run([bound])
+        logger.info("ended")
     return 0
 
 
@@ -136,44 +116,3 @@ def _announcement(url: str, token_file: Path | None, info: Info, *, as_json: boo
             say(f"ready at {url}; token in {where or 'the environment'}; {engine}")
 
     return announce
-
-
-def _ender(jobs: Jobs) -> Callable[[], None]:
-    def end() -> None:
-        logger.info("ending; jobs that wait or run are cancelled")
-        jobs.close()
-
-    return end
-
-
-def _info(pipeline: Pipeline, options: ServeOptions) -> Info:
-    from runtime.describe import notice
-
-    spec, engine, limits = pipeline.spec, pipeline.engine_info, options.limits
-    return Info(
-        software=software_version(),
-        findings_schema_version=SCHEMA_VERSION,
-        bundle=BundleModel(name=spec.name, version=spec.version, sha256=pipeline.bundle_sha256),
-        engine=EngineModel(
-            name=engine.name,
-            version=engine.version,
-            precision=engine.precision,
-            device=engine.device,
-            reason=engine.reason,
-        ),
-        notice=notice(spec),
-        dicom=list(get_args(DicomKind)),
-        allows_paths=bool(options.roots),
-        limits=_shown(limits),
-    )
-
-
-def _shown(limits: JobLimits) -> Limits:
-    return Limits(
-        max_upload_bytes=limits.max_upload_bytes,
-        max_unpacked_bytes=limits.max_unpacked_bytes,
-        max_files=limits.max_files,
-        max_queued=limits.max_queued,
-        keep_hours=limits.keep_s / 3600,
-        keep_jobs=limits.keep_jobs,
-    )

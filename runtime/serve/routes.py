@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,14 +15,12 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from runtime.dicom import FILES as DICOM_FILES
 from runtime.output import FINDINGS_FILE, MASK_FILE, OVERVIEW_FILE
 from runtime.serve.events import job_events
-from runtime.serve.jobs import RESULTS, JobRecord, Jobs
+from runtime.serve.jobs import RESULTS, JobRecord
 from runtime.serve.models import DicomKind, Health, Info, Job, JobList, JobOptions, PathRequest, Problem, State
-from runtime.serve.options import JobLimits
-from runtime.serve.paths import Roots
 from runtime.serve.refusal import RefusedRequestError
+from runtime.serve.service import Service
 from runtime.serve.unpacked import check_unpacked
 from runtime.serve.uploads import receive
-from runtime.serve.worker import Worker
 
 FINDINGS_SCHEMA = "Findings"
 _JOBS = "/v1/jobs"
@@ -31,22 +28,6 @@ _PIECE_BYTES = 2**18
 _LARGEST_JSON_BYTES = 2**16
 _FILES = {"findings": FINDINGS_FILE, "mask": MASK_FILE, "overview": OVERVIEW_FILE, **DICOM_FILES}
 """From what a result is called to its file."""
-
-
-@dataclass(frozen=True)
-class Service:
-    """What the routes need.
-
-    Args:
-        jobs, worker, roots, limits: of this server.
-        info: what it says of itself.
-    """
-
-    jobs: Jobs
-    worker: Worker
-    roots: Roots
-    limits: JobLimits
-    info: Info
 
 
 def _service(request: Request) -> Service:
