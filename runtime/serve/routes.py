@@ -118,7 +118,13 @@ async def submit_upload(request: Request, response: Response, service: Served) -
     return _submitted(job, response, service)
 
 
-@router.post(f"{_JOBS}/path", tags=["jobs"], status_code=202, responses=_refusals(400, 403, 413, 415, 503))
+@router.post(
+    f"{_JOBS}/path",
+    tags=["jobs"],
+    status_code=202,
+    max_body_size=_LARGEST_JSON_BYTES,
+    responses=_refusals(400, 403, 413, 415, 503),
+)
 def submit_path(wanted: PathRequest, response: Response, service: Served) -> Job:
     """Submit a scan that lies where the server can read it; it is read in place and never changed."""
     source = service.roots.admit(wanted.path)

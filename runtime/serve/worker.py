@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import threading
 import time
@@ -118,7 +119,7 @@ def _told(error: Exception, job: JobRecord) -> str:
     """The error's message with an upload's own names, not those of the server's folders."""
     text = str(error)
     for folder in (job.folder / INPUT, job.folder / RESULTS, job.folder):
-        text = text.replace(f"{folder}/", "").replace(str(folder), "upload")
+        text = text.replace(f"{folder}{os.sep}", "").replace(str(folder), "upload")
     return text
 
 
