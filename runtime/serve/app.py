@@ -18,10 +18,10 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from runtime.findings import schema as findings_schema
-from runtime.serve.guard import LastResort, TokenGuard
+from runtime.serve.guard import LastResort, SmallBodies, TokenGuard
 from runtime.serve.options import Listen
 from runtime.serve.refusal import RefusedRequestError
-from runtime.serve.routes import FINDINGS_SCHEMA, router
+from runtime.serve.routes import FINDINGS_SCHEMA, UPLOAD_PATH, router
 from runtime.serve.service import Service
 from runtime.serve.uploads import described
 from runtime.version import software_version
@@ -57,6 +57,7 @@ def create_app(service: Service, listen: Listen, token: str) -> FastAPI:
             Middleware(TrustedHostMiddleware, allowed_hosts=list(listen.hosts), www_redirect=False),
             *_cors(listen),
             Middleware(TokenGuard, token=token),
+            Middleware(SmallBodies, but_for=UPLOAD_PATH),
         ],
     )
     app.state.service = service

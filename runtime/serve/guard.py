@@ -16,6 +16,7 @@ logger = logging.getLogger(__name__)
 
 OPEN_PATHS = frozenset({"/health"})
 """That need no token."""
+_LARGEST_BODY = 2**16
 _HEADERS = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
 """What is sent belongs to a patient: no browser or proxy is to keep it, or take it for something else."""
 
@@ -45,6 +46,40 @@ class TokenGuard:
         shown = [value for name, value in scope["headers"] if name == b"authorization"]
         scheme, _, token = (shown[0] if len(shown) == 1 else b"").partition(b" ")
         return hmac.compare_digest(scheme.lower() + b" " + token.strip(), self._expected)
+
+
+class SmallBodies:
+    """Answers 413 to bodies of more than 64 KiB, which nobody needs but for uploads; these count on their own.
+
+    Args:
+        app: what is guarded.
+        but_for: the path of uploads.
+    """
+
+    def __init__(self, app: ASGIApp, but_for: str) -> None:
+        self._app, self._but_for = app, but_for
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request, whose body is taken in first."""
+        if scope["type"] != "http" or scope["path"] == self._but_for:
+            await self._app(scope, receive, send)
+            return
+        body, more = b"", True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            body, more = body + message.get("body", b""), message.get("more_body", False)
+            if len(body) > _LARGEST_BODY:
+                detail = f"The body has more than {_LARGEST_BODY} bytes, which only uploads may have."
+                await JSONResponse({"detail": detail}, 413)(scope, receive, send)
+                return
+        taken: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def again() -> Message:
+            return taken.pop() if taken else await receive()
+
+        await self._app(scope, again, send)
 
 
 class LastResort:

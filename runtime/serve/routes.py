@@ -24,8 +24,8 @@ from runtime.serve.uploads import receive
 
 FINDINGS_SCHEMA = "Findings"
 _JOBS = "/v1/jobs"
+UPLOAD_PATH = f"{_JOBS}/upload"
 _PIECE_BYTES = 2**18
-_LARGEST_JSON_BYTES = 2**16
 _FILES = {"findings": FINDINGS_FILE, "mask": MASK_FILE, "overview": OVERVIEW_FILE, **DICOM_FILES}
 """From what a result is called to its file."""
 
@@ -99,7 +99,7 @@ _UPLOAD: dict[str, Any] = {
 
 
 @router.post(
-    f"{_JOBS}/upload",
+    UPLOAD_PATH,
     tags=["jobs"],
     status_code=202,
     openapi_extra=_UPLOAD,
@@ -122,7 +122,6 @@ async def submit_upload(request: Request, response: Response, service: Served) -
     f"{_JOBS}/path",
     tags=["jobs"],
     status_code=202,
-    max_body_size=_LARGEST_JSON_BYTES,
     responses=_refusals(400, 403, 413, 415, 503),
 )
 def submit_path(wanted: PathRequest, response: Response, service: Served) -> Job:
