@@ -39,9 +39,9 @@ def build_parser() -> argparse.ArgumentParser:
         "folder of many of these (see below)",
     )
     _add_result_options(parser)
-    _add_engine_options(parser)
+    add_engine_options(parser)
     _add_dicom_options(parser.add_argument_group("DICOM series, and results beside them"))
-    _add_server_options(parser.add_argument_group("a Triton server, for --engine triton"))
+    add_server_options(parser.add_argument_group("a Triton server, for --engine triton"))
     parser.add_argument("--quiet", action="store_true", help="no progress and no log, errors only")
     parser.add_argument("--debug", action="store_true", help="show the trace of an internal error")
     parser.add_argument("--version", action="version", version=f"vertscan {software_version()}")
@@ -71,7 +71,8 @@ def _add_result_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_engine_options(parser: argparse.ArgumentParser) -> None:
+def add_engine_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """The options that say which networks run, and on what."""
     from runtime.engines import ENGINES, PRECISIONS
 
     parser.add_argument(
@@ -105,7 +106,8 @@ def _add_dicom_options(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def _add_server_options(group: argparse._ArgumentGroup) -> None:
+def add_server_options(group: argparse._ArgumentGroup) -> None:
+    """The options that name a Triton server; ``server_of`` reads them."""
     from runtime.engines.triton_server import TIMEOUT_S
 
     group.add_argument("--url", help="grpc://HOST:8001, or grpcs://HOST:8001 for TLS; the scan's voxels are sent there")

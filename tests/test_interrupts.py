@@ -26,6 +26,8 @@ runpy.run_module(module, run_name="__main__", alter_sys=True)
         ("numpy", ["runtime.infer", "x.nii.gz"]),
         ("numpy", ["runtime.measure", "x.nii.gz"]),
         ("openvino", ["runtime.infer", "x.nii.gz"]),
+        ("fastapi", ["runtime.serve"]),
+        ("openvino", ["runtime.serve", "--port", "0"]),
         ("torch", ["export.verify"]),
         ("torch", ["export.calibrate", "-o", "x"]),
         ("torch", ["export", "-o", "x"]),

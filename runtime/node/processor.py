@@ -81,23 +81,11 @@ def open_pipeline(settings: Analyse) -> Iterator[PipelineProcessor]:
     """
     from runtime.dicom import check_installed
     from runtime.pipeline import Pipeline
+    from runtime.warm_up import warm_up
 
     check_installed(settings.outputs)
     with Pipeline.open(
         settings.bundle, engine=settings.engine, precision=settings.precision, device=settings.device
     ) as pipeline:
-        _warm_up(pipeline)
+        warm_up(pipeline)
         yield PipelineProcessor(pipeline, settings.outputs)
-
-
-def _warm_up(pipeline: Pipeline) -> None:
-    """Have libraries loaded and kernels compiled before the first study: a block of bone in water goes through."""
-    import numpy as np
-
-    import runtime.dicom.writer  # noqa: F401  loads the libraries that write results
-    from runtime.volume import Grid, Volume
-
-    edge = 48
-    hu = np.random.default_rng(0).integers(-5, 6, (edge,) * 3).astype(np.int16)
-    hu[edge // 3 : -edge // 3, edge // 3 : -edge // 3, edge // 3 : -edge // 3] += 400
-    pipeline.run(Volume(hu, Grid(hu.shape, np.diag([2.0, 2.0, 2.0, 1.0])), "warm-up"))

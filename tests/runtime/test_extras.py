@@ -11,7 +11,7 @@ HIDE = """
 import sys
 class Hidden:
     def find_spec(self, name, path=None, target=None):
-        if name.partition('.')[0] in ('torch', 'lightning', 'onnx', 'tqdm'):
+        if name.partition('.')[0] in ('torch', 'lightning', 'onnx', 'tqdm', 'fastapi'):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Hidden())
 import runpy
@@ -27,6 +27,7 @@ runpy.run_module(%r, run_name='__main__')
         ("train.evaluate", "train", ["--phantoms", "1"]),
         ("export", "export", ["-o", "x"]),
         ("export.verify", "export", ["--phantoms", "1"]),
+        ("runtime.serve", "serve", []),
     ],
 )
 def test_a_lean_installation_names_the_extra(module, extra, arguments, tmp_path):

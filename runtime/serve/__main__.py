@@ -1,0 +1,23 @@
+"""``python -m runtime.serve`` and ``vertscan-serve``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from runtime.extras import stop_interrupted, stop_without
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; where its packages are not installed, say which extra has them."""
+    try:
+        from runtime.serve.commands import main as run
+    except ModuleNotFoundError as error:
+        stop_without("serve", error)
+    except KeyboardInterrupt:
+        stop_interrupted()
+    return run(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,49 @@
+"""The server's log: one line per event on stderr, without patient data.
+
+Only what the server itself and the engines say is shown: messages of readers and libraries may quote what is in a scan
+or what it is called. That they came is said.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_OURS = ("runtime.serve", "runtime.engines", "runtime.pipeline")
+
+
+class PlainFormatter(logging.Formatter):
+    """Formats records of ``_OURS``, and says of others only where they come from."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(message)s")
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line, without traces: these quote values."""
+        known = any(record.name == name or record.name.startswith(f"{name}.") for name in _OURS)
+        message = record.getMessage() if known else f"{record.name}: message withheld"
+        plain = {"msg": " ".join(message.split()), "args": (), "exc_info": None, "exc_text": None, "stack_info": None}
+        return super().format(logging.makeLogRecord({**record.__dict__, **plain}))
+
+
+@contextmanager
+def log_to_stderr(*, quiet: bool) -> Iterator[None]:
+    """Send the log to stderr while the block runs; ``quiet``: errors only."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(PlainFormatter())
+    handler.setLevel(logging.ERROR if quiet else logging.INFO)
+    root = logging.getLogger()
+    levels = {name: logging.getLogger(name).level for name in _OURS}
+    root.addHandler(handler)
+    for name in _OURS:
+        logging.getLogger(name).setLevel(logging.INFO)
+    logging.captureWarnings(True)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+        root.removeHandler(handler)

@@ -1,0 +1,89 @@
+"""What a file that came over the network would unpack to, by what it says of itself, before anybody unpacks it."""
+
+from __future__ import annotations
+
+import struct
+import zipfile
+import zlib
+from math import prod
+from pathlib import Path
+
+from runtime.serve.options import JobLimits
+from runtime.serve.refusal import RefusedRequestError
+
+_DIMENSIONS = {348: ("h", 40, 72), 540: ("q", 16, 12)}
+"""By the size of a NIfTI header: type and place of its eight ``dim``, place of ``bitpix`` (16 bits)."""
+_HEADER = 540
+_LONGEST_END = 2**16 + 256
+"""How far from a zip's end its end record can begin, with that of the 64-bit kind before it."""
+_LONGEST_ENTRY = 1024
+"""Of a zip's directory, on the average."""
+
+
+def check_unpacked(path: Path, limits: JobLimits) -> None:
+    """Refuse a zip or NIfTI file that would unpack to more than is allowed; what is damaged is left to its reader.
+
+    Members of a zip are read up to the size that its directory states, no further, so that size is what counts.
+
+    Raises:
+        RefusedRequestError: 413, with the size that was met.
+    """
+    name = path.name.lower()
+    if name.endswith(".zip"):
+        _check_zip(path, limits)
+    elif name.endswith((".nii", ".nii.gz")):
+        _check_size(_nifti_bytes(path), limits, "the scan's voxels")
+
+
+def _check_zip(path: Path, limits: JobLimits) -> None:
+    if _directory_bytes(path) > limits.max_files * _LONGEST_ENTRY:  # it would be held in memory, so first
+        raise RefusedRequestError(413, f"The zip has too many members; at most {limits.max_files} are taken here.")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            sizes = [info.file_size for info in archive.infolist()]
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, struct.error):
+        return
+    if len(sizes) > limits.max_files:
+        raise RefusedRequestError(413, f"The zip has {len(sizes)} members; at most {limits.max_files} are taken here.")
+    _check_size(sum(sizes), limits, "the zip")
+
+
+def _directory_bytes(path: Path) -> int:
+    """Size of a zip's directory as its end states it; 0 where there is none."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _LONGEST_END))
+        tail = file.read()
+    end, large = tail.rfind(b"PK\5\6"), tail.rfind(b"PK\6\6")
+    if 0 <= large <= len(tail) - 48:
+        return int(struct.unpack_from("<Q", tail, large + 40)[0])
+    return int(struct.unpack_from("<I", tail, end + 12)[0]) if 0 <= end <= len(tail) - 22 else 0
+
+
+def _check_size(size: int, limits: JobLimits, what: str) -> None:
+    if size > limits.max_unpacked_bytes:
+        most = limits.max_unpacked_bytes
+        raise RefusedRequestError(413, f"Unpacked, {what} would take {size} bytes; at most {most} are taken here.")
+
+
+def _nifti_bytes(path: Path) -> int:
+    """Of the voxels by the header, two each at least, which is how they are held; 0 where there is no such header."""
+    head = _head(path)
+    for size, (kind, dim_at, bits_at) in _DIMENSIONS.items():
+        for order in "<>":
+            if len(head) >= size and struct.unpack_from(f"{order}i", head)[0] == size:
+                rank, *lengths = struct.unpack_from(f"{order}8{kind}", head, dim_at)
+                bits = struct.unpack_from(f"{order}h", head, bits_at)[0]
+                return prod(max(1, n) for n in lengths[: max(0, min(rank, 7))]) * max(2, bits // 8)
+    return 0
+
+
+def _head(path: Path) -> bytes:
+    """The first bytes, unpacked where the file is packed."""
+    with path.open("rb") as file:
+        head = file.read(2**16)
+    if not head.startswith(b"\x1f\x8b"):
+        return head[:_HEADER]
+    try:
+        return zlib.decompressobj(wbits=31).decompress(head, _HEADER)
+    except zlib.error:
+        return b""
