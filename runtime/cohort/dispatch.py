@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,11 +23,13 @@ class WorkerInfo:
     Args:
         host: name of the machine.
         node: the cluster's name for the node; of several on one machine each has its own.
+        pid: of its process there.
         engine: in words.
     """
 
     host: str
     node: str
+    pid: int
     engine: str
 
 
@@ -114,6 +117,7 @@ class Watcher(Protocol):
 class _Waiting:
     task: Task
     attempts: int = 0
+    begun_s: float = 0.0
     failed_on: set[str] = field(default_factory=set)
 
 
@@ -191,7 +195,7 @@ class Dispatcher:
             state.queue.remove(waiting)
             del state.idle[worker]
             state.busy[worker] = (info, waiting)
-            waiting.attempts += 1
+            waiting.attempts, waiting.begun_s = waiting.attempts + 1, time.monotonic()
             self._crew.give(worker, waiting.task)
 
     def _end(self, state: _State, waiting: _Waiting, info: WorkerInfo, outcome: Outcome) -> None:
@@ -204,7 +208,8 @@ class Dispatcher:
     def _bury(self, state: _State, worker: int, reason: str) -> None:
         if worker in state.busy:
             info, waiting = state.busy.pop(worker)
-            lost = Outcome(waiting.task.number, FAILED, 0.0, kind=LOST, reason=reason, may_pass=True)
+            seconds = round(time.monotonic() - waiting.begun_s, 3)
+            lost = Outcome(waiting.task.number, FAILED, seconds, kind=LOST, reason=reason, may_pass=True)
             self._end(state, waiting, info, lost)
             return
         if worker in state.opening:

@@ -73,6 +73,7 @@ class Journal:
             "attempt": attempt.attempt,
             "host": attempt.info.host,
             "node": attempt.info.node,
+            "pid": attempt.info.pid,
         }
         try:
             self._file.write(json.dumps(line) + "\n")

@@ -64,7 +64,7 @@ class _Actor:
         except VertscanError as error:
             kind = next((name for name, class_ in _REFUSALS.items() if isinstance(error, class_)), "engine")
             return _Refusal(kind, f"node {host} ({node[:8]}) can't take part: {error}")
-        return WorkerInfo(host, node, self._worker.engine)
+        return WorkerInfo(host, node, os.getpid(), self._worker.engine)
 
     def run(self, task: Task) -> Outcome:
         """Run a scan."""
@@ -113,7 +113,7 @@ def _check_reachable(address: str) -> None:
     except ValueError:
         host, port = None, None
     if not host or not port or parts.scheme not in ("", "ray"):
-        raise InputError(f"--address should be auto, HOST:PORT or ray://HOST:PORT; met {address}.")
+        raise InputError(f"--address should be auto, HOST:PORT or ray://HOST:PORT; met {address or 'nothing'}.")
     try:
         socket.create_connection((host, port), timeout=_CONNECT_S).close()
     except OSError as error:

@@ -17,8 +17,9 @@ if os.name != "posix":
 
 import pyarrow.parquet as pq
 
+from benchmarks.local_cluster import two_nodes
 from runtime.infer import main as infer
-from tests.runtime.cohort.clusters import Driver, two_nodes, wait_for
+from tests.runtime.cohort.clusters import Driver, wait_for
 
 SCANS = {f"s{number}": 1 + number % 3 for number in range(8)}
 """Name and number of balls."""

@@ -47,7 +47,7 @@ class MadeUpCrew:
                 self._dies_at_start -= 1
                 return [Died(worker, "no reason")]
             self.alive.add(worker)
-            return [Ready(worker, WorkerInfo("host", str(worker % self._nodes), "engine"))]
+            return [Ready(worker, WorkerInfo("host", str(worker % self._nodes), worker, "engine"))]
         deeds = self._deeds.get(task.number, [])
         deed = deeds.pop(0) if deeds else DONE
         if deed == LOST:

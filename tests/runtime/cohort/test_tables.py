@@ -152,7 +152,7 @@ def test_every_own_column_is_reserved():
 
 def attempt(status, *, number=0, seconds=2.0, is_last=True):
     outcome = Outcome(number, status, seconds, kind="" if status == DONE else LOST, reason="died")
-    return Attempt(outcome, 1, WorkerInfo("host", "node", "engine"), is_last)
+    return Attempt(outcome, 1, WorkerInfo("host", "node", 7, "engine"), is_last)
 
 
 def test_the_journal_tells_the_next_run_of_every_run_but_half_a_line(tmp_path):
