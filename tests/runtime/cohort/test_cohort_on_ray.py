@@ -85,7 +85,7 @@ def without_timings(path):
     return json.dumps(findings)
 
 
-def test_a_killed_worker_costs_one_scan_and_bad_scans_are_listed_with_reasons(cohort, tmp_path):
+def test_a_killed_worker_costs_one_scan_and_bad_scans_are_listed_with_reasons(cohort, tmp_path, ball_bundle):
     (tmp_path / "broken.nii.gz").write_bytes(b"no scan at all")
     (tmp_path / "poison.nii.gz").write_bytes((tmp_path / "s0.nii.gz").read_bytes())
     names = ["s7", "poison", "s0", "s1", "broken", "s2", "s3", "s4", "s5", "s6"]
@@ -126,8 +126,8 @@ def test_a_killed_worker_costs_one_scan_and_bad_scans_are_listed_with_reasons(co
     assert {row["age"] for row in cohort.table("vertebrae") if row["id"] == "p-s3"} == {"56"}
 
     one_by_one = [tmp_path / f"{name}.nii.gz" for name in SCANS]
-    options = ["--bundle", cohort._options[4], "--engine", "openvino", "--precision", "fp32", "--no-overview"]
-    assert infer([*map(str, [*one_by_one, "-o", tmp_path / "alone", *options])]) == 0
+    options = ["--bundle", str(ball_bundle), "--engine", "openvino", "--precision", "fp32", "--no-overview"]
+    assert infer([*map(str, one_by_one), "-o", str(tmp_path / "alone"), *options]) == 0
     for name in SCANS:
         alone, together = tmp_path / "alone" / f"{name}.vertebrae", cohort.output / f"{name}.vertebrae"
         assert sorted(path.name for path in alone.iterdir()) == sorted(path.name for path in together.iterdir())
