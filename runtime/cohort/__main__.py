@@ -42,8 +42,7 @@ def main(argv: Sequence[str] | None = None, *, opener: Opener | None = None) -> 
 
         arguments = build_parser().parse_args(argv)
         debug = arguments.debug
-        with _interrupted_by_sigterm():
-            return _run(arguments, opener)
+        return _run(arguments, opener)
     except KeyboardInterrupt:
         complain("interrupted; what is done is kept, and the same command goes on from there")
         return INTERRUPTED
@@ -118,7 +117,7 @@ def _run_on_cluster(arguments: argparse.Namespace, listed: ScanTable, orders: Or
     with contextlib.closing(Journal(orders.output / JOURNAL_FILE)) as journal, _terminal_for_us_alone() as stream:
         talks = stream.isatty() and not arguments.quiet
         reporter = Reporter(stream, len(listed.scans), shows_progress=talks)
-        with joined_cluster(arguments.address):
+        with joined_cluster(arguments.address), _interrupted_by_sigterm():
             planned = plan(workers=arguments.workers, cpus=arguments.cpus_per_worker, gpus=arguments.gpus_per_worker)
             run = CohortRun(orders.run, listed, orders.output, journal, reporter)
             run.load_before(bundle_sha256=orders.bundle_sha256, outputs=orders.outputs)
@@ -145,7 +144,7 @@ def _tell_the_end(run: CohortRun, output: Path) -> None:
 
 @contextlib.contextmanager
 def _interrupted_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM, by which schedulers end what runs too long, do what Ctrl-C does."""
+    """Let SIGTERM, by which schedulers end what runs too long, do what Ctrl-C does; Ray sets its own way at joining."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

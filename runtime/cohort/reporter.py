@@ -8,7 +8,7 @@ from typing import TextIO
 from runtime.progress import format_duration
 
 _INTERVAL_S = 0.5
-_LONG_S = 20.0
+_LONG_S = 60.0
 """After so long without a worker it is told."""
 
 
@@ -46,7 +46,7 @@ class Reporter:
             self._without_since_s = now_s
         elif now_s - self._without_since_s > _LONG_S:
             self.warn("no worker is ready yet; is the cluster busy with other work? Waiting.")
-            self._without_since_s = now_s + 15 * _LONG_S  # told again after some minutes
+            self._without_since_s = now_s + 5 * _LONG_S  # told again after some minutes
         if self._shows and now_s - self._shown_at_s >= _INTERVAL_S:
             self._shown_at_s = now_s
             self._draw(self.line(ready, now_s - (self._start_s or now_s)))

@@ -50,4 +50,7 @@ def _obey(root: Path, name: str) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell that started the tests in the background ignores it
     sys.exit(main(opener=opener))

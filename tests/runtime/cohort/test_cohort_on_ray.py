@@ -79,6 +79,12 @@ def cohort(tmp_path, ball_bundle, ball_scan, save, address):
     return made
 
 
+def told(err):
+    """The lines but those that a busy machine adds."""
+    busy = ("an earlier run is still ending; waiting for it", "warning: no worker is ready yet")
+    return [line for line in err.splitlines() if not line.startswith(busy)]
+
+
 def without_timings(path):
     findings = json.loads(path.read_text())
     del findings["timings_s"], findings["peak_memory_mb"]
@@ -141,7 +147,7 @@ def test_a_killed_worker_costs_one_scan_and_bad_scans_are_listed_with_reasons(co
     before = cohort.runs
     assert infer([str(tmp_path / "poison.nii.gz"), "-o", str(cohort.output / "poison.vertebrae"), *options]) == 0
     status, out, err = cohort.start().ended()
-    assert (status, err) == (0, "")
+    assert (status, told(err)) == (0, [])
     assert out.splitlines()[0] == "1 scans done, 9 were done before, 0 failed"
     assert cohort.runs - before == {"broken": 1}
     assert {row["status"] for row in cohort.table("scans")} == {"done"}
@@ -160,13 +166,12 @@ def test_a_killed_driver_and_an_interrupted_one_lose_nothing_and_nothing_is_done
     second.send_signal(signal.SIGINT)
     status, out, err = second.ended()
     assert (status, out) == (130, "")
-    lines = [line for line in err.splitlines() if line != "an earlier run is still ending; waiting for it"]
-    assert lines == ["error: interrupted; what is done is kept, and the same command goes on from there"]
+    assert told(err) == ["error: interrupted; what is done is kept, and the same command goes on from there"]
     statuses = {row["id"]: row["status"] for row in cohort.table("scans")}
     assert statuses == {f"p-{name}": "waiting" if name == "s4" else "done" for name in SCANS}
     assert cohort.scratch() == []
     cohort.mark("s4", "hold").unlink()
     status, out, err = cohort.start().ended()
-    assert (status, err) == (0, "")
+    assert (status, told(err)) == (0, [])
     assert out.splitlines()[0] == "1 scans done, 7 were done before, 0 failed"
     assert cohort.runs == dict.fromkeys(SCANS, 1)
