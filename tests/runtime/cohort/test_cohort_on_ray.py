@@ -156,11 +156,15 @@ def test_a_killed_worker_costs_one_scan_and_bad_scans_are_listed_with_reasons(co
 
 
 def test_a_killed_driver_and_an_interrupted_one_lose_nothing_and_nothing_is_done_twice(cohort):
-    cohort.mark("s4", "hold").touch()
+    held = [cohort.mark(name, "hold") for name in ("s4", "s5")]
+    for hold in held:
+        hold.touch()
     driver = cohort.start()
-    wait_for(lambda: len(cohort.done()) >= 3 and cohort.mark("s4", "pid").exists(), "scans done", driver)
+    wait_for(lambda: all(hold.with_suffix(".pid").exists() for hold in held), "both workers held", driver)
+    assert cohort.done() == {"s0", "s1", "s2", "s3"}
     driver.kill()
     driver.communicate()
+    cohort.mark("s5", "hold").unlink()
     second = cohort.start()  # at once: the first one's worker may still be about
     wait_for(lambda: cohort.done() >= set(SCANS) - {"s4"}, "the others done", second)
     second.send_signal(signal.SIGINT)
@@ -170,7 +174,7 @@ def test_a_killed_driver_and_an_interrupted_one_lose_nothing_and_nothing_is_done
     statuses = {row["id"]: row["status"] for row in cohort.table("scans")}
     assert statuses == {f"p-{name}": "waiting" if name == "s4" else "done" for name in SCANS}
     assert cohort.scratch() == []
-    cohort.mark("s4", "hold").unlink()
+    held[0].unlink()
     status, out, err = cohort.start().ended()
     assert (status, told(err)) == (0, [])
     assert out.splitlines()[0] == "1 scans done, 7 were done before, 0 failed"
