@@ -55,8 +55,8 @@ def _common_options(parser: argparse.ArgumentParser, repeats: int) -> None:
 
 
 def _own_options(parser: argparse.ArgumentParser, name: str) -> None:
-    if name in ("latency", "stages", "accuracy", "scaling", "startup", "memory"):
-        one = name in ("scaling", "startup", "memory")
+    if name in ("latency", "stages", "accuracy", "scaling", "startup", "memory", "cohort"):
+        one = name in ("scaling", "startup", "memory", "cohort")
         parser.add_argument("--engines", metavar="NAME", nargs="+", default=[],
                             help="the one to use" if one else "only these")  # fmt: skip
     if name in ("latency", "stages", "accuracy"):
@@ -64,9 +64,9 @@ def _own_options(parser: argparse.ArgumentParser, name: str) -> None:
     if name in ("latency", "stages", "accuracy", "memory", "kernels"):
         parser.add_argument("--scan", metavar="FILE", nargs="+", type=Path, default=[],
                             help="measure on these" if name == "accuracy" else "instead of phantoms")  # fmt: skip
-    if name in ("latency", "stages", "kernels", "memory", "startup"):
+    if name in ("latency", "stages", "kernels", "memory", "startup", "cohort"):
         parser.add_argument("--shape", metavar="Z,Y,X", type=_shape, help="of the phantom, voxels")
-    if name in ("latency", "stages"):
+    if name in ("latency", "stages", "cohort"):
         parser.add_argument("--spacing", metavar="MM", type=float, help="of the phantom")
     if name == "latency":
         parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out: it takes minutes")
@@ -77,6 +77,8 @@ def _own_options(parser: argparse.ArgumentParser, name: str) -> None:
         parser.add_argument("--only", metavar="GROUP", nargs="+", default=[], help="only these groups of the table")
     if name == "accuracy":
         parser.add_argument("--phantoms", metavar="N", type=_from_zero, default=10, help="how many (default: 10)")
+    if name == "cohort":
+        parser.add_argument("--scans", metavar="N", type=_from_one, default=40, help="how many (default: 40)")
     if name == "scaling":
         parser.add_argument("--scale", metavar="F", type=float, default=1.0, help="on all lengths (default: 1)")
 
@@ -207,6 +209,16 @@ def _memory(frame: Frame) -> Report:
                   threads=frame.threads)  # fmt: skip
 
 
+def _cohort(frame: Frame) -> Report:
+    from benchmarks.cohort import SHAPE_ZYX, SPACING_MM, cohort
+
+    args = frame.args
+    return cohort(
+        args.scans, args.shape or SHAPE_ZYX, args.spacing or SPACING_MM, bundle=args.bundle, engine=frame.engine,
+        threads=frame.threads, folder=frame.folder,
+    )  # fmt: skip
+
+
 COMMANDS: dict[str, tuple[Callable[[Frame], Report], int, str]] = {
     "latency": (_latency, 7, "one window, one crop, a whole scan: torch and every engine and precision"),
     "stages": (_stages, 3, "where the time of a whole case goes, beside MONAI, scikit-image, nibabel and SimpleITK"),
@@ -215,6 +227,7 @@ COMMANDS: dict[str, tuple[Callable[[Frame], Report], int, str]] = {
     "scaling": (_scaling, 3, "time and peak memory of ten sizes: spine against field of view"),
     "startup": (_startup, 5, "cold imports, the first window, the second scan, the size on disk"),
     "memory": (_memory, 1, "peak memory of a large scan"),
+    "cohort": (_cohort, 1, "many scans on a Ray cluster of two nodes, one worker killed, beside the same one by one"),
 }
 """By name: what runs it, how often by default, and what it shows."""
 

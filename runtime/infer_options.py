@@ -73,23 +73,36 @@ def _add_result_options(parser: argparse.ArgumentParser) -> None:
 
 def add_engine_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """The options that say which networks run, and on what."""
-    from runtime.engines import ENGINES, PRECISIONS
+    from runtime.engines import ENGINES
+
+    add_model_options(parser, engines=tuple(ENGINES))
+    parser.add_argument("--device", metavar="N", type=int, default=0, help="which GPU (default: 0)")
+
+
+def add_model_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup, *, engines: Sequence[str]) -> None:
+    """The options that say which bundle runs, on which of ``engines``, and in which precision."""
+    from runtime.engines import PRECISIONS
 
     parser.add_argument(
         "--bundle", metavar="PATH", type=Path, help="model bundle, folder or zip (default: the one inside)"
     )
     parser.add_argument(
-        "--engine", choices=("auto", *ENGINES), default="auto", help="what runs the networks (default: the fastest)"
+        "--engine", choices=("auto", *engines), default="auto", help="what runs the networks (default: the fastest)"
     )
     parser.add_argument("--precision", choices=("auto", *PRECISIONS), default="auto", help="what they are computed in")
-    parser.add_argument("--device", metavar="N", type=int, default=0, help="which GPU (default: 0)")
 
 
 def _add_dicom_options(group: argparse._ArgumentGroup) -> None:
-    from runtime.dicom import KINDS, SEG_TYPES
     from runtime.series import add_reading_options
 
     add_reading_options(group)
+    add_output_options(group)
+
+
+def add_output_options(group: argparse._ArgumentGroup) -> None:
+    """The options that say which DICOM objects are written."""
+    from runtime.dicom import KINDS, SEG_TYPES
+
     group.add_argument(
         "--output",
         metavar="KINDS",

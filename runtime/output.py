@@ -27,7 +27,7 @@ MASK_FILE = "vertebrae.nii.gz"
 OVERVIEW_FILE = "overview.png"
 RESULT_FILES = frozenset({FINDINGS_FILE, MASK_FILE, OVERVIEW_FILE, *DICOM_FILES.values()})
 """All that a result folder may hold; a folder with anything else is never touched."""
-_SCRATCH = ".vertscan-"
+SCRATCH = ".vertscan-"
 """Begins the names of folders that are being written; one that a killed process left is no obstacle."""
 
 
@@ -75,8 +75,17 @@ class Outputs:
     seg_type: str = "BINARY"
 
 
-def write_results(analysis: Analysis, folder: Path, *, outputs: Outputs, progress: Progress) -> Findings:
+def write_results(
+    analysis: Analysis, folder: Path, *, outputs: Outputs, progress: Progress, scratch: str = SCRATCH
+) -> Findings:
     """Write findings, mask and what else is asked for into ``folder``: all of them or nothing.
+
+    Args:
+        analysis: what is written.
+        folder: of the results.
+        outputs: what is written beside findings and mask.
+        progress: is told the stages.
+        scratch: begins the name of the folder it is written to first; must begin with ``SCRATCH``.
 
     Returns:
         The findings as written: with the time and memory of the writing itself.
@@ -90,7 +99,7 @@ def write_results(analysis: Analysis, folder: Path, *, outputs: Outputs, progres
     seconds = dict(analysis.findings.timings_s)
     total_s = seconds.pop("total")
     start_s = time.perf_counter()
-    with replaced_whole(folder) as fresh:
+    with replaced_whole(folder, scratch=scratch) as fresh:
         if outputs.overview:
             from runtime.overview import draw_overview
             from runtime.png import write_png
@@ -147,7 +156,7 @@ def check_replaceable(folder: Path) -> None:
 
 
 @contextmanager
-def replaced_whole(folder: Path) -> Iterator[Path]:
+def replaced_whole(folder: Path, *, scratch: str = SCRATCH) -> Iterator[Path]:
     """A fresh folder to write into; when the block ends well its files become those of ``folder``, else they vanish.
 
     A new ``folder`` comes into being complete, by one rename. One that is there stays itself, since it may be a mount
@@ -161,20 +170,20 @@ def replaced_whole(folder: Path) -> Iterator[Path]:
     with _said_as_input_error(folder):
         home = folder if folder.exists() else folder.parent
         home.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=home))
+        made = Path(tempfile.mkdtemp(prefix=scratch, dir=home))
     try:
-        fresh = scratch / "new"
+        fresh = made / "new"
         with _said_as_input_error(folder):
             fresh.mkdir()
             yield fresh
             check_replaceable(folder)
-            _put(fresh, folder, scratch / "old")
+            _put(fresh, folder, made / "old")
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(made, ignore_errors=True)
 
 
 def _is_scratch(entry: Path) -> bool:
-    return entry.name.startswith(_SCRATCH)
+    return entry.name.startswith(SCRATCH)
 
 
 def _put(fresh: Path, folder: Path, old: Path) -> None:

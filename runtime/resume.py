@@ -3,15 +3,56 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from runtime.dicom import SEG
 from runtime.errors import InputError
 from runtime.findings import Findings, from_json
 from runtime.output import DICOM_FILES, FINDINGS_FILE, MASK_FILE, OVERVIEW_FILE, Outputs
 
+if TYPE_CHECKING:
+    from runtime.pipeline import Pipeline, PreparedScan
+    from runtime.readers.options import ReadOptions
+
 _HASHED_WHOLE = (".nii", ".nii.gz", ".nrrd", ".mha")
 """Endings of files whose scan hash is that of the file, so that it is known without reading the scan."""
+
+
+@dataclass(frozen=True)
+class DoneBefore:
+    """Results that an earlier run left complete."""
+
+    findings: Findings
+
+
+def prepare_unless_done(
+    pipeline: Pipeline, scan: Path, folder: Path, *, outputs: Outputs, reading: ReadOptions
+) -> PreparedScan | DoneBefore:
+    """The scan read and ready for the networks, or what an earlier run left of this very scan in ``folder``.
+
+    Raises:
+        InputError: the scan, or the results there, can't be read.
+        OutOfMemoryError: the scan does not fit in the memory there is.
+    """
+    try:
+        before = finished_findings(folder, bundle_sha256=pipeline.bundle_sha256, outputs=outputs)
+    except OSError as error:
+        raise InputError(
+            f"The results in {folder} can't be read ({error.strerror or error}); name another folder with -o."
+        ) from error
+    if before is not None:
+        try:
+            sha256 = hash_of_file(scan)
+        except OSError:  # reading it tells what is wrong
+            sha256 = None
+        if sha256 == before.scan.sha256:
+            return DoneBefore(before)
+    prepared = pipeline.prepare(scan, reading=reading)
+    if before is not None and prepared.volume.sha256 == before.scan.sha256:
+        return DoneBefore(before)
+    return prepared
 
 
 def finished_findings(folder: Path, *, bundle_sha256: str, outputs: Outputs) -> Findings | None:

@@ -5,18 +5,17 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runtime.console import complain, internal_error, say, shown
-from runtime.errors import InputError, OutOfMemoryError, VertscanError
+from runtime.errors import OutOfMemoryError, VertscanError
 from runtime.findings import Findings, to_json
 from runtime.output import Outputs, write_results
 from runtime.read_ahead import Begun, one_ahead
 from runtime.readers import scan_name
 from runtime.report import table
-from runtime.resume import finished_findings, hash_of_file
+from runtime.resume import DoneBefore, prepare_unless_done
 from runtime.series import reading_options
 
 if TYPE_CHECKING:
@@ -25,13 +24,6 @@ if TYPE_CHECKING:
 
 Job = tuple[Path, Path]
 """A scan and the folder of its results."""
-
-
-@dataclass(frozen=True)
-class _Done:
-    """Results that an earlier run left complete."""
-
-    findings: Findings
 
 
 class ScanRunner:
@@ -71,33 +63,15 @@ class ScanRunner:
         self._progress = TerminalProgress(sys.stderr, scan_name(job[0])) if self._talks else NoProgress()
         self._progress.stage("read")
 
-    def _prepare(self, job: Job) -> PreparedScan | _Done:
+    def _prepare(self, job: Job) -> PreparedScan | DoneBefore:
         """What comes before the networks; on a thread of its own."""
         scan, folder = job
-        before = self._results_before(folder)
-        if before is not None:
-            try:
-                sha256 = hash_of_file(scan)
-            except OSError:  # reading it tells what is wrong
-                sha256 = None
-            if sha256 == before.scan.sha256:
-                return _Done(before)
-        prepared = self._pipeline.prepare(scan, reading=reading_options(self._arguments))
-        if before is not None and prepared.volume.sha256 == before.scan.sha256:
-            return _Done(before)
-        return prepared
-
-    def _results_before(self, folder: Path) -> Findings | None:
+        reading = reading_options(self._arguments)
         if not self._arguments.resume:
-            return None
-        try:
-            return finished_findings(folder, bundle_sha256=self._pipeline.bundle_sha256, outputs=self._outputs)
-        except OSError as error:
-            raise InputError(
-                f"The results in {folder} can't be read ({error.strerror or error}); name another folder with -o."
-            ) from error
+            return self._pipeline.prepare(scan, reading=reading)
+        return prepare_unless_done(self._pipeline, scan, folder, outputs=self._outputs, reading=reading)
 
-    def _finish(self, job: Job, begun: Begun[PreparedScan | _Done]) -> tuple[int, bool]:
+    def _finish(self, job: Job, begun: Begun[PreparedScan | DoneBefore]) -> tuple[int, bool]:
         """Run the networks and write the results; the status, and whether they were there already.
 
         What fails is told on stderr.
@@ -123,7 +97,7 @@ class ScanRunner:
         say(text, else_say="; the results are on disk")
         return 0, was_done
 
-    def _analysed(self, job: Job, begun: Begun[PreparedScan | _Done]) -> tuple[Findings, str, bool]:
+    def _analysed(self, job: Job, begun: Begun[PreparedScan | DoneBefore]) -> tuple[Findings, str, bool]:
         """Findings, what the table must say of the bundle, and whether an earlier run had made them."""
         try:
             prepared = begun.take()
@@ -131,7 +105,7 @@ class ScanRunner:
             if not begun.beside_another:
                 raise
             prepared = self._prepare(job)  # alone now
-        if isinstance(prepared, _Done):
+        if isinstance(prepared, DoneBefore):
             return prepared.findings, "", True
         analysis = self._pipeline.analyse(prepared, progress=self._progress)
         findings = write_results(analysis, job[1], outputs=self._outputs, progress=self._progress)

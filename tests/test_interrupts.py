@@ -34,6 +34,7 @@ runpy.run_module(module, run_name="__main__", alter_sys=True)
         ("torch", ["benchmarks", "latency"]),
         ("torch", ["train", "locnet"]),
         ("tqdm", ["train.evaluate", "--phantoms", "1"]),
+        ("ray", ["runtime.cohort", "x.csv", "-o", "x"]),
         ("tritonclient", ["export.triton", "-o", "x"]),
     ],
     ids=lambda value: value if isinstance(value, str) else value[0],

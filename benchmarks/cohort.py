@@ -1,0 +1,135 @@
+"""The cohort command: phantoms on a Ray cluster of two nodes with one worker killed, beside the same one by one."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.figures import Figure
+from benchmarks.local_cluster import ENVIRONMENT, two_nodes
+from benchmarks.processes import ChildError
+from benchmarks.report import Report, Table, number
+from benchmarks.scans import FIRST_SEED, Shape, phantom_scan, save
+from runtime.output import FINDINGS_FILE, MASK_FILE
+
+SHAPE_ZYX, SPACING_MM = (64, 60, 60), 2.0
+KILL_AFTER = 0.25
+"""A worker is killed when this part of the scans is done."""
+_POLL_S = 0.05
+
+
+def cohort(
+    count: int, shape_zyx: Shape, spacing_mm: float, *, bundle: Path | None, engine: str, threads: int, folder: Path
+) -> Report:
+    """Run ``count`` phantoms one by one, and as a cohort on two nodes that share the same threads; compare them.
+
+    Raises:
+        ChildError: a run failed, results are missing or differ, or the killed worker cost more than one more run of
+            its scan.
+    """
+    scans = folder / "scans"
+    scans.mkdir()
+    names = [f"phantom{i:03d}" for i in range(count)]
+    for i, name in enumerate(names):
+        save(phantom_scan(shape_zyx, spacing_mm=spacing_mm, seed=FIRST_SEED + i), scans / f"{name}.nii.gz")
+    (scans / "scans.csv").write_text("\n".join(["scan", *(f"{name}.nii.gz" for name in names)]) + "\n")
+    options = ["--engine", engine, *([] if bundle is None else ["--bundle", str(bundle.absolute())])]
+    alone, together = folder / "alone", folder / "together"
+    alone_s = _timed(["-m", "runtime.infer", str(scans), "-o", str(alone), *options])
+    share = max(1, threads // 2)
+    with two_nodes(cpus=share) as address:
+        command = ["-m", "runtime.cohort", str(scans / "scans.csv"), "-o", str(together), "--address", address]
+        together_s = _timed([*command, "--cpus-per-worker", str(share), *options], kill_in=together, count=count)
+    runs = [json.loads(line) for line in (together / "runs.jsonl").read_text().splitlines()]
+    lost = _checked(names, runs, alone, together)
+    return _report(names, runs, lost, alone_s, together_s, {
+        "scans": count, "shape_zyx": list(shape_zyx), "spacing_mm": spacing_mm, "engine": engine,
+    })  # fmt: skip
+
+
+def _timed(arguments: Sequence[str], *, kill_in: Path | None = None, count: int = 0) -> float:
+    """Seconds of a command, in whose results ``kill_in`` shows when to kill a worker."""
+    start_s = time.perf_counter()
+    with subprocess.Popen(
+        [sys.executable, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+    ) as process:
+        if kill_in is not None:
+            _kill_a_worker(process, kill_in / "runs.jsonl", count)
+        _, err = process.communicate()
+    if process.returncode:
+        raise ChildError(f"{arguments[1]} ended with status {process.returncode}: {err.strip().splitlines()[-1:]}")
+    return time.perf_counter() - start_s
+
+
+def _kill_a_worker(process: subprocess.Popen[str], journal: Path, count: int) -> None:
+    """SIGKILL for the worker that ended the last run, in the middle of its next one."""
+    while process.poll() is None:
+        lines = journal.read_text().splitlines() if journal.exists() else []
+        if len(lines) >= max(1, round(KILL_AFTER * count)):
+            last = json.loads(lines[-1])
+            time.sleep(last["seconds"] / 2)
+            os.kill(last["pid"], signal.SIGKILL)
+            return
+        time.sleep(_POLL_S)
+
+
+def _checked(names: Sequence[str], runs: Sequence[dict[str, Any]], alone: Path, together: Path) -> dict[str, Any]:
+    """The one run that was lost, once all else is as it should be."""
+    done = Counter(run["id"].partition(".")[0] for run in runs if run["status"] == "done")
+    if done != dict.fromkeys(names, 1):
+        raise ChildError(f"Each scan should be done once; met {done}.")
+    lost = [run for run in runs if run["status"] != "done"]
+    if len(lost) != 1 or lost[0]["kind"] != "worker lost":
+        raise ChildError(f"One run should be lost, that of the killed worker; met {lost}.")
+    with (together / "failed.csv").open(newline="") as file:
+        if failed := list(csv.DictReader(file)):
+            raise ChildError(f"No scan should fail; met {failed}.")
+    for name in names:
+        one, other = alone / f"{name}.vertebrae", together / f"{name}.vertebrae"
+        same_mask = (one / MASK_FILE).read_bytes() == (other / MASK_FILE).read_bytes()
+        if not same_mask or _without_timings(one) != _without_timings(other):
+            raise ChildError(f"The results of {name} differ from those it has alone.")
+    return lost[0]
+
+
+def _without_timings(folder: Path) -> dict[str, Any]:
+    findings = json.loads((folder / FINDINGS_FILE).read_text())
+    return {key: value for key, value in findings.items() if key not in ("timings_s", "peak_memory_mb")}
+
+
+def _report(
+    names: Sequence[str], runs: Sequence[dict[str, Any]], lost: dict[str, Any], alone_s: float, together_s: float,
+    settings: dict[str, Any],
+) -> Report:  # fmt: skip
+    seconds = tuple(run["seconds"] for run in runs if run["status"] == "done")
+    per_node = Counter(run["node"][:8] for run in runs if run["status"] == "done")
+    figures = (
+        Figure("whole cohort", "one by one", "s", (alone_s,)),
+        Figure("whole cohort", "two nodes, a worker killed", "s", (together_s,)),
+        Figure("one scan", "on its worker", "s", seconds),
+        Figure("lost", "with the killed worker", "s", (lost["seconds"],)),
+    )
+    rows = tuple((figure.group, figure.name, number(figure.median)) for figure in figures)
+    return Report(
+        figures=figures,
+        tables=(Table(f"{len(names)} phantoms", ("", "", "s"), rows, left=2),),
+        settings=settings,
+        ratios=(Figure("time", "one by one / two nodes", "x", (alone_s / together_s,), more_is_better=True),),
+        details={"scans_by_node": dict(per_node), "runs": len(runs), "lost": lost},
+        notes=(
+            f"All {len(names)} scans have the findings and masks that they have one by one, byte for byte but for "
+            "times and memory. Each was done once.",
+            f"The killed worker cost {lost['seconds']:.1f} s of one scan, which was then run again; scans by node: "
+            f"{', '.join(map(str, per_node.values()))}.",
+            f"One by one takes {alone_s / together_s:.2f} times as long, start of both included.",
+        ),
+    )
