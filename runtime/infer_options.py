@@ -82,6 +82,12 @@ def _add_engine_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--precision", choices=("auto", *PRECISIONS), default="auto", help="what they are computed in")
     parser.add_argument("--device", metavar="N", type=int, default=0, help="which GPU (default: 0)")
+    parser.add_argument(
+        "--exhaustive",
+        action="store_true",
+        help="look for vertebrae at full resolution everywhere, not only along the spine that a first look finds; "
+        "slower on wide scans",
+    )
 
 
 def _add_dicom_options(group: argparse._ArgumentGroup) -> None:
