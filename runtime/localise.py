@@ -15,6 +15,9 @@ from runtime.volume import Grid
 from runtime.voting import Ballots, Density, density_peaks, peak_support, refine_peaks, vote_map
 from runtime.windows import Slab, WindowRunner, plan_windows, windows_reaching
 
+FEWEST = 3
+"""Fewer centres than this are only reported after the exhaustive pass: they may be all but the spine."""
+
 
 @dataclass(frozen=True)
 class Centre:
@@ -44,8 +47,8 @@ def locate(
 ) -> tuple[Centre, ...]:
     """Find the centres of the vertebrae in a scan.
 
-    Windows away from the spine are left out as ``spec.scout`` says. Where that leaves no centre, all windows with bone
-    are run: that there is none is only said after the exhaustive pass.
+    Windows away from the spine are left out as ``spec.scout`` says. Where that leaves next to no centres, all windows
+    with bone are run: that there is nothing is only said after the exhaustive pass.
 
     Args:
         hu: (z, y, x) Hounsfield units on the working grid.
@@ -70,7 +73,7 @@ def locate(
     if keep.any():
         chosen = keep if exhaustive else windows_along_spine(hu, grid, plan, keep, spec, runner)
         centres = _centres_in(runner.slabs(chosen), grid, spec)
-        if not centres and not chosen[keep].all():
+        if len(centres) < FEWEST and not chosen[keep].all():
             centres = _centres_in(runner.slabs(keep), grid, spec)
     if told is not None:
         told(WindowCount(runner.run_count, len(keep), runner.scouted))

@@ -53,9 +53,9 @@ class Trail:
         count = np.zeros(len(self._keep), bool)
         total = np.zeros(len(points))
         for i in np.flatnonzero(self._keep):
-            total += self._weights(i, points)
+            total += self._weights(int(i), points)
         for i in np.flatnonzero(self._keep):
-            count[i] = np.any(self._weights(i, points) > self._share * total)
+            count[i] = np.any(self._weights(int(i), points) > self._share * total)
         return count
 
     def beyond(self, hot: Points, chosen: Chosen) -> Chosen:
@@ -75,7 +75,7 @@ class Trail:
             place = hot[np.argmin(np.abs(hot[:, 0] - middle))].copy()
             place[0] = middle
             here = np.flatnonzero(self._keep & (starts[:, 0] == first))
-            weights = [self._weights(i, place[None])[0] for i in here]
+            weights = [self._weights(int(i), place[None])[0] for i in here]
             if max(weights) > 0:
                 pending[here[np.argmax(weights)]] = True
         return pending
