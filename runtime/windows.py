@@ -250,10 +250,12 @@ class WindowRunner:
 
     def slabs(self, keep: np.ndarray) -> Iterator[Slab]:
         """What the windows in ``keep`` say together; see ``window_slabs``."""
-        blend = _Blend(self._plan)
+        blend, were_known = _Blend(self._plan), bool(self._remembered)
         for start, blocks in self.run(sorted(self._plan.starts_in(keep), key=lambda start: start[0])):
             yield from blend.complete_before(start[0])
             blend.add(start, blocks)
+        if were_known:
+            self._has_done(0)  # the last of them was blended, maybe long after the last was run
         yield from blend.complete_before(self._plan.shape_zyx[0])
 
     def _outputs(self, starts: list[Start]) -> Iterator[tuple[Start, list[np.ndarray]]]:
