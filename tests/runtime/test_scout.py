@@ -201,6 +201,21 @@ def test_windows_without_bone_are_not_run_even_along_the_spine():
     assert session.calls == bone
 
 
+def test_the_cost_grows_with_the_spine_and_not_with_the_field_of_view():
+    def counted(shape):
+        centres, count = found(scan_of(shape, column(shape)), EVERYWHERE, Bright())
+        assert len(centres) == len(column(shape))
+        return count
+
+    wide = [counted((60, width, width)) for width in (49, 65, 81, 97, 113)]
+    assert max(count.run for count in wide) <= 1.3 * min(count.run for count in wide)
+    assert wide[-1].planned > 5 * wide[0].planned
+    assert wide[-1].scouted <= wide[-1].planned / 15, "the first look is what grows with the volume"
+    long = [counted((length, 65, 65)) for length in (40, 80, 120, 160)]
+    per_height = [count.run / (count.planned / wide[1].planned) for count in long]
+    assert max(per_height) <= 1.3 * min(per_height)
+
+
 @pytest.mark.parametrize("batch", [1, 4])
 def test_progress_ends_with_every_window_done(batch):
     shape = (100, 90, 90)
