@@ -43,11 +43,19 @@ def memory(
 
 
 def in_fresh_process(
-    scan: Path, *, bundle: Path | None, engine: str, threads: int, runs: int = 1, **environment: str
+    scan: Path,
+    *,
+    bundle: Path | None,
+    engine: str,
+    threads: int,
+    runs: int = 1,
+    exhaustive: bool = False,
+    **environment: str,
 ) -> dict[str, Any]:
     """What ``benchmarks.one_scan`` says."""
     options = ["--engine", engine, "--threads", str(threads), "--runs", str(runs)]
     options += [] if bundle is None else ["--bundle", str(bundle)]
+    options += ["--exhaustive"] if exhaustive else []
     said = run_python(["-m", "benchmarks.one_scan", str(scan), *options], environment=environment)
     result: dict[str, Any] = json.loads(said.strip().splitlines()[-1])
     return result

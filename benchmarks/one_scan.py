@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--engine", default="auto")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--runs", type=int, default=1)
+    parser.add_argument("--exhaustive", action="store_true")
     return parser
 
 
@@ -43,13 +45,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     imported_s = time.perf_counter()
     runs: list[dict[str, Any]] = []
-    with Pipeline.open(args.bundle, engine=args.engine, threads=args.threads) as pipeline:
+    with Pipeline.open(args.bundle, engine=args.engine, threads=args.threads, exhaustive=args.exhaustive) as pipeline:
         opened_s = time.perf_counter()
         for _ in range(args.runs):
             with tempfile.TemporaryDirectory() as folder:
                 analysis = pipeline.analyse(args.scan)
                 findings = write_results(analysis, Path(folder), outputs=Outputs(), progress=NoProgress())
-            runs.append({"stages_s": dict(findings.timings_s), "vertebrae": len(findings.vertebrae)})
+            runs.append({
+                "stages_s": dict(findings.timings_s),
+                "vertebrae": len(findings.vertebrae),
+                "centres_ras_mm": [vertebra.centre_ras_mm for vertebra in findings.vertebrae],
+                "windows": asdict(analysis.windows),
+            })  # fmt: skip
     print(
         json.dumps({
             "import_s": imported_s - begun_s,

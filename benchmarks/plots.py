@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,15 +97,29 @@ def _stages(document: Document, figure: Any) -> None:
 
 
 def _scaling(document: Document, figure: Any) -> None:
-    """Seconds and memory of the ten sizes over the scan's volume."""
-    for axes, value, label in zip(
-        figure.subplots(1, 2), ("seconds", "peak_memory_mib"), ("s, second scan of a process", "peak MiB"), strict=True
-    ):
-        sizes = document["details"]["sizes"]
-        for series in dict.fromkeys(size["series"] for size in sizes):
+    """Windows over the spine's length, and windows, seconds and memory over the scan's volume, of the ten sizes."""
+    sizes = document["details"]["sizes"]
+
+    def windows(key: str) -> Callable[[Mapping[str, Any]], float]:
+        return lambda size: float(size[key]["run"] + size[key]["scouted"])
+
+    def value(key: str) -> Callable[[Mapping[str, Any]], float]:
+        return lambda size: float(size[key])
+
+    shown = (
+        ("spine_mm", "spine in view, mm", "windows", windows("windows"), windows("exhaustive_windows")),
+        ("litres", "scan, litres", "windows", windows("windows"), windows("exhaustive_windows")),
+        ("litres", "scan, litres", "s, second scan of a process", value("seconds"), value("exhaustive_seconds")),
+        ("litres", "scan, litres", "peak MiB", value("peak_memory_mib"), None),
+    )
+    for axes, (over, x_label, y_label, along, exhaustive) in zip(figure.subplots(2, 2).flat, shown, strict=True):
+        for colour, series in enumerate(dict.fromkeys(size["series"] for size in sizes)):
             rows = [size for size in sizes if size["series"] == series]
-            axes.plot([row["litres"] for row in rows], [row[value] for row in rows], "o-", label=series)
-        axes.set_xlabel("scan, litres")
-        axes.set_ylabel(label)
+            places = [row[over] for row in rows]
+            axes.plot(places, [along(row) for row in rows], f"C{colour}o-", label=series)
+            if exhaustive is not None:
+                axes.plot(places, [exhaustive(row) for row in rows], f"C{colour}x--", label=f"{series}, exhaustive")
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
         axes.set_ylim(bottom=0)
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=7)

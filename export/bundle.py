@@ -16,7 +16,16 @@ from export.checkpoint import Trained, load_trained
 from export.onnx_export import check_differences, compare, export_onnx
 from export.reload import torch_fracsegnet, torch_levelnet, torch_locnet
 from runtime.anatomy import LEVEL_NAMES
-from runtime.bundle import Bundle, BundleSpec, FracSegNetSpec, LevelNetSpec, LocNetSpec, open_bundle, write_bundle
+from runtime.bundle import (
+    Bundle,
+    BundleSpec,
+    FracSegNetSpec,
+    LevelNetSpec,
+    LocNetSpec,
+    ScoutSpec,
+    open_bundle,
+    write_bundle,
+)
 from runtime.bundle_checks import BUNDLE_JSON
 from runtime.bundle_json import to_json
 from runtime.errors import InputError
@@ -50,6 +59,13 @@ class Choices:
     refine_radius_mm: float = 6.0
     min_confidence: float = 0.5
     skip_below_hu: float = 100.0
+    scout_spacing_mm: float = 6.0
+    """0 to run the localisation network everywhere; so it is, too, where its own spacing is not below this."""
+    scout_overlap: float = 0.125
+    scout_threshold: float = 0.2
+    scout_margin_mm: float = 6.0
+    scout_follow_threshold: float = 0.3
+    scout_share: float = 0.03
     mask_threshold: float = 0.5
     mirrored: bool = True
     min_level_confidence: float = 0.5
@@ -162,6 +178,20 @@ def _locnet_spec(trained: Trained, choices: Choices) -> LocNetSpec:
         refine_radius_voxels=choices.refine_radius_mm / run.spacing_mm,
         min_confidence=choices.min_confidence,
         skip_below_hu=choices.skip_below_hu,
+        scout=_scout_spec(run.spacing_mm, choices),
+    )
+
+
+def _scout_spec(spacing_mm: float, choices: Choices) -> ScoutSpec | None:
+    if choices.scout_spacing_mm <= spacing_mm:
+        return None
+    return ScoutSpec(
+        spacing_mm=choices.scout_spacing_mm,
+        overlap=choices.scout_overlap,
+        threshold=choices.scout_threshold,
+        margin_mm=choices.scout_margin_mm,
+        follow_threshold=choices.scout_follow_threshold,
+        share=choices.scout_share,
     )
 
 

@@ -34,6 +34,30 @@ class IntensityWindow:
 
 
 @dataclass(frozen=True)
+class ScoutSpec:
+    """How a first look at low resolution saves most windows of the localisation network; see ``runtime.scout``.
+
+    The values were measured for one network: another may see nothing at another resolution than its own.
+
+    Args:
+        spacing_mm: isotropic resolution of the first look, by the same network in windows of the same voxels.
+        overlap: fraction of a window shared with its neighbour in the first look, 0 to below 1.
+        threshold: heat of the first look above which full resolution begins, 0..1.
+        margin_mm: and so far around it.
+        follow_threshold: heat at full resolution that is followed to further windows; below ``heatmap_threshold``.
+        share: windows are run that would have more than this share of the blend at a voxel with such heat; 0 for all
+            that see it, which gives the exhaustive pass's values to the bit.
+    """
+
+    spacing_mm: float
+    overlap: float
+    threshold: float
+    margin_mm: float
+    follow_threshold: float
+    share: float
+
+
+@dataclass(frozen=True)
 class LocNetSpec:
     """How to run the localisation network and read its outputs.
 
@@ -53,6 +77,7 @@ class LocNetSpec:
         refine_radius_voxels: radius of the vote-weighted mean that refines a peak; 0 for the bare peak.
         min_confidence: peaks of lower confidence are dropped.
         skip_below_hu: windows without any voxel above it are not run, since they can't hold bone.
+        scout: how windows away from the spine are saved; None, as in a ``bundle.json`` without this key, to run all.
     """
 
     file: str
@@ -67,6 +92,7 @@ class LocNetSpec:
     refine_radius_voxels: float
     min_confidence: float
     skip_below_hu: float
+    scout: ScoutSpec | None = None
 
 
 @dataclass(frozen=True)
@@ -329,14 +355,21 @@ def _spec_of(text: str, *, source: str) -> BundleSpec:
 
 def _read_spec(data: Any, *, source: str) -> BundleSpec:
     """The spec of parsed JSON; of its keys only ``levelnet``, ``precision``, ``grading`` and ``trusted_engines`` may be
-    missing or null, and ``crop_shift_mm`` and ``mirrored`` of ``fracsegnet`` may be missing."""
+    missing or null, as may ``scout`` of ``locnet``; ``crop_shift_mm`` and ``mirrored`` of ``fracsegnet`` may be
+    missing."""
     if not isinstance(data, dict):
         return from_json(BundleSpec, data, at=source)
     optional: dict[str, Any] = {"levelnet": None, "grading": None}
     optional |= {key: {} if data.get(key) is None else data[key] for key in ("precision", "trusted_engines")}
     if isinstance(data.get("fracsegnet"), dict):
         optional["fracsegnet"] = {"crop_shift_mm": [0.0, 0.0, 0.0], "mirrored": False, **data["fracsegnet"]}
+    scout = data["locnet"].get("scout") if isinstance(data.get("locnet"), dict) else None
+    if isinstance(data.get("locnet"), dict):
+        optional["locnet"] = {**data["locnet"], "scout": None}
     spec = from_json(BundleSpec, {**data, **optional}, at=source)
+    if scout is not None:
+        read = from_json(ScoutSpec, scout, at=f"{source}: locnet: scout")
+        spec = replace(spec, locnet=replace(spec.locnet, scout=read))
     if data.get("levelnet") is not None:
         spec = replace(spec, levelnet=from_json(LevelNetSpec, data["levelnet"], at=f"{source}: levelnet"))
     if data.get("grading") is not None:

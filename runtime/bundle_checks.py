@@ -10,7 +10,7 @@ from runtime.anatomy import LEVEL_NAMES
 from runtime.errors import BundleError
 
 if TYPE_CHECKING:
-    from runtime.bundle import BundleSpec, FracSegNetSpec, IntensityWindow, LevelNetSpec, LocNetSpec
+    from runtime.bundle import BundleSpec, FracSegNetSpec, IntensityWindow, LevelNetSpec, LocNetSpec, ScoutSpec
 
 BUNDLE_JSON = "bundle.json"
 
@@ -69,6 +69,26 @@ def _locnet_faults(net: LocNetSpec) -> Iterator[str]:
     for name in ("peak_threshold", "peak_separation_voxels", "refine_radius_voxels"):
         if getattr(net, name) < 0:
             yield f"locnet.{name} should not be negative, met {getattr(net, name):g}"
+
+    if net.scout is not None:
+        yield from _scout_faults(net.scout, net)
+
+
+def _scout_faults(scout: ScoutSpec, net: LocNetSpec) -> Iterator[str]:
+    if scout.spacing_mm <= net.spacing_mm:
+        yield f"locnet.scout.spacing_mm should be above locnet.spacing_mm, met {scout.spacing_mm:g}"
+    if scout.margin_mm < 0:
+        yield f"locnet.scout.margin_mm should not be negative, met {scout.margin_mm:g}"
+    for name in ("overlap", "share"):
+        if not 0 <= getattr(scout, name) < 1:
+            yield f"locnet.scout.{name} should be from 0 to below 1, met {getattr(scout, name):g}"
+    if not 0 <= scout.threshold <= 1:
+        yield f"locnet.scout.threshold should be from 0 to 1, met {scout.threshold:g}"
+    name, least = ("heatmap_threshold", net.heatmap_threshold)
+    if net.variant == "H":
+        name, least = ("peak_threshold", net.peak_threshold)
+    if not 0 <= scout.follow_threshold < least:
+        yield f"locnet.scout.follow_threshold should be from 0 to below {name}, met {scout.follow_threshold:g}"
 
 
 def _fracsegnet_faults(net: FracSegNetSpec) -> Iterator[str]:

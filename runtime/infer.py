@@ -71,6 +71,7 @@ def _run(arguments: argparse.Namespace, *, talks: bool) -> int:
         precision=arguments.precision,
         device=arguments.device,
         server=server,
+        exhaustive=arguments.exhaustive,
     ) as pipeline:
         runner = ScanRunner(pipeline, arguments, outputs, is_list=is_list, talks=talks)
         return runner.run(list(zip(paths, folders, strict=True)))

@@ -80,7 +80,7 @@ def add_engine_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup
 
 
 def add_model_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup, *, engines: Sequence[str]) -> None:
-    """The options that say which bundle runs, on which of ``engines``, and in which precision."""
+    """The options that say which bundle runs, on which of ``engines``, in which precision and where in the scan."""
     from runtime.engines import PRECISIONS
 
     parser.add_argument(
@@ -90,6 +90,12 @@ def add_model_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup,
         "--engine", choices=("auto", *engines), default="auto", help="what runs the networks (default: the fastest)"
     )
     parser.add_argument("--precision", choices=("auto", *PRECISIONS), default="auto", help="what they are computed in")
+    parser.add_argument(
+        "--exhaustive",
+        action="store_true",
+        help="look for vertebrae at full resolution everywhere, not only along the spine that a first look finds; "
+        "slower on wide scans",
+    )
 
 
 def _add_dicom_options(group: argparse._ArgumentGroup) -> None:

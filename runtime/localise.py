@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,9 +10,13 @@ import numpy as np
 from runtime.bundle import LocNetSpec
 from runtime.engines.base import Session
 from runtime.errors import EngineError
+from runtime.scout import WindowCount, windows_along_spine
 from runtime.volume import Grid
 from runtime.voting import Ballots, Density, density_peaks, peak_support, refine_peaks, vote_map
-from runtime.windows import plan_windows, window_slabs, windows_reaching
+from runtime.windows import Slab, WindowRunner, plan_windows, windows_reaching
+
+FEWEST = 3
+"""Fewer centres than this are only reported after the exhaustive pass: they may be all but the spine."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +42,13 @@ def locate(
     *,
     batch: int = 1,
     progress: Callable[[int, int], None] | None = None,
+    exhaustive: bool = False,
+    told: Callable[[WindowCount], None] | None = None,
 ) -> tuple[Centre, ...]:
     """Find the centres of the vertebrae in a scan.
+
+    Windows away from the spine are left out as ``spec.scout`` says. Where that leaves next to no centres, all windows
+    with bone are run: that there is nothing is only said after the exhaustive pass.
 
     Args:
         hu: (z, y, x) Hounsfield units on the working grid.
@@ -47,7 +56,9 @@ def locate(
         spec: how the network is run and read.
         session: the network.
         batch: windows that are run at once, at most.
-        progress: called with the number of windows done and to do.
+        progress: called with the number of windows done and to do; how many there are to do grows as heat is followed.
+        exhaustive: run every window that holds bone.
+        told: called once, with the number of windows that were run.
 
     Returns:
         Centres from cranial to caudal (by their height in the patient); empty when there are none.
@@ -57,11 +68,21 @@ def locate(
     """
     plan = plan_windows(grid.shape_zyx, spec.window_zyx, spec.overlap)
     keep = windows_reaching(hu, plan, spec.skip_below_hu)
-    if not keep.any():
-        return ()
+    runner = WindowRunner(hu, plan, session, batch=batch, intensity=spec.intensity, progress=progress)
+    centres: tuple[Centre, ...] = ()
+    if keep.any():
+        chosen = keep if exhaustive else windows_along_spine(hu, grid, plan, keep, spec, runner)
+        centres = _centres_in(runner.slabs(chosen), grid, spec)
+        if len(centres) < FEWEST and not chosen[keep].all():
+            centres = _centres_in(runner.slabs(keep), grid, spec)
+    if told is not None:
+        told(WindowCount(runner.run_count, len(keep), runner.scouted))
+    return centres
+
+
+def _centres_in(slabs: Iterable[Slab], grid: Grid, spec: LocNetSpec) -> tuple[Centre, ...]:
     heatmap = np.zeros(grid.shape_zyx, np.float32)
     ballots = Ballots(grid.shape_zyx, threshold=spec.heatmap_threshold)
-    slabs = window_slabs(hu, plan, session, batch=batch, keep=keep, intensity=spec.intensity, progress=progress)
     for slab in slabs:
         check_offsets(spec, len(slab.offsets))
         heatmap[slab.planes] = slab.heatmap

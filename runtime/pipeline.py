@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,8 +34,11 @@ from runtime.readers import read_scan
 from runtime.readers.options import ReadOptions
 from runtime.resample import working_grid
 from runtime.scan_access import ImageAccess, ScanAccess, ScanOnHost, scan_opener
+from runtime.scout import WindowCount
 from runtime.segment import SegmentedVertebra, segment
 from runtime.volume import Volume
+
+logger = logging.getLogger(__name__)
 
 GRADES = 4
 GPU_BATCH = 4
@@ -53,6 +57,7 @@ class Analysis:
         volume: the scan.
         notice: what table and picture must say of the bundle, ``""`` for one that is fit for clinical use.
         height_ends: for each vertebra the end points of its measured heights, None where there are none.
+        windows: how many the first network was run on.
     """
 
     findings: Findings
@@ -60,6 +65,7 @@ class Analysis:
     volume: Volume
     notice: str
     height_ends: tuple[HeightEnds | None, ...]
+    windows: WindowCount = WindowCount(0, 0, 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,12 +77,14 @@ class _Candidates:
         evidence: (n, 27) what the third network says of each, or None where the bundle has none.
         dropped: centres left out because they were too many.
         rejected: centres left out because they are no vertebra.
+        windows: that the first network was run on.
     """
 
     centres: tuple[Centre, ...]
     evidence: np.ndarray | None
     dropped: int
     rejected: int
+    windows: WindowCount
 
 
 class PreparedScan:
@@ -152,7 +160,14 @@ class Pipeline:
     """An open bundle on an engine; serves many scans, from several threads. Close it, or use it in ``with``."""
 
     def __init__(
-        self, bundle: Bundle, locnet: Session, fracsegnet: Session, levelnet: Session | None, resources: ExitStack
+        self,
+        bundle: Bundle,
+        locnet: Session,
+        fracsegnet: Session,
+        levelnet: Session | None,
+        resources: ExitStack,
+        *,
+        exhaustive: bool = False,
     ) -> None:
         """Use ``Pipeline.open``; ``resources`` owns the sessions, and is emptied into the pipeline."""
         sessions = _in_turns([locnet, fracsegnet, *([] if levelnet is None else [levelnet])])
@@ -160,6 +175,7 @@ class Pipeline:
         self._images_on_host = not all(offers_device_tensors(session) for session in sessions)
         self._locnet, self._fracsegnet = sessions[:2]
         self._levelnet = sessions[2] if len(sessions) > 2 else None
+        self._exhaustive = exhaustive
         self._resources = resources.pop_all()
 
     @classmethod
@@ -172,12 +188,14 @@ class Pipeline:
         device: int = 0,
         threads: int | None = None,
         server: TritonServer | None = None,
+        exhaustive: bool = False,
     ) -> Pipeline:
         """Load a bundle's networks (the one that ships with the package if None) on an engine.
 
         Engine, precision and device are chosen here once, and the choice is logged with its reason. Where it is left
         to ``"auto"`` and several engines can run on the processor, they are timed on the first network when it is first
-        used on this machine. The engine ``"triton"`` needs a ``server``, and no other engine takes one.
+        used on this machine. The engine ``"triton"`` needs a ``server``, and no other engine takes one. With
+        ``exhaustive`` the first network is run on every window that holds bone, not only along the spine.
 
         Raises:
             BundleError: the bundle is missing, damaged or of another kind.
@@ -206,7 +224,7 @@ class Pipeline:
                 for file in (network.file for network in spec.networks)
             ]
             levelnet = sessions[2] if spec.levelnet is not None else None
-            return cls(opened, sessions[0], sessions[1], levelnet, stack)
+            return cls(opened, sessions[0], sessions[1], levelnet, stack, exhaustive=exhaustive)
 
     @property
     def spec(self) -> BundleSpec:
@@ -324,7 +342,7 @@ class Pipeline:
             vertebrae=vertebrae,
         )
         ends = tuple(measured.ends for measured in measurements)
-        return Analysis(findings, labels, volume, notice(self.spec), ends)
+        return Analysis(findings, labels, volume, notice(self.spec), ends, found.windows)
 
     def _locate(self, prepared: PreparedScan, scan: ScanAccess, clock: Stopwatch) -> _Candidates:
         """The centres that the first network finds, from cranial to caudal; not more than a patient can have."""
@@ -332,11 +350,14 @@ class Pipeline:
         if image is None:
             with clock.stage("resample"):
                 image = scan.image_on(working_grid(prepared.volume.grid, spec.spacing_mm))
+        counts: list[WindowCount] = []
         with clock.stage("locate"):
-            centres = image.locate(spec, self._locnet, progress=clock.progress.step)
+            step = clock.progress.step
+            centres = image.locate(spec, self._locnet, progress=step, exhaustive=self._exhaustive, told=counts.append)
+        logger.info("%s: the first network was run on %s.", prepared.volume.name, counts[-1])
         kept = sorted(centres, key=lambda centre: -centre.confidence)[:MOST_VERTEBRAE]
         order = cranial_to_caudal([centre.centre_ras_mm for centre in kept])
-        return _Candidates(tuple(kept[i] for i in order), None, len(centres) - len(kept), 0)
+        return _Candidates(tuple(kept[i] for i in order), None, len(centres) - len(kept), 0, counts[-1])
 
     def _label(
         self, volume: Volume, scan: ScanAccess, found: _Candidates, clock: Stopwatch, *, batch: int

@@ -16,6 +16,7 @@ from runtime.engines.base import Session
 from runtime.intensity import normalise
 from runtime.localise import Centre, locate
 from runtime.resample import resample
+from runtime.scout import WindowCount
 from runtime.volume import Grid, Volume
 
 Outputs = tuple[np.ndarray, ...]
@@ -26,7 +27,13 @@ class ImageAccess(Protocol):
     """A scan on another grid."""
 
     def locate(
-        self, spec: LocNetSpec, session: Session, *, progress: Callable[[int, int], None] | None = None
+        self,
+        spec: LocNetSpec,
+        session: Session,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+        exhaustive: bool = False,
+        told: Callable[[WindowCount], None] | None = None,
     ) -> tuple[Centre, ...]:
         """Find the centres of the vertebrae; see ``runtime.localise.locate``."""
         ...
@@ -66,10 +73,16 @@ class ImageOnHost:
     grid: Grid
 
     def locate(
-        self, spec: LocNetSpec, session: Session, *, progress: Callable[[int, int], None] | None = None
+        self,
+        spec: LocNetSpec,
+        session: Session,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+        exhaustive: bool = False,
+        told: Callable[[WindowCount], None] | None = None,
     ) -> tuple[Centre, ...]:
         """See ``ImageAccess``."""
-        return locate(self.hu, self.grid, spec, session, progress=progress)
+        return locate(self.hu, self.grid, spec, session, progress=progress, exhaustive=exhaustive, told=told)
 
     def run_windows(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -16,6 +16,11 @@ from runtime.intensity import normalise
 
 AIR = 0.0
 """Normalised intensity of what lies outside the volume: the low end of every intensity window."""
+REMEMBERED_BYTES = 2**28
+"""Outputs of windows that are kept until they are blended: at 64 x 64 x 64 voxels those of 64 windows."""
+
+Start = tuple[int, int, int]
+"""A window's first voxel, z, y, x."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,10 @@ class WindowPlan:
         """Size of what the windows cover together: the volume's, or the window's where that is larger."""
         z, y, x = (max(n, w) for n, w in zip(self.shape_zyx, self.window_zyx, strict=True))
         return z, y, x
+
+    def starts_in(self, keep: np.ndarray) -> list[Start]:
+        """The starts of the windows for which ``keep`` (bool, one for each) is true, in their order."""
+        return [start for start, kept in zip(self.starts_zyx, keep, strict=True) if kept]
 
     def inside(self, start_zyx: tuple[int, int, int]) -> tuple[slice, slice, slice]:
         """The part of the volume that the window at ``start_zyx`` sees."""
@@ -161,24 +170,112 @@ def window_slabs(
     Raises:
         EngineError: the network fails, an output has another shape, or holds NaN or infinity.
     """
-    names = [name for name in ("heatmap", "offsets") if name in session.output_names]
-    if "heatmap" not in names:
-        raise EngineError(f"A localisation network has an output heatmap; met {', '.join(session.output_names)}.")
-    picks = [session.output_names.index(name) for name in names]
-    starts = [start for i, start in enumerate(plan.starts_zyx) if keep is None or keep[i]]
-    starts.sort(key=lambda start: start[0])
-    blend = _Blend(plan)
-    done = 0
-    for chunk, block in _batches(image, plan, starts, batch, intensity):
-        outputs = session(block)
-        checked = [_checked(outputs[pick], name, block) for pick, name in zip(picks, names, strict=True)]
-        for i, start in enumerate(chunk):
+    runner = WindowRunner(image, plan, session, batch=batch, intensity=intensity, progress=progress)
+    yield from runner.slabs(np.ones(len(plan.starts_zyx), bool) if keep is None else keep)
+
+
+class WindowRunner:
+    """Runs a network on windows of one volume, counts them, and remembers outputs that will be asked for again.
+
+    Args:
+        image, plan, session, batch, intensity, progress: as for ``window_slabs``.
+        most_bytes: of outputs that are remembered; windows whose outputs don't fit are run again when asked for.
+
+    Raises:
+        EngineError: the network has no output ``heatmap``.
+    """
+
+    def __init__(
+        self,
+        image: np.ndarray,
+        plan: WindowPlan,
+        session: Session,
+        *,
+        batch: int = 1,
+        intensity: IntensityWindow | None = None,
+        progress: Callable[[int, int], None] | None = None,
+        most_bytes: int = REMEMBERED_BYTES,
+    ) -> None:
+        self._names = [name for name in ("heatmap", "offsets") if name in session.output_names]
+        if "heatmap" not in self._names:
+            raise EngineError(f"A localisation network has an output heatmap; met {', '.join(session.output_names)}.")
+        self._image, self._plan, self._session = image, plan, session
+        self._batch, self._intensity, self._progress = batch, intensity, progress
+        self._most_bytes, self._remembered = most_bytes, dict[Start, list[np.ndarray]]()
+        self._done = self._planned = 0
+        self.scouted = 0
+        """Windows of other volumes that ``heatmap_of`` has run."""
+
+    @property
+    def run_count(self) -> int:
+        """Windows of this volume that were run; those that were run twice count twice."""
+        return self._done - self.scouted
+
+    def heatmap_of(self, image: np.ndarray, plan: WindowPlan, keep: np.ndarray) -> np.ndarray:
+        """The heatmap (z, y, x) float32 of another volume, such as this one at another resolution."""
+        count = int(np.count_nonzero(keep))
+        before, self._planned, self.scouted = self._done, self._planned + count, self.scouted + count
+        heatmap, _ = sliding_windows(
+            image,
+            plan,
+            self._session,
+            batch=self._batch,
+            keep=keep,
+            intensity=self._intensity,
+            progress=lambda done, _: self._has_done(before + done - self._done),
+        )
+        return heatmap
+
+    def run(self, starts: Sequence[Start], *, remember: bool = False) -> Iterator[tuple[Start, list[np.ndarray]]]:
+        """Run windows in the order given; those that are remembered are not run, and forgotten once they were given.
+
+        Args:
+            starts: each window's first voxel, as in the plan.
+            remember: keep the outputs for the next time.
+
+        Yields:
+            Each window's start, and its heatmap (1, z, y, x) and offsets (c, z, y, x), if there are any: valid until
+            the next window is asked for.
+        """
+        fresh = [start for start in starts if start not in self._remembered]
+        self._planned += len(fresh)
+        outputs = self._outputs(fresh)
+        for start in starts:
+            blocks = self._remembered.pop(start, None)
+            if blocks is None:
+                _, blocks = next(outputs)
+            if remember:
+                self._remember(start, blocks)
+            yield start, blocks
+
+    def slabs(self, keep: np.ndarray) -> Iterator[Slab]:
+        """What the windows in ``keep`` say together; see ``window_slabs``."""
+        blend, were_known = _Blend(self._plan), bool(self._remembered)
+        for start, blocks in self.run(sorted(self._plan.starts_in(keep), key=lambda start: start[0])):
             yield from blend.complete_before(start[0])
-            blend.add(start, [output[i] for output in checked])
-        done += len(chunk)
-        if progress is not None:
-            progress(done, len(starts))
-    yield from blend.complete_before(plan.shape_zyx[0])
+            blend.add(start, blocks)
+        if were_known:
+            self._has_done(0)  # the last of them was blended, maybe long after the last was run
+        yield from blend.complete_before(self._plan.shape_zyx[0])
+
+    def _outputs(self, starts: list[Start]) -> Iterator[tuple[Start, list[np.ndarray]]]:
+        picks = [self._session.output_names.index(name) for name in self._names]
+        for chunk, block in _batches(self._image, self._plan, starts, self._batch, self._intensity):
+            outputs = self._session(block)
+            checked = [_checked(outputs[pick], name, block) for pick, name in zip(picks, self._names, strict=True)]
+            self._has_done(len(chunk))
+            for i, start in enumerate(chunk):
+                yield start, [output[i] for output in checked]
+
+    def _has_done(self, count: int) -> None:
+        self._done += count
+        if self._progress is not None:
+            self._progress(self._done, self._planned)
+
+    def _remember(self, start: Start, blocks: list[np.ndarray]) -> None:
+        size = sum(block.nbytes for block in blocks)
+        if (len(self._remembered) + 1) * size <= self._most_bytes:
+            self._remembered[start] = [block.copy() for block in blocks]
 
 
 class _Blend:
@@ -235,10 +332,10 @@ def _axis_starts(size: int, window: int, overlap: float) -> list[int]:
 def _batches(
     image: np.ndarray,
     plan: WindowPlan,
-    starts: list[tuple[int, int, int]],
+    starts: list[Start],
     batch: int,
     intensity: IntensityWindow | None,
-) -> Iterator[tuple[list[tuple[int, int, int]], np.ndarray]]:
+) -> Iterator[tuple[list[Start], np.ndarray]]:
     """Starts of the windows of each batch and their voxels (n, 1, z, y, x); the array is used again for the next."""
     block = np.empty((min(batch, max(1, len(starts))), 1, *plan.window_zyx), np.float32)
     for first in range(0, len(starts), batch):

@@ -19,6 +19,7 @@ from runtime.localise import locate
 from runtime.pipeline import Pipeline
 from runtime.readers import read_scan
 from runtime.resample import resample, working_grid
+from runtime.scout import WindowCount
 from runtime.volume import Grid, Volume
 from runtime.windows import plan_windows, windows_reaching
 from train.evaluate import evaluate_scan, phantom_scans
@@ -174,6 +175,58 @@ def test_skipping_windows_without_bone_changes_nothing(phantom: Volume) -> None:
     assert len(skipping) == len(every) >= 4
     for a, b in zip(skipping, every, strict=True):
         assert np.linalg.norm(np.subtract(a.centre_ras_mm, b.centre_ras_mm)) < 0.5 * spec.spacing_mm
+
+
+class Remembering:
+    """A session that runs each image once."""
+
+    def __init__(self, session) -> None:
+        self.session, self.info, self.output_names = session, session.info, session.output_names
+        self.answers: dict[bytes, tuple[np.ndarray, ...]] = {}
+
+    def __call__(self, image: np.ndarray) -> tuple[np.ndarray, ...]:
+        key = image.tobytes()
+        if key not in self.answers:
+            self.answers[key] = tuple(output.copy() for output in self.session(image))
+        return self.answers[key]
+
+
+def wide_phantom() -> Volume:
+    """A trunk of 380 x 330 x 360 mm."""
+    seed = 2**31 + 2**20 + 7
+    anatomy, rng = sample_anatomy(seed), np.random.default_rng(seed)
+    middle = np.add(anatomy.centre_ras_mm(anatomy.vertebrae[14]), [0.0, 50.0, 0.0])
+    grid = crop_grid(middle, spacing_mm=3.0, shape_zyx=(125, 110, 120))
+    return render(anatomy, grid, sample_appearance(rng), rng).volume
+
+
+def along_the_spine_as_everywhere(scan: Volume) -> WindowCount:
+    """How many windows were run along the spine, once the centres are found to be those of the exhaustive pass."""
+    bundle = open_bundle()
+    spec = bundle.spec.locnet
+    grid = working_grid(scan.grid, spec.spacing_mm)
+    hu = resample(scan, grid)
+    counts: list[WindowCount] = []
+    with open_session(select_engine("openvino", precision="fp32"), bundle.path_of(spec.file)) as opened_session:
+        session = Remembering(opened_session)
+        every = locate(hu, grid, spec, session, exhaustive=True)
+        some = locate(hu, grid, spec, session, told=counts.append)
+    assert len(some) == len(every)
+    for a, b in zip(some, every, strict=True):
+        assert np.linalg.norm(np.subtract(a.centre_ras_mm, b.centre_ras_mm)) < 0.5 * spec.spacing_mm
+    return counts[0]
+
+
+def test_along_the_spine_are_the_centres_of_the_exhaustive_pass() -> None:
+    count = along_the_spine_as_everywhere(wide_phantom())
+    assert count.run + count.scouted < count.planned
+
+
+@pytest.mark.parametrize(
+    "name", ["totalsegmentator-example/ct.nii.gz", "tptbox-lumbar/ct.nii.gz", "spinefe-verse004-v21/ct.nii.gz"]
+)
+def test_along_a_real_spine_are_the_centres_of_the_exhaustive_pass(name: str, shared_data: Path) -> None:
+    along_the_spine_as_everywhere(read_scan(shared_data / name))
 
 
 def test_onnx_says_what_torch_says() -> None:

@@ -97,6 +97,7 @@ def _orders(arguments: argparse.Namespace, listed: ScanTable, output: Path) -> O
         bundle_sha256=open_bundle(bundle).sha256,
         engine=arguments.engine,
         precision=arguments.precision,
+        exhaustive=arguments.exhaustive,
         threads=1,
         outputs=outputs_of(arguments, [scan.path for scan in listed.scans]),
         accept_gaps=arguments.accept_gaps,

@@ -41,6 +41,7 @@ class Orders:
         bundle_sha256: as the driver sees it.
         engine: by name, or ``"auto"``.
         precision: by name, or ``"auto"``.
+        exhaustive: as ``Pipeline.open``.
         threads: that a worker may use.
         outputs: what is written of each scan.
         accept_gaps: as ``ReadOptions``.
@@ -54,6 +55,7 @@ class Orders:
     bundle_sha256: str
     engine: str
     precision: str
+    exhaustive: bool
     threads: int
     outputs: Outputs
     accept_gaps: bool
@@ -99,7 +101,13 @@ def open_pipeline(orders: Orders) -> Pipeline:
     """The networks, as ordered."""
     from runtime.pipeline import Pipeline
 
-    return Pipeline.open(orders.bundle, engine=orders.engine, precision=orders.precision, threads=orders.threads)
+    return Pipeline.open(
+        orders.bundle,
+        engine=orders.engine,
+        precision=orders.precision,
+        threads=orders.threads,
+        exhaustive=orders.exhaustive,
+    )
 
 
 class Worker:

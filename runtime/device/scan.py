@@ -19,6 +19,7 @@ from runtime.engines.base import Session
 from runtime.errors import EngineError
 from runtime.localise import Centre, check_offsets, confident_centres
 from runtime.scan_access import Outputs
+from runtime.scout import WindowCount
 from runtime.volume import Grid, Volume
 from runtime.windows import plan_windows
 
@@ -108,13 +109,25 @@ class ImageOnDevice:
         self._path, self._hu, self._grid = path, hu, grid
 
     def locate(
-        self, spec: LocNetSpec, session: Session, *, progress: Callable[[int, int], None] | None = None
+        self,
+        spec: LocNetSpec,
+        session: Session,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+        exhaustive: bool = False,
+        told: Callable[[WindowCount], None] | None = None,
     ) -> tuple[Centre, ...]:
-        """See ``ImageAccess``; nothing but the list of centres leaves the GPU."""
+        """See ``ImageAccess``; nothing but the list of centres leaves the GPU.
+
+        The pass is always exhaustive: here windows take milliseconds, and waiting for each to say where to go on would
+        take what is saved.
+        """
         network = _device_session(session)
         with self._path.turn() as on:
             plan = plan_windows(self._grid.shape_zyx, spec.window_zyx, spec.overlap)
             keep = windows_reaching(self._hu, plan, spec.skip_below_hu, on)
+            if told is not None:
+                told(WindowCount(int(np.count_nonzero(keep)), len(keep), 0))
             if not keep.any():
                 return ()
             heatmap, offsets = sliding_windows(

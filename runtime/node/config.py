@@ -122,6 +122,7 @@ class Analyse:
     engine: str
     precision: str
     device: int
+    exhaustive: bool
     outputs: tuple[str, ...]
     attempts: int
     retry_s: float
@@ -293,6 +294,7 @@ def _analyse(table: Table) -> Analyse:
         engine=table.choice("engine", engines, "auto"),
         precision=table.choice("precision", ("auto", *PRECISIONS), "auto"),
         device=table.whole("device", 0, least=0, most=1000),
+        exhaustive=table.flag("exhaustive", False),
         outputs=outputs,
         attempts=table.whole("attempts", 3, least=1, most=100),
         retry_s=table.number("retry_s", 60, least=0, most=DAY_S),

@@ -32,8 +32,8 @@ logger = logging.getLogger(__name__)
 
 IN_VARIABLE, OUT_VARIABLE = "MERCURE_IN_DIR", "MERCURE_OUT_DIR"
 TASK_FILE, RESULT_FILE = "task.json", "result.json"
-DEFAULTS = Analyse(None, "auto", "auto", 0, OUTPUTS, 1, 0.0)
-_SETTINGS = {"outputs", "engine", "precision", "device", "bundle"}
+DEFAULTS = Analyse(None, "auto", "auto", 0, False, OUTPUTS, 1, 0.0)
+_SETTINGS = {"outputs", "engine", "precision", "device", "exhaustive", "bundle"}
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def run_module(in_dir: Path, out_dir: Path, opener: Opener, redact: Redactor) ->
 
 
 def task_settings(path: Path) -> Analyse:
-    """The settings in ``task.json``: ``process.settings`` with outputs, engine, precision, device and bundle.
+    """The settings in ``task.json``: outputs, engine, precision, device, exhaustive, bundle in ``process.settings``.
 
     Raises:
         InputError: the file can't be read, or a setting is wrong.
@@ -105,6 +105,9 @@ def _checked(settings: Mapping[str, Any], path: Path) -> Analyse:
     device = settings.get("device", 0)
     if not isinstance(device, int) or device < 0:
         raise InputError(f"device in {path} must be a whole number; met {device!r}.")
+    exhaustive = settings.get("exhaustive", False)
+    if not isinstance(exhaustive, bool):
+        raise InputError(f"exhaustive in {path} must be true or false; met {exhaustive!r}.")
     bundle = settings.get("bundle")
     return replace(
         DEFAULTS,
@@ -112,6 +115,7 @@ def _checked(settings: Mapping[str, Any], path: Path) -> Analyse:
         engine=settings.get("engine", "auto"),
         precision=settings.get("precision", "auto"),
         device=device,
+        exhaustive=exhaustive,
         bundle=None if bundle is None else Path(str(bundle)),
     )
 

@@ -85,7 +85,11 @@ def open_pipeline(settings: Analyse) -> Iterator[PipelineProcessor]:
 
     check_installed(settings.outputs)
     with Pipeline.open(
-        settings.bundle, engine=settings.engine, precision=settings.precision, device=settings.device
+        settings.bundle,
+        engine=settings.engine,
+        precision=settings.precision,
+        device=settings.device,
+        exhaustive=settings.exhaustive,
     ) as pipeline:
         warm_up(pipeline)
         yield PipelineProcessor(pipeline, settings.outputs)

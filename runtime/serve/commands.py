@@ -86,6 +86,7 @@ def _run(arguments: argparse.Namespace, options: ServeOptions) -> int:
                 precision=arguments.precision,
                 device=arguments.device,
                 server=triton,
+                exhaustive=arguments.exhaustive,
             )
         )
         warm_up(pipeline)

@@ -134,11 +134,17 @@ def test_accuracy_of_nothing_is_refused(capsys) -> None:
 
 
 def test_scaling_finds_what_the_cost_grows_with(bundle, capsys, tmp_path, monkeypatch) -> None:
-    """Of a process that takes 0.01 s for each millimetre of spine and 2 MiB for each thousand voxels."""
+    """Of a process that takes 0.01 s and a window for each millimetre of spine, and 2 MiB for each thousand voxels; in
+    the exhaustive pass a window for each thousand voxels."""
 
-    def process(scan: Path, **options) -> dict:
+    def process(scan: Path, *, exhaustive: bool, **options) -> dict:
         z, y, x = read_scan(scan).array.shape
-        first, second = ({"stages_s": {"total": s}, "vertebrae": z // 3} for s in (99.0, 0.01 * z))
+        windows = {"run": z * y * x / 1000 if exhaustive else z - 1, "planned": 0, "scouted": 0 if exhaustive else 1}
+        centres = [(0.0, 0.0, 3.0 * i) for i in range(z // 3)]
+        first, second = (
+            {"stages_s": {"total": s}, "vertebrae": z // 3, "centres_ras_mm": centres, "windows": windows}
+            for s in (99.0, 0.01 * z)
+        )
         return {"runs": [first, second], "peak_memory_mib": 2e-3 * z * y * x}
 
     monkeypatch.setattr(scaling, "in_fresh_process", process)
@@ -147,10 +153,23 @@ def test_scaling_finds_what_the_cost_grows_with(bundle, capsys, tmp_path, monkey
     found = document_of(capsys, "scaling", *options)
     assert len({tuple(row["shape_zyx"]) for row in found["details"]["sizes"]}) == 9, "one size is in both series"
     slopes = found["details"]["slopes"]
-    assert slopes["spine grows"]["s_per_litre"] == pytest.approx(0.01 / (24 * 24 * 1e-6), rel=1e-6)
+    assert slopes["spine grows"]["s_per_litre"] == pytest.approx(0.01 / (40 * 40 * 1e-6), rel=1e-6)
     assert slopes["field of view grows"]["s_per_litre"] == pytest.approx(0, abs=1e-6)
+    assert slopes["spine grows"]["windows_per_litre"] == pytest.approx(1 / (40 * 40 * 1e-6), rel=1e-6)
+    assert slopes["field of view grows"]["windows_per_litre"] == pytest.approx(0, abs=1e-6)
+    assert all(slope["exhaustive_windows_per_litre"] == pytest.approx(1000) for slope in slopes.values())
+    assert {row["centres_changed"] for row in found["details"]["sizes"]} == {0}
     assert all(slope["mib_per_litre"] == pytest.approx(2000) for slope in slopes.values())
     assert plot.stat().st_size > 0
+
+
+def test_centres_that_moved_or_went_are_counted() -> None:
+    every = [(0.0, 0.0, 0.0), (0.0, 0.0, 30.0), (0.0, 0.0, 60.0)]
+    assert scaling.centres_changed([(1.0, 1.0, 0.0), *every[1:]], every) == 0
+    assert scaling.centres_changed([(2.0, 0.0, 0.0), *every[1:]], every) == 2, "one lost, one added"
+    assert scaling.centres_changed(every[:2], every) == 1
+    assert scaling.centres_changed([], every) == 3
+    assert scaling.spine_mm(every) == 60.0
 
 
 @pytest.mark.slow

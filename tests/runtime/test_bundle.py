@@ -18,6 +18,7 @@ from runtime.bundle import (
     IntensityWindow,
     LevelNetSpec,
     LocNetSpec,
+    ScoutSpec,
     open_bundle,
     sha256_of,
     write_bundle,
@@ -259,6 +260,52 @@ def test_what_stands_for_the_network_for_levels_is_an_object(with_levels, value)
     rewrite(with_levels, lambda data: data.update(levelnet=value))
     with pytest.raises(BundleError, match="levelnet should be an object"):
         open_bundle(with_levels)
+
+
+# The first look, which older bundles lack.
+
+SCOUT = ScoutSpec(spacing_mm=6.0, overlap=0.125, threshold=0.2, margin_mm=6.0, follow_threshold=0.3, share=0.03)
+
+
+@pytest.fixture
+def with_scout(files, tmp_path):
+    return write_bundle(replace(SPEC, locnet=replace(SPEC.locnet, scout=SCOUT)), files, tmp_path / "scout").folder
+
+
+def test_a_first_look_is_kept(with_scout):
+    assert open_bundle(with_scout).spec.locnet == replace(SPEC.locnet, scout=SCOUT)
+
+
+@pytest.mark.parametrize("change", [lambda d: d["locnet"].pop("scout"), lambda d: d["locnet"].update(scout=None)])
+def test_a_bundle_without_a_first_look_is_run_everywhere(with_scout, change):
+    rewrite(with_scout, change)
+    assert open_bundle(with_scout).spec.locnet == SPEC.locnet
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"spacing_mm": 2.0}, "scout.spacing_mm should be above locnet.spacing_mm, met 2"),
+        ({"overlap": 1.0}, "scout.overlap should be from 0 to below 1, met 1"),
+        ({"share": -0.1}, "scout.share should be from 0 to below 1, met -0.1"),
+        ({"threshold": 2}, "scout.threshold should be from 0 to 1, met 2"),
+        ({"margin_mm": -1}, "scout.margin_mm should not be negative, met -1"),
+        ({"follow_threshold": 0.7}, "scout.follow_threshold should be from 0 to below heatmap_threshold, met 0.7"),
+        ({"colour": "red"}, "locnet: scout has unknown keys: colour"),
+        ({"share": "all"}, "locnet: scout: share should be a number"),
+    ],
+)
+def test_a_first_look_that_makes_no_sense_is_refused(with_scout, values, message):
+    rewrite(with_scout, lambda data: data["locnet"]["scout"].update(values))
+    with pytest.raises(BundleError, match=message):
+        open_bundle(with_scout)
+
+
+@pytest.mark.parametrize("value", [7, [], False])
+def test_what_stands_for_the_first_look_is_an_object(with_scout, value):
+    rewrite(with_scout, lambda data: data["locnet"].update(scout=value))
+    with pytest.raises(BundleError, match="scout should be an object"):
+        open_bundle(with_scout)
 
 
 # What is refused.

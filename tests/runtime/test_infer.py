@@ -457,3 +457,21 @@ def test_the_help_tells_the_exit_statuses_and_imports_nothing_heavy():
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY)
     assert said.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("options", [[], ["--exhaustive"]])
+def test_exhaustive_reaches_the_pipeline(options, tmp_path, monkeypatch):
+    from runtime.errors import EngineError
+    from runtime.pipeline import Pipeline
+
+    asked = []
+
+    def refuse(*_, exhaustive, **__):
+        asked.append(exhaustive)
+        raise EngineError("no engine in this test")
+
+    monkeypatch.setattr(Pipeline, "open", refuse)
+    scan = tmp_path / "scan.nii.gz"
+    nib.save(nib.Nifti1Image(np.zeros((4, 4, 4), np.int16), np.eye(4)), scan)
+    assert main([str(scan), "-o", str(tmp_path / "out"), *options]) == EngineError.exit_status
+    assert asked == [bool(options)]

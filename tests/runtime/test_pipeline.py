@@ -21,6 +21,7 @@ from runtime.grading import GradingSpec, grade_probabilities
 from runtime.pipeline import MOST_VERTEBRAE, Pipeline
 from runtime.precision_plan import PrecisionPlan
 from runtime.resample import working_grid
+from runtime.scout import WindowCount
 from runtime.volume import Grid, Volume
 
 
@@ -325,7 +326,12 @@ def test_a_network_that_sees_vertebrae_everywhere_is_cut_short(pipeline, ball_sc
     (centre,) = scan_access.locate(*_working(scan.volume), pipeline.spec.locnet, pipeline._locnet)
     x, y, z = centre.centre_ras_mm
     many = [replace(centre, centre_ras_mm=(x, y, z - 50.0 * i), confidence=1 - i / 100) for i in range(70)]
-    monkeypatch.setattr(scan_access, "locate", lambda *_, **__: tuple(many))
+
+    def many_centres(*_, told, **__):
+        told(WindowCount(1, 1, 0))
+        return tuple(many)
+
+    monkeypatch.setattr(scan_access, "locate", many_centres)
     findings = pipeline.run(scan.volume)
     assert len(findings.vertebrae) == MOST_VERTEBRAE
     assert any("10 more vertebrae" in text for text in findings.warnings)

@@ -19,7 +19,7 @@ from runtime.version import software_version
 @pytest.fixture
 def orders(tmp_path, ball_bundle):
     return Orders(
-        "run", tmp_path / "out", tmp_path, ball_bundle, open_bundle(ball_bundle).sha256, "openvino", "fp32", 1,
+        "run", tmp_path / "out", tmp_path, ball_bundle, open_bundle(ball_bundle).sha256, "openvino", "fp32", False, 1,
         Outputs(overview=False), False, software_version(),
     )  # fmt: skip
 

@@ -42,6 +42,7 @@ WRONG = {
     "complete.idle_s": ("complete", {"idle_s": True}, "must be a number"),
     "complete.ask": ("complete", {"ask": ["out"]}, "'out' is not a [[dicom]] or [[web]] peer"),
     "analyse.outputs": ("analyse", {"outputs": ["seg", "png"]}, "met 'png'"),
+    "analyse.exhaustive": ("analyse", {"exhaustive": 1}, "must be true or false"),
     "analyse.engine": ("analyse", {"engine": "abacus"}, "must be one of auto"),
     "analyse.attempts": ("analyse", {"attempts": 0}, "from 1 to 100; met 0"),
     "deliver.to": ("deliver", {"to": []}, "is empty"),

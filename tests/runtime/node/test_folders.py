@@ -92,6 +92,7 @@ def test_without_mercures_variables_the_folders_must_be_named(monkeypatch, capsy
         ({"engine": "abacus"}, "engine"),
         ({"precision": "int1"}, "precision"),
         ({"device": "first"}, "device"),
+        ({"exhaustive": "yes"}, "exhaustive"),
         ("text", "must be an object"),
     ],
 )
