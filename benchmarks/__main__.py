@@ -55,8 +55,8 @@ def _common_options(parser: argparse.ArgumentParser, repeats: int) -> None:
 
 
 def _own_options(parser: argparse.ArgumentParser, name: str) -> None:
-    if name in ("latency", "stages", "accuracy", "scaling", "startup", "memory", "cohort"):
-        one = name in ("scaling", "startup", "memory", "cohort")
+    if name in ("latency", "stages", "accuracy", "scaling", "startup", "memory", "cohort", "node"):
+        one = name in ("scaling", "startup", "memory", "cohort", "node")
         parser.add_argument("--engines", metavar="NAME", nargs="+", default=[],
                             help="the one to use" if one else "only these")  # fmt: skip
     if name in ("latency", "stages", "accuracy"):
@@ -64,7 +64,7 @@ def _own_options(parser: argparse.ArgumentParser, name: str) -> None:
     if name in ("latency", "stages", "accuracy", "memory", "kernels"):
         parser.add_argument("--scan", metavar="FILE", nargs="+", type=Path, default=[],
                             help="measure on these" if name == "accuracy" else "instead of phantoms")  # fmt: skip
-    if name in ("latency", "stages", "kernels", "memory", "startup", "cohort"):
+    if name in ("latency", "stages", "kernels", "memory", "startup", "cohort", "node"):
         parser.add_argument("--shape", metavar="Z,Y,X", type=_shape, help="of the phantom, voxels")
     if name in ("latency", "stages", "cohort"):
         parser.add_argument("--spacing", metavar="MM", type=float, help="of the phantom")
@@ -219,6 +219,15 @@ def _cohort(frame: Frame) -> Report:
     )  # fmt: skip
 
 
+def _node(frame: Frame) -> Report:
+    try:
+        from benchmarks.node import DEFAULT_ZYX, node
+    except ModuleNotFoundError as error:
+        stop_without("node", error)
+    args = frame.args
+    return node(args.shape or DEFAULT_ZYX, args.repeats, bundle=args.bundle, engine=frame.engine, folder=frame.folder)
+
+
 COMMANDS: dict[str, tuple[Callable[[Frame], Report], int, str]] = {
     "latency": (_latency, 7, "one window, one crop, a whole scan: torch and every engine and precision"),
     "stages": (_stages, 3, "where the time of a whole case goes, beside MONAI, scikit-image, nibabel and SimpleITK"),
@@ -228,6 +237,7 @@ COMMANDS: dict[str, tuple[Callable[[Frame], Report], int, str]] = {
     "startup": (_startup, 5, "cold imports, the first window, the second scan, the size on disk"),
     "memory": (_memory, 1, "peak memory of a large scan"),
     "cohort": (_cohort, 1, "many scans on a Ray cluster of two nodes, one worker killed, beside the same one by one"),
+    "node": (_node, 1, "a study from an Orthanc through the node and back, stage by stage, and the node's memory"),
 }
 """By name: what runs it, how often by default, and what it shows."""
 

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from runtime.findings import Findings, Vertebra
+from runtime.report import UNSURE_BELOW, shown_level
 from runtime.views import View, curved_views
 from runtime.volume import Volume
 
@@ -31,6 +32,10 @@ RED: RGB = (255, 80, 70)
 UNGRADED: RGB = (225, 225, 225)
 GRADE_COLOURS: tuple[RGB, ...] = ((86, 180, 233), (240, 228, 66), (245, 140, 0), (235, 60, 150))
 """For grades 0..3: blue, yellow, orange, pink; apart in hue and lightness for the usual colour-blindnesses."""
+LEGEND = (
+    f"L3?: a level of less than {UNSURE_BELOW:g} probability;  p: of the grade;  mm: anterior/middle/posterior height;  "
+    "%: greatest height loss, with its shape"
+)
 GRADE_WORDS = ("none", "mild", "moderate", "severe")
 
 
@@ -113,7 +118,7 @@ def _plain(text: str) -> str:
 
 
 def _name(vertebra: Vertebra) -> str:
-    return vertebra.level or str(vertebra.index)
+    return shown_level(vertebra) or str(vertebra.index)
 
 
 def _frame(draw: ImageDraw.ImageDraw, view: View, left: int, title: str, sides: str) -> None:
@@ -269,5 +274,6 @@ def _footer(draw: ImageDraw.ImageDraw, vertebrae: Sequence[Vertebra], notice: st
             left += 20 + _font(15).getlength(text) + 24
         if not all(v.complete for v in vertebrae):
             draw.text((left, top + 23), "cut: by the scan's edge", FAINT, _font(15), anchor="lm")
+        draw.text((MARGIN, top + 42), _fit(LEGEND, 13, size[0]), FAINT, _font(13), anchor="lm")
     if notice:
         draw.text((size[0] / 2, size[1] - 24), _fit(notice, 22, size[0]), RED, _font(22), anchor="mm")

@@ -21,6 +21,15 @@ COLUMNS = (
 )
 """Titles and widths of the table's columns."""
 
+UNSURE_BELOW = 0.8
+"""Levels of a lower probability are shown with a question mark."""
+LEGEND = (
+    f"level: with its probability, ? below {UNSURE_BELOW:g}; grade: Genant's 0 to 3, with its probability;",
+    "net/mask: that of the network and the measured one, * more than one apart; ant/mid/post mm: heights of the body;",
+    "loss: greatest height loss, and shape; ml, HU: volume and mean of the vertebra; conf: of being one;",
+    "scan: whole, or cut by its edge; -: none",
+)
+"""What the columns mean, in lines of at most 120 characters."""
 _SHAPES = {"wedge": "wedge", "biconcave": "bicon", "crush": "crush", None: ""}
 
 
@@ -35,6 +44,7 @@ def table(findings: Findings, *, notice: str = "") -> str:
     if findings.vertebrae:
         lines += [_row([title for title, _ in COLUMNS]), "-" * len(_row(["-"] * len(COLUMNS)))]
         lines += [_row(cells(vertebra)) for vertebra in findings.vertebrae]
+        lines += ["", *LEGEND]
     else:
         lines.append("No vertebra was found.")
     said_above = {notice, "No vertebra was found."}
@@ -101,12 +111,17 @@ def _loss(vertebra: Vertebra) -> str:
     return f"{100 * vertebra.height_loss:.0f} % {_SHAPES[vertebra.shape]}".rstrip()
 
 
+def shown_level(vertebra: Vertebra) -> str | None:
+    """The level, with a question mark where it is improbable: ``"L3"``, ``"L3?"``; None where there is none."""
+    unsure = vertebra.level_confidence is not None and vertebra.level_confidence < UNSURE_BELOW
+    return f"{vertebra.level}?" if vertebra.level and unsure else vertebra.level
+
+
 def _level(vertebra: Vertebra) -> str:
-    if vertebra.level is None:
+    level = shown_level(vertebra)
+    if level is None:
         return "-"
-    return (
-        vertebra.level if vertebra.level_confidence is None else f"{vertebra.level} ({vertebra.level_confidence:.2f})"
-    )
+    return level if vertebra.level_confidence is None else f"{level} ({vertebra.level_confidence:.2f})"
 
 
 def _ascii(text: str) -> str:

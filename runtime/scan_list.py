@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,11 +12,14 @@ from runtime.errors import InputError
 from runtime.output import FINDINGS_FILE, RESULT_FILES
 from runtime.readers import READERS
 
+logger = logging.getLogger(__name__)
+
 RULE = (
     "A folder that holds DICOM files, or a DICOMDIR, is one scan. In any other folder every .nii, .nii.gz, .nrrd, "
     ".mha, .mhd and .zip file and every subfolder that holds DICOM files is a scan of its own, at any depth; "
-    "subfolders that hold the series of one study, or pieces of one series, are one scan together. Hidden folders and "
-    "folders of results are left out."
+    "subfolders that hold the series of one study, or pieces of one series, are one scan together. Links to folders "
+    "are followed, each folder counts once. Hidden folders, folders of results and scans of other formats beside DICOM "
+    "files are left out."
 )
 """What a folder means, for those who use it."""
 _FILES = tuple(ending for ending in READERS if ending.startswith(".") and ending != ".dcm")
@@ -48,7 +52,7 @@ def list_scans(named: Sequence[Path]) -> tuple[tuple[ListedScan, ...], bool]:
     scans: list[ListedScan] = []
     is_list = len(named) > 1
     for path in named:
-        found = _scans_in(path) if _is_folder(path) else [path]
+        found = _scans_in(path, set()) if _is_folder(path) else [path]
         if found in ([path], []):
             scans.append(ListedScan(path))
             continue
@@ -64,13 +68,16 @@ def _is_folder(path: Path) -> bool:
         return False
 
 
-def _scans_in(folder: Path) -> list[Path]:
+def _scans_in(folder: Path, entered: set[str]) -> list[Path]:
+    """The scans in a folder; ``entered`` are folders that were looked at, and are not again, whatever links to them."""
+    entered.add(os.path.realpath(folder))
     try:
         with os.scandir(folder) as entries:
             there = sorted(entries, key=lambda entry: entry.name)
         files = [Path(entry.path) for entry in there if entry.is_file()]
-        below = [Path(entry.path) for entry in there if entry.is_dir(follow_symlinks=False)]
+        below = [Path(entry.path) for entry in there if entry.is_dir()]
         if _first_dicom(files) is not None:
+            _say_what_is_left_out(folder, files)
             return [folder]
     except OSError as error:
         raise InputError(
@@ -81,10 +88,21 @@ def _scans_in(folder: Path) -> list[Path]:
         return []
     found = [file for file in files if file.name.lower().endswith(_FILES)]
     below = [one for one in below if not one.name.startswith(".") and not one.name.lower().endswith(_RESULTS)]
-    listed = [(one, _scans_in(one)) for one in below]
+    below.sort(key=lambda one: one.is_symlink())
+    listed = [(one, _scans_in(one, entered)) for one in below if os.path.realpath(one) not in entered]
     if _belong_together([one for one, inside in listed if inside == [one]]):
         return [folder]
     return found + [scan for _, inside in listed for scan in inside]
+
+
+def _say_what_is_left_out(folder: Path, files: Sequence[Path]) -> None:
+    """Beside DICOM files scans of other formats are often copies or masks of these, so they aren't run unasked."""
+    others = [file.name for file in files if file.name.lower().endswith(_FILES)]
+    if others:
+        logger.warning(
+            "%s is one scan, its DICOM files; %d other file(s) in it are left out, such as %s. Name them to run them.",
+            folder, len(others), others[0],
+        )  # fmt: skip
 
 
 def _first_dicom(files: Sequence[Path]) -> Path | None:

@@ -16,7 +16,7 @@ from reportlab.pdfgen.canvas import Canvas
 
 from runtime.dicom.context import NOT_CLINICAL, ResultContext, plain
 from runtime.dicom.headers import text_of
-from runtime.report import COLUMNS, cells
+from runtime.report import COLUMNS, LEGEND, cells
 
 WIDTH, LEAST_HEIGHT = A4
 MARGIN = 34.0
@@ -116,6 +116,8 @@ def _tail(context: ResultContext, scale: float) -> list[_Line]:
     findings = context.findings
     size = 8.5 * scale
     lines: list[_Line] = []
+    if findings.vertebrae:
+        lines += [_Line(part, 0.85 * size, _PLAIN, _GREY) for part in _split(" ".join(LEGEND), 0.85 * size)]
     remarks = [text for text in findings.warnings if text != context.notice]
     if remarks:
         lines.append(_Line("Warnings", size + 1, _BOLD, gap=0.6 * size))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from runtime.node.config import DicomPeer, Peer, WebPeer
-from runtime.node.peer_errors import PeerError
+from runtime.node.peer_errors import NotFoundError, PeerError
 
 
 class Archive:
@@ -45,7 +45,8 @@ class Archive:
         """Have the study's CT series come: to ``take``, or by C-MOVE to our SCP. How many series came.
 
         Raises:
-            PeerError: the archive doesn't have them, or not all images came.
+            NotFoundError: the archive has no CT series of the study.
+            PeerError: it did not answer, or not all images came.
         """
         from runtime.node import dimse, web
 
@@ -62,5 +63,5 @@ class Archive:
                 else:
                     dimse.get(peer, self._ae_title, study_uid, uid, take)
         if not series:
-            raise PeerError(f"{peer.name} has no CT series of this study")
+            raise NotFoundError(f"not found at {peer.name}: it has no CT series of a study with this UID")
         return len(series)

@@ -10,6 +10,7 @@ import argparse
 import json
 import logging
 import os
+import shutil
 import signal
 import tempfile
 import threading
@@ -26,8 +27,10 @@ from runtime.node.outbox import Outbox, PullList
 from runtime.node.peer_errors import PeerError
 from runtime.node.processor import Opener, open_pipeline
 from runtime.node.queue import QUEUE_FILE, Database, Queue
+from runtime.node.records import READY, RUNNING
 from runtime.node.service import Node, open_identity
 from runtime.node.status import summary, table
+from runtime.node.store import IMAGES, RESULTS
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +55,10 @@ def build_parser() -> argparse.ArgumentParser:
     pull.add_argument("studies", metavar="STUDY_UID", nargs="*")
     retry = commands.add_parser("retry", help="give studies that are dead another chance")
     retry.add_argument("studies", metavar="STUDY", nargs="*", help="keys as status prints them (default: all)")
+    forget = commands.add_parser(
+        "forget", aliases=["cancel"], help="fetch studies no more, and take them out of the queue with their files"
+    )
+    forget.add_argument("studies", metavar="STUDY", nargs="+", help="keys as status prints them")
     find = commands.add_parser("key", help="print the key that logs and status name a study by")
     find.add_argument("study", metavar="STUDY_UID")
     module = commands.add_parser("module", help="one task by mercure's convention; needs no --config")
@@ -89,7 +96,7 @@ def _run(arguments: argparse.Namespace, opener: Opener) -> int:
     match arguments.command:
         case "key":
             say(hasher.short(arguments.study))
-        case "status" | "pull" | "retry":
+        case "status" | "pull" | "retry" | "forget" | "cancel":
             return _with_queue(arguments, config, hasher)
         case _:
             return run_node(config, opener, hasher, redact)
@@ -116,11 +123,30 @@ def _with_queue(arguments: argparse.Namespace, config: Config, hasher: Hasher) -
             keys = arguments.studies or [study.key for study in queue.studies() if study.state == "dead"]
             for key in keys:
                 say(f"{key}: {queue.retry(key) or 'is unknown or not dead'}")
-        else:
+        elif arguments.command == "pull":
             _pull(arguments, config, pulls)
+        else:
+            for key in arguments.studies:
+                say(f"{key}: {_forget(key, config, queue, pulls)}")
     finally:
         database.close()
     return 0
+
+
+def _forget(key: str, config: Config, queue: Queue, pulls: PullList) -> str:
+    """Take a study off the list of what is fetched and out of the queue; what was done."""
+
+    def remove() -> None:
+        for folder in (IMAGES, RESULTS):
+            shutil.rmtree(config.data / folder / key, ignore_errors=True)
+
+    cancelled, state = pulls.cancel(key, queue.hasher), queue.forget(key, remove)
+    said = ["is fetched no more"] if cancelled else []
+    if state in (RUNNING, READY):
+        said.append(f"is {state} and stays; forget it when that is done")
+    elif state is not None:
+        said.append(f"was {state} and is forgotten; images that come again are new")
+    return ", ".join(said) or "is unknown"
 
 
 def _pull(arguments: argparse.Namespace, config: Config, pulls: PullList) -> None:
@@ -146,10 +172,12 @@ def run_node(config: Config, opener: Opener, hasher: Hasher, redact: Redactor) -
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
-    with log_to_stderr(redact, config.log_level), Node(config, opener, hasher=hasher, redact=redact) as node:
-        logger.info("ready: %s", node.processor.engine)
-        ended.wait()
-        logger.info("ending")
+    with log_to_stderr(redact, config.log_level):
+        with Node(config, opener, hasher=hasher, redact=redact) as node:
+            logger.info("ready: %s", node.processor.engine)
+            ended.wait()
+            logger.info("ending: what runs now is done again at the next start")
+        logger.info("ended")
     return 0
 
 

@@ -1,6 +1,7 @@
 """The node's log: one line per event on stderr, without patient data.
 
 Messages of other libraries are withheld, since they may quote what is in a data set; that they came is said.
+What is logged while a study is analysed begins with the study's key, whoever says it.
 """
 
 from __future__ import annotations
@@ -9,11 +10,23 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TextIO
 
 from runtime.node.identity import Redactor
 
 OURS = "runtime"
+_study: ContextVar[str] = ContextVar("study", default="")
+
+
+@contextmanager
+def about_study(key: str) -> Iterator[None]:
+    """What this thread logs while the block runs is about a study: its lines bear the key."""
+    token = _study.set(key)
+    try:
+        yield
+    finally:
+        _study.reset(token)
 
 
 class RedactingFormatter(logging.Formatter):
@@ -30,6 +43,8 @@ class RedactingFormatter(logging.Formatter):
                 {**record.__dict__, "msg": f"{record.name}: message withheld", "args": (), "exc_info": None}
             )
             record.exc_text = record.stack_info = None
+        if (key := _study.get()) and key not in (message := record.getMessage()):
+            record = logging.makeLogRecord({**record.__dict__, "msg": f"study {key}: {message}", "args": ()})
         return self._redact(super().format(record))
 
 

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Sequence
 
+from runtime.node.identity import Hasher
 from runtime.node.queue import Database, settle
 from runtime.node.records import COMMITTED, COMMITTING, DEAD, PENDING, SENT, SUPERSEDED, PullRecord, ResultRecord
 
@@ -138,6 +139,13 @@ class PullList:
     def waiting(self) -> list[PullRecord]:
         """All that is not fetched."""
         return [PullRecord(**dict(row)) for row in self._database.rows("SELECT * FROM pull ORDER BY next_s")]
+
+    def cancel(self, key: str, hasher: Hasher) -> int:
+        """Fetch a study, named by its key, no more; from how many peers that was planned."""
+        pulls = [pull for pull in self.waiting() if hasher.short(pull.study_uid) == key]
+        for pull in pulls:
+            self.done(pull)
+        return len(pulls)
 
     def done(self, pull: PullRecord) -> None:
         """It was fetched."""

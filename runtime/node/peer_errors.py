@@ -11,5 +11,9 @@ class PeerError(VertscanError):
     exit_status = 5
 
 
+class NotFoundError(PeerError):
+    """A peer answered that it doesn't have what was asked for: waiting brings nothing."""
+
+
 class RefusedError(PeerError):
     """A peer refused for good: to ask again would change nothing."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from runtime.pipeline import Pipeline
 
 logger = logging.getLogger(__name__)
+
+SECONDS = "seconds: "
+"""How the line begins that says what each stage of a study took."""
 
 
 class Processor(Protocol):
@@ -67,7 +71,11 @@ class PipelineProcessor:
             analysis = self._pipeline.analyse(folder)
             for warning in analysis.findings.warnings:
                 logger.info("%s", warning)
+            start_s = time.perf_counter()
             write_dicom(analysis, out_dir, self._outputs)
+            seconds = {**analysis.findings.timings_s, "objects": time.perf_counter() - start_s}
+            del seconds["total"]
+            logger.info("%s%s", SECONDS, ", ".join(f"{stage} {took_s:.2f}" for stage, took_s in seconds.items()))
         return sorted(out_dir.iterdir())
 
 

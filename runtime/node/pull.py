@@ -12,9 +12,9 @@ from runtime.node.audit import Audit
 from runtime.node.config import Reconcile
 from runtime.node.identity import Redactor
 from runtime.node.outbox import PullList
-from runtime.node.peer_errors import PeerError
+from runtime.node.peer_errors import NotFoundError, PeerError
 from runtime.node.queue import Queue
-from runtime.node.records import RECEIVED
+from runtime.node.records import IGNORED, RECEIVED
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class Puller:
             series = archive.fetch(pull.study_uid, lambda encoded: self._take(encoded, pull.peer))
         except (PeerError, InputError) as error:
             reason = self._redact(str(error))
-            last = pull.attempts + 1 >= _ATTEMPTS or isinstance(error, InputError)
+            last = pull.attempts + 1 >= _ATTEMPTS or isinstance(error, (InputError, NotFoundError))
             wait_s = None if last else min(_FIRST_WAIT_S * 2**pull.attempts, _LONGEST_WAIT_S)
             self._pulls.failed(pull, reason, wait_s=wait_s)
             logger.warning("study %s did not come from %s: %s", key, pull.peer, reason)
@@ -96,7 +96,7 @@ class Reconciler:
         return True
 
     def _is_missing(self, archive: Archive, study_uid: str, *, first: bool) -> bool:
-        """Whether we know nothing of a study, or lack images that the archive has of a series that we know.
+        """Whether we know nothing of a study or no CT image, or lack images that the archive has of a series that we know.
 
         Studies that we don't wait for are compared the first time only: their images may have come while we were down.
         """
@@ -104,9 +104,11 @@ class Reconciler:
         study = self._queue.study(key)
         if study is None:
             return True
-        if study.state != RECEIVED and not first:
+        if study.state not in (RECEIVED, IGNORED) and not first:
             return False
         ours, theirs = self._queue.series_counts(key), archive.series_counts(study_uid)
+        if not ours:
+            return True
         return any(n < theirs.get(uid, 0) for uid, n in ours.items())
 
     def fetch_from(self, archive: Archive, study_uid: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -104,10 +104,7 @@ class Queue:
                 return False
             entry = (image.sop_uid, key, image.series_uid, image.path, image.size_bytes, int(image.is_ct))
             db.execute("INSERT OR REPLACE INTO image VALUES (?, ?, ?, ?, ?, ?)", entry)
-            db.execute(
-                "INSERT OR IGNORE INTO study (key, uid, state, first_s, last_s, changed_s) VALUES (?, ?, ?, ?, ?, ?)",
-                (key, image.study_uid, RECEIVED, now_s, now_s, now_s),
-            )
+            _enter_study(db, key, image.study_uid, now_s)
             if image.is_ct:
                 self._touch(db, key, now_s)
         return True
@@ -120,6 +117,12 @@ class Queue:
         )
         db.execute("UPDATE study SET last_s = ? WHERE key = ?", (now_s, key))
         db.execute("UPDATE result SET state = ? WHERE study = ? AND state IN (?, ?)", (SUPERSEDED, key, PENDING, DEAD))
+
+    def mention(self, study_uid: str) -> None:
+        """Something came of a study, though no image: it is known from now on, so that ``status`` names it."""
+        key, now_s = self.hasher.short(study_uid), time.time()
+        with self.database.transaction() as db:
+            _enter_study(db, key, study_uid, now_s)
 
     def knows_image(self, sop_uid: str) -> bool:
         """Whether this image came already; one that was removed is welcome again if its study is RECEIVED or DEAD."""
@@ -272,6 +275,26 @@ class Queue:
         rows = self.database.rows("SELECT state, COUNT(*) AS n FROM study GROUP BY state")
         return dict.fromkeys(STATES, 0) | {row["state"]: row["n"] for row in rows}
 
+    def forget(self, key: str, remove: Callable[[], None]) -> str | None:
+        """Take a study, its images and its results out, unless it is RUNNING or READY; the state that it was in.
+
+        Args:
+            key: of the study.
+            remove: removes its files; nobody changes the queue meanwhile.
+
+        Returns:
+            None if the study is unknown; RUNNING or READY, and nothing was done.
+        """
+        with self.database.transaction() as db:
+            row = db.execute("SELECT state FROM study WHERE key = ?", (key,)).fetchone()
+            if row is None or row["state"] in (RUNNING, READY):
+                return None if row is None else str(row["state"])
+            for table in ("image", "result"):
+                db.execute(f"DELETE FROM {table} WHERE study = ?", (key,))
+            db.execute("DELETE FROM study WHERE key = ?", (key,))
+            remove()
+        return str(row["state"])
+
     def retry(self, key: str) -> str | None:
         """Give a DEAD study another chance, with what failed: delivery or analysis; the new state, None if not dead."""
         now_s = time.time()
@@ -309,6 +332,14 @@ def settle(db: sqlite3.Connection, key: str) -> None:
     db.execute(
         "UPDATE study SET state = ?, reason = ?, changed_s = ? WHERE key = ? AND state = ?",
         (DEAD if dead else DELIVERED, reason, time.time(), key, READY),
+    )
+
+
+def _enter_study(db: sqlite3.Connection, key: str, study_uid: str, now_s: float) -> None:
+    """A study that is known already stays as it is."""
+    db.execute(
+        "INSERT OR IGNORE INTO study (key, uid, state, first_s, last_s, changed_s) VALUES (?, ?, ?, ?, ?, ?)",
+        (key, study_uid, RECEIVED, now_s, now_s, now_s),
     )
 
 

@@ -86,6 +86,7 @@ class Store:
             self._audit.write("own result came back", study=study, peer=peer)
             return Taken("own", study)
         if header.SOPClassUID not in KEPT_CLASSES:
+            self._queue.mention(header.StudyInstanceUID)
             return Taken("other", study)
         if self._queue.knows_image(header.SOPInstanceUID):
             return Taken("known", study)

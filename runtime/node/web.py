@@ -21,6 +21,7 @@ from runtime.node.records import ResultRecord
 CHUNK_BYTES = 1 << 26
 _WORTH_RETRYING = (401, 403, 404, 408, 425, 429)
 """Of the answers from 400 to 499: those that say nothing of the objects, and that an administrator can mend."""
+_NOT_FOUND = 404
 _SERIES_UID, _STUDY_UID, _MODALITY, _COUNT = "0020000E", "0020000D", "00080060", "00201209"
 
 
@@ -110,13 +111,19 @@ def recent_studies(peer: WebPeer, since: str) -> list[str]:
 
 
 def ct_series(peer: WebPeer, study_uid: str) -> list[str]:
-    """UIDs of a study's CT series in the archive.
+    """UIDs of a study's CT series in the archive; none where it answers that it doesn't know the study.
 
     Raises:
         PeerError: no answer, or an error.
     """
     with connected(peer) as client:
-        found = client.search_for_series(study_uid)
+        try:
+            found = client.search_for_series(study_uid)
+        except requests.HTTPError as error:
+            if error.response is None or error.response.status_code != _NOT_FOUND:
+                raise
+            client.search_for_studies(limit=1)  # else the address is wrong
+            found = []
     return [str(_value(series, _SERIES_UID)) for series in found if _value(series, _MODALITY) == "CT"]
 
 

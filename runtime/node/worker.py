@@ -18,6 +18,7 @@ from runtime.errors import InputError, VertscanError
 from runtime.node.audit import Audit
 from runtime.node.config import Analyse
 from runtime.node.identity import Redactor
+from runtime.node.logs import about_study
 from runtime.node.processor import Processor
 from runtime.node.queue import Queue
 from runtime.node.records import DEAD, ResultFile, Study
@@ -77,7 +78,8 @@ class Worker:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
         try:
-            made = self._processor(files, work)
+            with about_study(study.key):
+                made = self._processor(files, work)
             return self._put(study, work, made)
         finally:
             shutil.rmtree(work, ignore_errors=True)

@@ -114,9 +114,20 @@ def zip_files(path: Path) -> Iterator[FileSet]:
 
 
 def _walked(path: Path) -> dict[str, SourceFile]:
-    walked = [Path(folder) / file for folder, _, files in os.walk(path, onerror=_raise) for file in files]
+    walked, entered = list[Path](), {os.path.realpath(path)}
+    for folder, below, files in os.walk(path, onerror=_raise, followlinks=True):
+        walked += [Path(folder) / file for file in files]
+        below[:] = [name for name in sorted(below) if _enter(os.path.join(folder, name), entered)]
     found = sorted(file for file in walked if file.is_file())  # not links that lead nowhere, pipes and the like
     return {file.relative_to(path).as_posix(): _DiskFile(file) for file in found}
+
+
+def _enter(folder: str, entered: set[str]) -> bool:
+    """Whether a folder is new; links may lead to one that was entered already, even to one above."""
+    real = os.path.realpath(folder)
+    is_new = real not in entered
+    entered.add(real)
+    return is_new
 
 
 def _raise(error: OSError) -> None:

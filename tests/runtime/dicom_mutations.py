@@ -259,14 +259,14 @@ def jpeg_bytes_changed(series: Series, rng: Generator) -> None:
         gdcm.TransferSyntax, str(rng.choice(["JPEG2000Lossless", "JPEGLosslessProcess14_1", "JPEGLSLossless"]))
     )
     for name in series.names():
-        series.raw[name] = _recoded(series.bytes_of(name), syntax)
+        series.raw[name] = recoded(series.bytes_of(name), syntax)
     name = series.some(rng)
     data = series.raw[name]
     series.raw[name] = _with_noise(data, rng, data.find(b"\xe0\x7f\x10\x00"), len(data))
     series.truth[name].mutated = True
 
 
-def _recoded(data: bytes, syntax: int) -> bytes:
+def recoded(data: bytes, syntax: int) -> bytes:
     import tempfile
 
     import gdcm

@@ -8,7 +8,7 @@ import pytest
 from runtime.engines.base import EngineInfo
 from runtime.findings import COMBINED, BundleInfo, Findings, Heights, Measured, NetworkOpinion, ScanInfo, Vertebra
 from runtime.progress import NoProgress, TerminalProgress, format_duration
-from runtime.report import table
+from runtime.report import LEGEND, table
 
 NOTICE = "Trained on synthetic data. Not for clinical use."
 WHOLE = Vertebra(
@@ -93,6 +93,16 @@ def test_the_table_tells_each_vertebra():
     ):
         assert part in row
     assert sum(line.rstrip().endswith("cut") for line in lines) == 1
+
+
+def test_improbable_levels_have_a_question_mark_and_columns_a_legend():
+    unsure = replace(WHOLE, level_confidence=0.62)
+    text = table(replace(FINDINGS, vertebrae=(unsure, replace(WHOLE, index=2))))
+    assert "T10? (0.62)" in text
+    assert text.count("?") == 2 + text.count("? below")  # the name's letter that ASCII lacks
+    for title in ("level", "grade", "net/mask", "ant/mid/post mm", "loss", "ml, HU", "conf", "scan"):
+        assert f"{title}: " in " ".join(LEGEND)
+    assert not any(line in table(replace(FINDINGS, vertebrae=())) for line in LEGEND)
 
 
 def test_the_notice_is_last_and_warnings_are_told_once():

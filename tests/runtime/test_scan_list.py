@@ -107,3 +107,23 @@ def test_a_folder_that_cannot_be_listed_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr("runtime.scan_list.os.scandir", refuse)
     with pytest.raises(InputError, match=r"can't be listed \(Permission denied\)"):
         list_scans([tmp_path])
+
+
+def test_linked_folders_are_followed_and_each_folder_counts_once(tmp_path):
+    dicom(tmp_path / "elsewhere" / "ct" / "IM1", "1.2.1", "1.1")
+    here = tmp_path / "here"
+    touch(here / "own" / "a.nii")
+    for name in ("link", "same"):
+        (here / name).symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (tmp_path / "elsewhere" / "around").symlink_to(here, target_is_directory=True)
+    found, is_list = listed(here)
+    assert is_list
+    assert [str(path.relative_to(here)) for path, _ in found] == ["own/a.nii", "link/ct"]
+
+
+def test_scans_of_other_formats_beside_dicom_files_are_left_out_and_that_is_said(tmp_path, caplog):
+    dicom(tmp_path / "IM0001")
+    touch(tmp_path / "mask.nii.gz")
+    touch(tmp_path / "other.mha")
+    assert listed(tmp_path) == ([(tmp_path, Path())], False)
+    assert "2 other file(s) in it are left out, such as mask.nii.gz" in caplog.text

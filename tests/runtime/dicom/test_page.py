@@ -54,6 +54,13 @@ def test_the_page_says_whose_it_is_what_was_found_and_what_not_to_trust(context)
     assert height_of(pdf) == pytest.approx(LEAST_HEIGHT, abs=0.01)
 
 
+def test_an_unsure_level_shows_and_the_columns_are_explained(context):
+    unsure = replace(context.findings.vertebrae[1], level_confidence=0.55)
+    text = text_of(draw_page(replace(context, findings=replace(context.findings, vertebrae=(unsure,))), PICTURE))
+    assert "T12? (0.55)" in text
+    assert "? below 0.8" in text.replace("\n", " ")
+
+
 def test_the_same_findings_give_the_same_page(context):
     assert draw_page(context, PICTURE) == draw_page(context, PICTURE)
 

@@ -10,7 +10,9 @@ from pydicom import dcmread
 
 from runtime.errors import GeometryError, InputError
 from runtime.node.commands import main
+from runtime.node.config import Watch
 from runtime.node.module import task_settings
+from runtime.node.watch import FolderWatch
 from tests.runtime.node.fake_processor import FakeProcessor, opener_of
 from tests.runtime.node.nodes import config_of, running_node
 from tests.runtime.node.peers import free_port, wait_until
@@ -36,6 +38,20 @@ def test_files_in_a_watched_folder_come_out_as_results(tmp_path):
         wait_until((watched / "refused" / "note.txt").exists)
         assert not list(watched.rglob("*.dcm"))
         assert node.processor.runs == [6]
+
+
+def test_linked_folders_are_followed_once_and_what_lies_in_them_stays(tmp_path):
+    watched, study = tmp_path / "in", make_study(tmp_path / "study")
+    watched.mkdir()
+    (watched / "link").symlink_to(tmp_path / "study", target_is_directory=True)
+    (watched / "another").symlink_to(tmp_path / "study", target_is_directory=True)
+    (tmp_path / "study" / "around").symlink_to(watched, target_is_directory=True)
+    taken: list[bytes] = []
+    watch = FolderWatch(Watch(watched, 0.0), lambda encoded, peer: taken.append(encoded) or 0)
+    for _ in range(4):
+        watch.step()
+    assert sorted(taken) == sorted(path.read_bytes() for path in study.files)
+    assert all(path.exists() for path in study.files)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from runtime.errors import InputError
 from runtime.node.audit import Audit, broken_lines
 from runtime.node.identity import KEY_FILE, Hasher, Redactor, open_hasher
-from runtime.node.logs import RedactingFormatter
+from runtime.node.logs import RedactingFormatter, about_study
 
 HASHER = Hasher(bytes(32))
 UID = "1.2.826.0.1.3680043.8.498.12345"
@@ -60,6 +60,24 @@ def test_records_of_others_are_withheld_and_ours_redacted_with_their_traces():
     assert "Jane" not in said
     assert UID not in said
     assert "ValueError" in said
+
+
+def test_what_is_logged_while_a_study_is_analysed_bears_its_key_once():
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(RedactingFormatter(Redactor(HASHER)))
+
+    def log(name, text):
+        handler.handle(logging.LogRecord(name, logging.INFO, "f", 1, text, (), None))
+
+    with about_study("0123456789abcdef"):
+        log("runtime.pipeline", "The slices are tilted.")
+        log("pydicom", "a value")
+        log("runtime.node.worker", "study 0123456789abcdef: 4 results")
+    log("runtime.node", "afterwards")
+    *about, after = stream.getvalue().splitlines()
+    assert [line.count("study 0123456789abcdef") for line in about] == [1, 1, 1]
+    assert "study" not in after
 
 
 def test_a_hash_is_the_same_after_a_restart_and_another_elsewhere(tmp_path):

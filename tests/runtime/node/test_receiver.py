@@ -17,7 +17,7 @@ from runtime.node.tls import client_context
 from tests.runtime.node.certificates import make_authority, make_certificate
 from tests.runtime.node.fake_processor import FakeProcessor
 from tests.runtime.node.nodes import config_of, running_node
-from tests.runtime.node.peers import NODE, SENDER, echo, free_port, send
+from tests.runtime.node.peers import NODE, SENDER, echo, free_port, send, wait_until
 from tests.runtime.node.studies import ct_slice, make_study
 
 SLOW = {"idle_s": 3600}
@@ -102,7 +102,10 @@ def test_what_is_of_no_use_is_taken_and_not_kept(start):
     image = ct_slice("2.25.1", "2.25.2", 0)
     image.SOPClassUID = image.file_meta.MediaStorageSOPClassUID = MRImageStorage
     assert send([image], node.receiver.port) == [0]
-    assert node.queue.studies() == []
+    (study,) = node.queue.studies()  # so that status names it
+    assert node.store.files(study.key) == []
+    wait_until(lambda: node.queue.study(study.key).state == "ignored")
+    assert node.queue.study(study.key).reason == "no CT image"
 
 
 def test_an_object_without_its_uids_is_refused(start):

@@ -117,6 +117,49 @@ def test_pull_takes_a_list_and_refuses_what_is_no_uid(tmp_path, archive, capsys)
     assert main(["--config", path, "pull", "--from", "archive"]) == 2
 
 
+def test_a_study_that_the_archive_does_not_have_is_not_asked_for_again_and_can_be_forgotten(tmp_path, archive, capsys):
+    config = config_of(tmp_path, archive.port)
+    path = str(tmp_path / "node.toml")
+    with running_node(config, FakeProcessor(tmp_path / "notes")) as node:
+        assert main(["--config", path, "pull", "--from", "archive", "1.2.3.4.5.6.7"]) == 0
+        wait_until(lambda: node.pulls.waiting()[0].state == "dead")
+        (pull,) = node.pulls.waiting()
+        assert pull.attempts == 1
+        key = node.queue.hasher.short("1.2.3.4.5.6.7")
+        assert main(["--config", path, "status"]) == 0
+        said = capsys.readouterr().out
+        assert f"to fetch: {key} from archive (dead) not found at archive" in said
+        assert main(["--config", path, "cancel", key]) == 0
+        assert f"{key}: is fetched no more" in capsys.readouterr().out
+        assert node.pulls.waiting() == []
+        assert main(["--config", path, "forget", key]) == 0
+        assert f"{key}: is unknown" in capsys.readouterr().out
+
+
+def test_a_study_that_was_forgotten_is_new_when_it_comes_again(tmp_path, archive, capsys):
+    with delivered_node(tmp_path, archive) as (node, study, key):
+        assert main(["--config", str(tmp_path / "node.toml"), "forget", key]) == 0
+        assert "was delivered and is forgotten" in capsys.readouterr().out
+        assert node.queue.study(key) is None
+        assert (files(node, "images"), files(node, "results")) == ([], [])
+        send(study.files, node.receiver.port)
+        wait_until(lambda: (found := node.queue.study(key)) is not None and found.state == "delivered")
+        assert node.processor.runs == [6, 6]
+
+
+def test_what_is_analysed_is_not_forgotten(tmp_path, archive, capsys):
+    study, processor = make_study(tmp_path / "study"), FakeProcessor(tmp_path / "notes")
+    (processor.notes / "hold").touch()
+    with running_node(config_of(tmp_path, archive.port), processor) as node:
+        send(study.files, node.receiver.port)
+        wait_until((processor.notes / "held").exists)
+        key = node.queue.hasher.short(study.uid)
+        assert main(["--config", str(tmp_path / "node.toml"), "forget", key]) == 0
+        assert "is running and stays" in capsys.readouterr().out
+        (processor.notes / "hold").unlink()
+        wait_until(lambda: node.queue.study(key).state == "delivered")
+
+
 @contextmanager
 def delivered_node(tmp_path, archive, **storage):
     """A node whose study is delivered."""

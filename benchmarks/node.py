@@ -1,0 +1,255 @@
+"""The node command: a study from an archive through the node and back into the archive, stage by stage.
+
+The stages' seconds are the node's own: of its queue, its audit log and its log. An archive asks for results soon after
+the last image; what counts is how long that takes apart from the networks and from the configured idle time.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+from benchmarks.figures import Figure
+from benchmarks.orthanc import ARCHIVE_TITLE, NODE_TITLE, Orthanc, free_port
+from benchmarks.processes import ChildError, run_python
+from benchmarks.report import Report, Table, number
+from benchmarks.scans import Shape, enlarged_scan
+from benchmarks.timed_node import NETWORKS
+from runtime.node.audit import AUDIT_FILE
+from runtime.node.processor import SECONDS
+from runtime.volume import Volume
+
+DEFAULT_ZYX = (300, 512, 512)
+SPACING_MM = 0.8
+IDLE_S = 2.0
+MOST_S, MOST_MIB = 5.0, 500.0
+"""What the rest may take, and the idle node without its engine."""
+RECEIVE, COMPLETE, QUEUE, SEND = "receive", "idle time, count", "queue", "send"
+NETWORKS_ALONE = "(of these: in the networks)"
+REST = "last image to last result, without networks and idle time"
+_DEADLINE_S = 1800.0
+
+
+def node(shape_zyx: Shape, repeats: int, *, bundle: Path | None, engine: str, folder: Path) -> Report:
+    """Figures of ``repeats`` studies, one after the other, through one node that is warm.
+
+    Args:
+        shape_zyx: slices, rows and columns of the phantom, voxels of ``SPACING_MM``.
+        repeats: measured studies.
+        bundle: None for the one that ships.
+        engine: name of the engine table, or auto.
+        folder: for archive, node and scans.
+    """
+    volume = enlarged_scan(shape_zyx, spacing_mm=SPACING_MM)
+    studies: list[Mapping[str, float]] = []
+    port = free_port()
+    with Orthanc(folder / "archive", port) as archive:
+        config = _write_config(folder, archive.port, port, bundle=bundle, engine=engine)
+        bare_mib = float(run_python(["-c", _BARE]))
+        with _running_node(config) as running:
+            loaded_mib = running.resident_mib()
+            for number_ in range(repeats):
+                study_uid, files = write_study(volume, folder / f"study{number_}")
+                archive.upload(files)
+                studies.append(_through(archive, running, study_uid, len(files)))
+            idle_mib = running.resident_mib()
+    stages = [name for name in studies[0] if name != REST]
+    figures = [Figure("stage", name, "s", tuple(study[name] for study in studies)) for name in stages]
+    rest = Figure("node", REST, "s", tuple(study[REST] for study in studies))
+    memory = [
+        Figure("resident memory", name, "MiB", (mib,))
+        for name, mib in (
+            ("without engine and networks", bare_mib),
+            ("ready, before the first study", loaded_mib),
+            ("idle, after the last study", idle_mib),
+        )
+    ]
+    rows = [(figure.name, number(figure.median)) for figure in (*figures, rest)]
+    return Report(
+        figures=(*figures, rest, *memory),
+        tables=(
+            Table(f"{shape_zyx[0]} slices of {shape_zyx[1]} x {shape_zyx[2]}", ("stage", "s"), tuple(rows)),
+            Table("the node's resident memory", ("", "MiB"), tuple((m.name, number(m.median)) for m in memory)),
+        ),
+        settings={"engine": engine, "shape_zyx": list(shape_zyx), "idle_s": IDLE_S},
+        notes=(f"The rest should be under {MOST_S:g} s, the node without its engine under {MOST_MIB:g} MiB.",),
+    )
+
+
+_BARE = """
+import runtime.node.commands, runtime.node.service, runtime.dicom.writer, runtime.dicom.pdf, runtime.pipeline
+print(next(int(line.split()[1]) / 1024 for line in open("/proc/self/status") if line.startswith("VmRSS")))
+"""
+"""MiB of a process that has loaded all of the node's code but no engine and no network."""
+
+
+def _write_config(folder: Path, archive_port: int, port: int, *, bundle: Path | None, engine: str) -> Path:
+    analyse = {"engine": engine, **({} if bundle is None else {"bundle": str(bundle.absolute())})}
+    tables: dict[str, Mapping[str, Any]] = {
+        "[node]": {"data": str(folder / "node"), "ae_title": NODE_TITLE},
+        "[receive]": {"port": port, "accept": ["archive"]},
+        "[complete]": {"idle_s": IDLE_S, "ask_every_s": 1, "ask": ["archive"]},
+        "[analyse]": analyse,
+        "[deliver]": {"to": ["archive"]},
+        "[storage]": {"min_free_gib": 0},
+        "[[dicom]]": {"name": "archive", "ae_title": ARCHIVE_TITLE, "host": "127.0.0.1", "port": archive_port},
+    }
+    lines = [line for head, fields in tables.items()
+             for line in (head, *(f"{field} = {json.dumps(value)}" for field, value in fields.items()))]  # fmt: skip
+    config = folder / "node.toml"
+    config.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return config
+
+
+@dataclass(frozen=True)
+class _Running:
+    """A node that runs: its process, its settings, its log and its data folder."""
+
+    process: subprocess.Popen[bytes]
+    config: Path
+    log: Path
+    data: Path
+
+    def resident_mib(self) -> float:
+        """Its resident memory now; 0 where the system does not tell."""
+        status = Path(f"/proc/{self.process.pid}/status")
+        lines = status.read_text(encoding="ascii").splitlines() if status.exists() else []
+        return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS")), 0.0)
+
+    def text(self) -> str:
+        """Its log so far; fails when the node has ended."""
+        said = self.log.read_text(encoding="utf-8", errors="replace")
+        if self.process.poll() is not None:
+            raise ChildError(f"The node ended: {said[-500:]}")
+        return said
+
+    def study(self, study_uid: str) -> Mapping[str, Any] | None:
+        """What its queue says of a study."""
+        said = json.loads(run_python(["-m", "runtime.node", "--config", str(self.config), "status", "--json"]))
+        key = run_python(["-m", "runtime.node", "--config", str(self.config), "key", study_uid]).strip()
+        return next((study for study in said["studies"] if study["key"] == key), None)
+
+
+@contextmanager
+def _running_node(config: Path) -> Iterator[_Running]:
+    log = config.with_name("node.log")
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.timed_node", "--config", str(config), "run"],
+            stdout=stream,
+            stderr=stream,
+        )
+    running = _Running(process, config, log, config.with_name("node"))
+    try:
+        _wait_for(lambda: " ready: " in running.text())
+        yield running
+    finally:
+        process.terminate()
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _wait_for(condition: Any) -> None:
+    end_s = time.monotonic() + _DEADLINE_S
+    while not condition():
+        if time.monotonic() > end_s:
+            raise ChildError(f"The node was not done within {_DEADLINE_S:g} s.")
+        time.sleep(0.2)
+
+
+def _through(archive: Orthanc, running: _Running, study_uid: str, images: int) -> dict[str, float]:
+    """Send a study, wait until its results are in the archive, and say what each stage took."""
+    archive.send(study_uid)
+    _wait_for(lambda: running.text() and archive.count(study_uid) >= images + 4)
+    _wait_for(lambda: (running.study(study_uid) or {}).get("state") == "delivered")
+    study = running.study(study_uid)
+    assert study is not None
+    return stages_of(study, audit_of(running.data / AUDIT_FILE, study["key"]), running.text())
+
+
+def audit_of(path: Path, key: str) -> list[tuple[str, float]]:
+    """Events of a study with their times, seconds since 1970."""
+    entries = [json.loads(line) for line in path.read_text(encoding="ascii").splitlines()]
+    return [(entry["event"], datetime.fromisoformat(entry["at"]).astimezone(UTC).timestamp())
+            for entry in entries if entry.get("study") == key]  # fmt: skip
+
+
+def stages_of(study: Mapping[str, Any], events: list[tuple[str, float]], log: str) -> dict[str, float]:
+    """Seconds of each stage, in their order, and of the ``REST``.
+
+    Args:
+        study: of the node's ``status``.
+        events: of the audit log.
+        log: of the node.
+    """
+    at = dict(events)  # the last of each: the last object that was delivered
+    line = next(line for line in log.splitlines() if study["key"] in line and SECONDS in line)
+    parts = [part.rsplit(" ", 1) for part in line.split(SECONDS)[1].split(", ")]
+    analysis = {name: float(seconds) for name, seconds in parts}
+    analysis["around these"] = at["results ready"] - at["analysis begins"] - sum(analysis.values())
+    networks_s = _networks_s(study["key"], log)
+    return {
+        RECEIVE: study["last_s"] - study["first_s"],
+        COMPLETE: at["complete"] - study["last_s"],
+        QUEUE: at["analysis begins"] - at["complete"],
+        **analysis,
+        NETWORKS_ALONE: networks_s,
+        SEND: at["delivered"] - at["results ready"],
+        REST: at["delivered"] - study["last_s"] - networks_s - IDLE_S,
+    }
+
+
+def _networks_s(key: str, log: str) -> float:
+    """Seconds that a study's networks took; all their stages where the sessions can't be timed (on a GPU)."""
+    lines = [line for line in log.splitlines() if key in line]
+    timed = [line.split(NETWORKS)[1] for line in lines if NETWORKS in line]
+    if timed:
+        return float(timed[-1])
+    stages = next(line for line in lines if SECONDS in line).split(SECONDS)[1].split(", ")
+    parts = (part.rsplit(" ", 1) for part in stages)
+    return sum(float(seconds) for name, seconds in parts if name in ("locate", "label", "segment"))
+
+
+def write_study(volume: Volume, folder: Path) -> tuple[str, list[Path]]:
+    """A volume whose axes grow to the right, front and head as axial CT slices of a study of its own; UID and files."""
+    folder.mkdir(parents=True)
+    study_uid, series_uid = generate_uid(None), generate_uid(None)
+    linear = volume.grid.affine_ras[:3, :3]
+    row, column = (np.diag([-1.0, -1, 1]) @ linear[:, axis] / np.linalg.norm(linear[:, axis]) for axis in (0, 1))
+    x_mm, y_mm, z_mm = volume.grid.spacing_xyz_mm
+    files = []
+    for z in range(volume.grid.shape_zyx[0]):
+        image = Dataset()
+        image.file_meta = FileMetaDataset()
+        image.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        image.SOPClassUID, image.SOPInstanceUID, image.Modality = CTImageStorage, generate_uid(None), "CT"
+        image.StudyInstanceUID, image.SeriesInstanceUID, image.FrameOfReferenceUID = study_uid, series_uid, series_uid
+        image.PatientName, image.PatientID, image.PatientBirthDate, image.PatientSex = "Phantom", "PH1", "", ""
+        image.StudyDate, image.StudyTime, image.StudyID, image.AccessionNumber = f"{datetime.now():%Y%m%d}", "", "", ""
+        image.ImageType, image.SeriesNumber, image.InstanceNumber = ["ORIGINAL", "PRIMARY", "AXIAL"], 2, z + 1
+        image.ImagePositionPatient = (np.diag([-1.0, -1, 1]) @ volume.grid.to_ras_mm([z, 0, 0])).tolist()
+        image.ImageOrientationPatient = [*row.tolist(), *column.tolist()]
+        image.PixelSpacing, image.SliceThickness = [y_mm, x_mm], z_mm
+        image.RescaleSlope, image.RescaleIntercept, image.ConvolutionKernel = 1, -1024, "B30f"
+        image.Rows, image.Columns = volume.grid.shape_zyx[1:]
+        image.SamplesPerPixel, image.PhotometricInterpretation = 1, "MONOCHROME2"
+        image.BitsAllocated, image.BitsStored, image.HighBit, image.PixelRepresentation = 16, 16, 15, 0
+        image.PixelData = (volume.array[z].astype(np.int32) + 1024).clip(0, 65535).astype(np.uint16).tobytes()
+        files.append(folder / f"{z:04d}.dcm")
+        image.save_as(files[-1], enforce_file_format=True)
+    return study_uid, files
