@@ -121,7 +121,7 @@ def add_output_options(group: argparse._ArgumentGroup) -> None:
         choices=SEG_TYPES,
         default=SEG_TYPES[0],
         type=str.upper,
-        help="how seg.dcm is encoded; many archives and viewers refuse LABELMAP (default: BINARY)",
+        help="how seg.dcm is encoded; many archives and viewers refuse label maps (default: BINARY)",
     )
 
 

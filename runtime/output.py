@@ -67,7 +67,7 @@ class Outputs:
     Args:
         overview: the picture.
         dicom: kinds of DICOM objects, of ``runtime.dicom.KINDS``.
-        seg_type: how the segmentation is encoded, ``"BINARY"`` or ``"LABELMAP"``.
+        seg_type: how the segmentation is encoded, one of ``runtime.dicom.SEG_TYPES``.
     """
 
     overview: bool = True

@@ -33,8 +33,8 @@ UNGRADED: RGB = (225, 225, 225)
 GRADE_COLOURS: tuple[RGB, ...] = ((86, 180, 233), (240, 228, 66), (245, 140, 0), (235, 60, 150))
 """For grades 0..3: blue, yellow, orange, pink; apart in hue and lightness for the usual colour-blindnesses."""
 LEGEND = (
-    f"L3?: a level of less than {UNSURE_BELOW:g} probability;  p: of the grade;  mm: anterior/middle/posterior height;  "
-    "%: greatest height loss, with its shape"
+    f"L3?: a level of less than {UNSURE_BELOW:g} probability;  p: of the grade;  "
+    "mm: anterior/middle/posterior height;  %: greatest height loss, with its shape"
 )
 GRADE_WORDS = ("none", "mild", "moderate", "severe")
 

@@ -16,9 +16,9 @@ KINDS = (SEG, SR, SC, PDF)
 """Segmentation, structured report, secondary capture, encapsulated PDF."""
 FILES = {kind: f"{kind}.dcm" for kind in KINDS}
 """File names in a result folder."""
-BINARY, LABELMAP = "BINARY", "LABELMAP"
-SEG_TYPES = (BINARY, LABELMAP)
-"""How a segmentation can be encoded."""
+BINARY, LABELMAP, LABELMAP_RLE = "BINARY", "LABELMAP", "LABELMAP-RLE"
+SEG_TYPES = (BINARY, LABELMAP, LABELMAP_RLE)
+"""How a segmentation can be encoded; all but ``LABELMAP_RLE`` (run lengths, lossless) are uncompressed."""
 _NEEDS = {SEG: ("highdicom",), SR: ("highdicom",), SC: ("highdicom",), PDF: ("highdicom", "reportlab")}
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from highdicom.color import CIELabColor
 from highdicom.seg import Segmentation, SegmentDescription
 from pydicom.sr.codedict import codes
-from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.uid import ExplicitVRLittleEndian, RLELossless
 
-from runtime.dicom import BINARY, SEG
+from runtime.dicom import BINARY, LABELMAP, LABELMAP_RLE, SEG
 from runtime.dicom.codes import declare_private_codes, level_code
 from runtime.dicom.context import LONGEST_LO, ResultContext, tracking_identifier, vertebra_name
 from runtime.dicom.headers import take_identity
@@ -16,7 +16,7 @@ from runtime.overview import GRADE_COLOURS, GRADE_WORDS, UNGRADED
 
 
 def make_seg(context: ResultContext, *, kind: str = BINARY) -> Segmentation:
-    """The segmentation of a run that found vertebrae: uncompressed, full frames, those without a vertebra left out.
+    """The segmentation of a run that found vertebrae: full frames, those without a vertebra left out.
 
     Args:
         context: of the run; ``findings`` hold at least one vertebra.
@@ -30,9 +30,9 @@ def make_seg(context: ResultContext, *, kind: str = BINARY) -> Segmentation:
     result = Segmentation(
         source_images=images.shown(),
         pixel_array=images.labels,
-        segmentation_type=kind,
+        segmentation_type=BINARY if kind == BINARY else LABELMAP,
         segment_descriptions=[_segment(context, vertebra) for vertebra in context.findings.vertebrae],
-        transfer_syntax_uid=ExplicitVRLittleEndian,
+        transfer_syntax_uid=RLELossless if kind == LABELMAP_RLE else ExplicitVRLittleEndian,
         omit_empty_frames=True,
         content_label="VERTEBRAE",
         content_description=(context.notice or "Vertebrae")[:LONGEST_LO],

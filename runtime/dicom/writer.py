@@ -33,7 +33,7 @@ def dicom_results(analysis: Analysis, kinds: Sequence[str], *, seg_type: str = B
     Args:
         analysis: of a scan that was read from DICOM.
         kinds: of ``runtime.dicom.KINDS``. A report refers to the segmentation if both are made.
-        seg_type: ``"BINARY"`` or ``"LABELMAP"``.
+        seg_type: one of ``runtime.dicom.SEG_TYPES``.
 
     Raises:
         InputError: the scan was not read from DICOM, or its headers lack what an object needs.

@@ -96,7 +96,7 @@ class Reconciler:
         return True
 
     def _is_missing(self, archive: Archive, study_uid: str, *, first: bool) -> bool:
-        """Whether we know nothing of a study or no CT image, or lack images that the archive has of a series that we know.
+        """Whether we have no CT image of a study, or lack images that the archive has of a series that we know.
 
         Studies that we don't wait for are compared the first time only: their images may have come while we were down.
         """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +16,7 @@ import numpy as np
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 
+from runtime.dicom import KINDS
 from runtime.dicom.headers import tolerant_of_values
 from runtime.node.commands import main
 from runtime.node.identity import open_hasher
@@ -94,15 +95,19 @@ class Outcome:
 
 
 @contextmanager
-def archive_and_node(folder: Path, bundle: Path | None, **changes: Any) -> Iterator[tuple[Orthanc, NodeProcess]]:
+def archive_and_node(
+    folder: Path, bundle: Path | None, outputs: Sequence[str] = KINDS
+) -> Iterator[tuple[Orthanc, NodeProcess]]:
     """An Orthanc and a node beside it that runs; ``bundle``: None for the one that ships."""
-    analyse = {"engine": "openvino", "precision": "fp32"} | ({} if bundle is None else {"bundle": str(bundle)})
+    analyse = {"engine": "openvino", "precision": "fp32", "outputs": list(outputs)} | (
+        {} if bundle is None else {"bundle": str(bundle)}
+    )
     with ExitStack() as stack:
         port = free_port()
         orthanc = Orthanc(folder / "orthanc", port)
         stack.callback(lambda: orthanc.stop())
         complete = {"idle_s": 0.5, "ask_every_s": 0.3, "ask": ["archive"]}
-        values = settings(folder / "node", orthanc.port, analyse=analyse, complete=complete, **changes)
+        values = settings(folder / "node", orthanc.port, analyse=analyse, complete=complete)
         values["receive"]["port"] = port
         config = write_toml(folder / "node" / "node.toml", values)
         node = stack.enter_context(node_process(folder / "node", config, real=True))
@@ -110,10 +115,12 @@ def archive_and_node(folder: Path, bundle: Path | None, **changes: Any) -> Itera
         yield orthanc, node.start()
 
 
-def run_cases(folder: Path, bundle: Path, cases: Mapping[str, Case]) -> dict[str, Outcome]:
+def run_cases(
+    folder: Path, bundle: Path, cases: Mapping[str, Case], outputs: Sequence[str] = KINDS
+) -> dict[str, Outcome]:
     """Put all studies into the archive, have it send them to the node, wait until each is done, fetch what is there."""
     truths, uids = {}, {}
-    with archive_and_node(folder, bundle) as (orthanc, node):
+    with archive_and_node(folder, bundle, outputs) as (orthanc, node):
         for number, (name, case) in enumerate(cases.items()):
             sent = folder / "sent" / f"{number:02d}"
             sent.mkdir(parents=True)
@@ -123,7 +130,8 @@ def run_cases(folder: Path, bundle: Path, cases: Mapping[str, Case]) -> dict[str
             uids[name] = str(dcmread(files[0], specific_tags=["StudyInstanceUID"]).StudyInstanceUID)
             orthanc.upload(files)
         assert len(set(uids.values())) == len(uids)
-        orthanc.send_to_node([orthanc.study(uid) for uid in uids.values()])
+        for uid in uids.values():
+            orthanc.send_to_node([orthanc.study(uid)])
         wait_until(lambda: _all_done(node, len(cases)), what=f"studies that are done: {node.log}", deadline_s=600)
         entries = {entry["key"]: entry for entry in _status(node)["studies"]}
         hasher, log = open_hasher(node.folder / "data"), node.log.read_text()

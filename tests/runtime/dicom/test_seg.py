@@ -6,8 +6,9 @@ import highdicom
 import numpy as np
 import pydicom
 import pytest
-from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.uid import ExplicitVRLittleEndian, RLELossless
 
+from runtime.dicom import SEG_TYPES
 from runtime.dicom.codes import SCHEME
 from runtime.dicom.writer import dicom_results, write_dicom
 from runtime.errors import InputError
@@ -77,7 +78,7 @@ def test_frames_lie_where_their_source_images_lie(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", GEOMETRIES)
-@pytest.mark.parametrize("seg_type", ["BINARY", "LABELMAP"])
+@pytest.mark.parametrize("seg_type", SEG_TYPES)
 def test_the_library_reads_the_same_array_back(tmp_path, name, seg_type):
     analysis = analysed(tmp_path / "scan", GEOMETRIES[name])
     write_dicom(analysis, tmp_path, ("seg",), seg_type=seg_type)
@@ -140,6 +141,16 @@ def test_the_label_map_is_another_class_and_another_instance(tmp_path):
     assert labels.SOPClassUID == "1.2.840.10008.5.1.4.1.1.66.7"
     assert labels.SOPInstanceUID != binary.SOPInstanceUID
     assert labels.SeriesInstanceUID != binary.SeriesInstanceUID
+
+
+def test_a_compressed_label_map_holds_the_same_and_is_smaller(tmp_path):
+    analysis = analysed(tmp_path / "scan")
+    plain, packed = (dicom_results(analysis, ("seg",), seg_type=kind)["seg"] for kind in SEG_TYPES[1:])
+    assert packed.file_meta.TransferSyntaxUID == RLELossless
+    assert (packed.SegmentationType, packed.SOPClassUID) == ("LABELMAP", plain.SOPClassUID)
+    assert packed.get("LossyImageCompression", "00") == "00"
+    np.testing.assert_array_equal(packed.pixel_array, plain.pixel_array)
+    assert len(packed.PixelData) < len(plain.PixelData)
 
 
 def test_segments_say_which_vertebra_they_are_and_who_made_them(tmp_path):

@@ -23,8 +23,9 @@ from runtime.readers import read_scan
 from runtime.volume import LPS_FROM_RAS
 from tests.runtime.dicom.series import GEOMETRIES, analysed, analysis_of, write_enhanced, write_series
 
-ACCESSION = "Different information entities for attribute - Element=<AccessionNumber>"
-"""dcentvfy says it of every report that has an accession number: it counts the attribute to another entity there."""
+ACCESSION = "Different information entities for attribute - Element=<AccessionNumber> IE <Series> versus <Study>"
+"""dcentvfy says it of every report that has an accession number and lies beside a CT image, whoever wrote it: its tables
+count the attribute to the series in an image and to the study in a report."""
 
 
 @cache
@@ -91,6 +92,24 @@ def test_dcentvfy_finds_results_and_images_to_agree(results):
         pytest.skip("dcentvfy does not know label map segmentations")
     said = run(program, *sorted(folder.rglob("*.dcm"))).splitlines()
     assert [line for line in said if line.strip() and ACCESSION not in line] == []
+
+
+def test_dcentvfy_says_of_somebody_elses_report_what_it_says_of_ours(shared_data, tmp_path):
+    """So the note on the accession number is about the program, not about our reports."""
+    program = tool("dcentvfy", "Debian: dicom3tools")
+    write_series(tmp_path / "scan", change=lambda image: setattr(image, "AccessionNumber", "A1"))
+    image = pydicom.dcmread(tmp_path / "scan" / "000.dcm")
+    report = pydicom.dcmread(shared_data / "dicom" / "transfer-syntaxes" / "no-pixel-data.dcm")
+    kept = ("SOP", "Modality", "Content", "Series", "Value", "Concept", "Continuity", "Completion", "Verification")
+    for element in list(report):
+        if not element.keyword.startswith(kept):
+            del report[element.tag]
+    for keyword in ("PatientName", "PatientID", "StudyInstanceUID", "AccessionNumber"):
+        setattr(report, keyword, image[keyword].value)
+    report.SpecificCharacterSet = image.SpecificCharacterSet
+    report.save_as(tmp_path / "report.dcm")
+    said = run(program, tmp_path / "scan" / "000.dcm", tmp_path / "report.dcm")
+    assert ACCESSION in said
 
 
 def test_dsrdump_reads_the_report(results):
