@@ -9,6 +9,7 @@ from datetime import datetime
 
 from PIL import Image
 from pydicom.dataset import Dataset
+from reportlab import rl_config
 from reportlab.lib.colors import Color, black, white
 from reportlab.lib.pagesizes import A4
 from reportlab.lib.utils import ImageReader, simpleSplit
@@ -18,6 +19,7 @@ from runtime.dicom.context import NOT_CLINICAL, ResultContext, plain
 from runtime.dicom.headers import text_of
 from runtime.report import COLUMNS, LEGEND, cells
 
+rl_config.useA85 = 0  # pictures as bytes: as text they take a quarter more, and half a second
 WIDTH, LEAST_HEIGHT = A4
 MARGIN = 34.0
 _LEAST_PICTURE = 170.0

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import base64
 import re
 import zlib
 from dataclasses import replace
@@ -21,15 +20,14 @@ def context(tmp_path):
 
 
 def _unpacked(stream: bytes) -> bytes:
-    packed = base64.a85decode(b"<~" + stream.strip(), adobe=True)
-    return zlib.decompress(packed) if packed[:1] == b"x" else b""
+    return zlib.decompress(stream.rstrip(b"\r\n")) if stream[:1] == b"x" else b""
 
 
 def text_of(pdf: bytes) -> str:
     """What is drawn as text, one piece per line."""
     drawn = []
     for stream in re.findall(rb"stream\r?\n(.*?)endstream", pdf, re.DOTALL):
-        if not stream.strip().endswith(b"~>") or b"BT" not in (content := _unpacked(stream)):
+        if b"BT" not in (content := _unpacked(stream)):
             continue  # a picture or a font
         drawn += re.findall(rb"\((.*?)(?<!\\)\) Tj", content)
     unescaped = [re.sub(rb"\\([0-7]{3})", lambda m: bytes([int(m[1], 8)]), piece) for piece in drawn]
