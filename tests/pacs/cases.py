@@ -246,13 +246,20 @@ HEADERS: dict[str, Case] = {
 }
 
 
-def real(*files: Path, position_of_a_second: float | None = None) -> Callable[[Path], None]:
-    """What copies real files into a study of their own; a single slice gets a second one at another z."""
+def real(*files: Path, position_of_a_second: float | None = None, side: int | None = None) -> Callable[[Path], None]:
+    """What copies real files into a study of their own.
+
+    Args:
+        position_of_a_second: a single slice gets a second one at this z.
+        side: only so many pixels in the middle; the small networks take every bright corner of a skull for a ball.
+    """
 
     def make(folder: Path) -> None:
         study_uid, uids = generate_uid(None), {}
         for number, path in enumerate(files):
             image = dcmread(path)
+            if side is not None:
+                _crop(image, side)
             series_uid = uids.setdefault(str(image.SeriesInstanceUID), generate_uid(None))
             for twin in (False, True)[: 1 if position_of_a_second is None else 2]:
                 image.StudyInstanceUID, image.SeriesInstanceUID = study_uid, series_uid
@@ -262,6 +269,17 @@ def real(*files: Path, position_of_a_second: float | None = None) -> Callable[[P
                 image.save_as(folder / f"{number:03d}-{int(twin)}.dcm")
 
     return make
+
+
+def _crop(image: Dataset, side: int) -> None:
+    """Keep the middle of an image, where it was."""
+    top, left = (image.Rows - side) // 2, (image.Columns - side) // 2
+    rows_mm, columns_mm = map(float, image.PixelSpacing)
+    orientation = np.array(image.ImageOrientationPatient, float)
+    shift_mm = left * columns_mm * orientation[:3] + top * rows_mm * orientation[3:]
+    image.ImagePositionPatient = [float(f"{mm:.6f}") for mm in np.array(image.ImagePositionPatient, float) + shift_mm]
+    image.PixelData = image.pixel_array[top : top + side, left : left + side].tobytes()
+    image.Rows = image.Columns = side
 
 
 SECOND_MM = 9.7
@@ -275,8 +293,10 @@ def real_cases(dicom: Path) -> dict[str, Case]:
     enhanced, syntaxes = dicom / "enhanced", dicom / "transfer-syntaxes"
     mask, ct = ("looks like a mask",), sorted(syntaxes.glob("CTImage.dcm_*"))
     cases = {
-        "GE, tilt and uneven steps": Case(real(*tilt), said=("tilted by 18.5 degrees", "1.08 to 7.00 mm apart")),
-        "GE, tilt": Case(real(*tilt[:14]), said=("tilted by 18.5 degrees",)),
+        "GE, tilt and uneven steps": Case(
+            real(*tilt, side=96), said=("tilted by 18.5 degrees", "1.08 to 7.00 mm apart")
+        ),
+        "GE, tilt": Case(real(*tilt[:14], side=96), said=("tilted by 18.5 degrees",)),
         "GE, three slices": Case(real(*sorted((dicom / "three-slices").glob("*.dcm")))),
         "dcmqi, slices": Case(real(*sorted((dcmqi / "image").glob("*.dcm"))), REFUSED, mask),
         "dcmqi, multiframe": Case(real(dcmqi / "multiframe" / "mf.dcm"), REFUSED, mask),
