@@ -224,6 +224,7 @@ def test_15_mutual_tls_both_ways_and_no_patient_data_in_the_logs(bench, study, c
     bench.orthanc.send_to_node([bench.orthanc.study(study.uid)])
     wait_for_results(bench, node, study, capsys)
     assert node.end() == 0
+    assert node.log.read_text().rstrip().endswith("ended")
     logs = node.log.read_text() + (node.folder / "data" / "audit.jsonl").read_text()
     assert len(logs.splitlines()) > 10
     assert not [word for word in study.words if word in logs]
