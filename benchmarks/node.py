@@ -26,7 +26,7 @@ from benchmarks.orthanc import ARCHIVE_TITLE, NODE_TITLE, Orthanc, free_port
 from benchmarks.processes import ChildError, run_python
 from benchmarks.report import Report, Table, number
 from benchmarks.scans import Shape, enlarged_scan
-from benchmarks.timed_node import NETWORKS
+from benchmarks.timed_node import NETWORKS, PROCESSOR
 from runtime.node.audit import AUDIT_FILE
 from runtime.node.processor import SECONDS
 from runtime.volume import Volume
@@ -38,6 +38,7 @@ MOST_S, MOST_MIB = 5.0, 500.0
 """What the rest may take, and the idle node without its engine."""
 RECEIVE, COMPLETE, QUEUE, SEND = "receive", "idle time, count", "queue", "send"
 NETWORKS_ALONE = "(of these: in the networks)"
+PROCESSOR_ALONE = "(the processor's seconds for the analysis without the networks)"
 REST = "last image to last result, without networks and idle time"
 _DEADLINE_S = 1800.0
 
@@ -209,6 +210,7 @@ def stages_of(study: Mapping[str, Any], events: list[tuple[str, float]], log: st
         QUEUE: at["analysis begins"] - at["complete"],
         **analysis,
         NETWORKS_ALONE: networks_s,
+        PROCESSOR_ALONE: _last(PROCESSOR, study["key"], log) or 0.0,
         SEND: at["delivered"] - at["results ready"],
         REST: at["delivered"] - study["last_s"] - networks_s - IDLE_S,
     }
@@ -216,13 +218,18 @@ def stages_of(study: Mapping[str, Any], events: list[tuple[str, float]], log: st
 
 def _networks_s(key: str, log: str) -> float:
     """Seconds that a study's networks took; all their stages where the sessions can't be timed (on a GPU)."""
-    lines = [line for line in log.splitlines() if key in line]
-    timed = [line.split(NETWORKS)[1] for line in lines if NETWORKS in line]
-    if timed:
-        return float(timed[-1])
-    stages = next(line for line in lines if SECONDS in line).split(SECONDS)[1].split(", ")
+    timed = _last(NETWORKS, key, log)
+    if timed is not None:
+        return timed
+    stages = next(line for line in log.splitlines() if key in line and SECONDS in line).split(SECONDS)[1].split(", ")
     parts = (part.rsplit(" ", 1) for part in stages)
     return sum(float(seconds) for name, seconds in parts if name in ("locate", "label", "segment"))
+
+
+def _last(head: str, key: str, log: str) -> float | None:
+    """The number in the last line about a study that begins so."""
+    lines = [line for line in log.splitlines() if key in line and head in line]
+    return float(lines[-1].split(head)[1]) if lines else None
 
 
 def write_study(volume: Volume, folder: Path) -> tuple[str, list[Path]]:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 import runtime.pipeline
 from benchmarks.stage_clock import TimedSession
@@ -17,14 +20,22 @@ from runtime.node.commands import main
 from runtime.node.config import Analyse
 from runtime.node.processor import Processor, open_pipeline
 
-NETWORKS = "networks: "
-"""How the line begins that says how long a study's networks took."""
+NETWORKS, PROCESSOR = "networks: ", "processor: "
+"""How the lines begin that say how long a study's networks took, and the processor's seconds without them."""
 _logger = logging.getLogger("runtime.benchmark")
 """Lines of other names than the software's own are withheld by the node."""
 
 
 class _OwnedSession(TimedSession):
-    """A timed session that its owner closes."""
+    """A timed session that its owner closes; counts the processor's seconds, too, which other work doesn't lengthen."""
+
+    processor_s = 0.0
+
+    def __call__(self, image: np.ndarray) -> tuple[np.ndarray, ...]:
+        start_s = time.process_time()
+        outputs = super().__call__(image)
+        self.processor_s += time.process_time() - start_s
+        return outputs
 
     def close(self) -> None:
         self._session.close()
@@ -33,7 +44,7 @@ class _OwnedSession(TimedSession):
 class _TimedProcessor:
     """Says after each study how long the sessions took; fulfils Processor."""
 
-    def __init__(self, processor: Processor, sessions: Sequence[TimedSession]) -> None:
+    def __init__(self, processor: Processor, sessions: Sequence[_OwnedSession]) -> None:
         self._processor, self._sessions = processor, sessions
 
     @property
@@ -41,20 +52,25 @@ class _TimedProcessor:
         return self._processor.engine
 
     def __call__(self, series_files: Sequence[Path], out_dir: Path) -> Sequence[Path]:
-        before_s = self._spent_s()
+        networks_s, rest_s = self._networks_s(), self._rest_s()
         made = self._processor(series_files, out_dir)
         if self._sessions:
-            _logger.info("%s%.3f", NETWORKS, self._spent_s() - before_s)
+            _logger.info("%s%.3f", NETWORKS, self._networks_s() - networks_s)
+        _logger.info("%s%.3f", PROCESSOR, self._rest_s() - rest_s)
         return made
 
-    def _spent_s(self) -> float:
+    def _networks_s(self) -> float:
         return sum(session.seconds for session in self._sessions)
+
+    def _rest_s(self) -> float:
+        """Processor seconds of this process outside the networks, all threads."""
+        return time.process_time() - sum(session.processor_s for session in self._sessions)
 
 
 @contextmanager
 def open_timed(settings: Analyse) -> Iterator[Processor]:
     """As ``open_pipeline``; sessions that keep their tensors on a GPU are not timed."""
-    opened: list[TimedSession] = []
+    opened: list[_OwnedSession] = []
     original = runtime.pipeline.open_session
 
     def open_session(*args: Any, **options: Any) -> Session:

@@ -16,7 +16,7 @@ pytest.importorskip("pynetdicom", reason="the extra 'node' is not installed")
 if sys.platform == "win32":
     pytest.skip("the node needs POSIX file locks", allow_module_level=True)
 
-from benchmarks.node import IDLE_S, NETWORKS_ALONE, REST, stages_of, write_study
+from benchmarks.node import IDLE_S, NETWORKS_ALONE, PROCESSOR_ALONE, REST, stages_of, write_study
 from benchmarks.orthanc import Orthanc
 
 KEY = "0123456789abcdef"
@@ -24,6 +24,7 @@ LOG = f"""
 2026-11-28 10:00:03,000 INFO study ffffffffffffffff: seconds: read 9.00, locate 9.00, objects 9.00
 2026-11-28 10:00:12,000 INFO study {KEY}: seconds: read 0.50, locate 4.00, segment 2.00, objects 1.25
 2026-11-28 10:00:12,100 INFO study {KEY}: networks: 5.500
+2026-11-28 10:00:12,101 INFO study {KEY}: processor: 3.250
 """
 
 
@@ -36,9 +37,11 @@ def test_stages_come_from_queue_audit_and_log():
     assert stages["read"] == 0.5
     assert stages["around these"] == pytest.approx(0.25)
     assert stages["send"] == pytest.approx(1.0)
-    assert stages[NETWORKS_ALONE] == 5.5
+    assert (stages[NETWORKS_ALONE], stages[PROCESSOR_ALONE]) == (5.5, 3.25)
     assert stages[REST] == pytest.approx(115.5 - 104.0 - 5.5 - IDLE_S)
-    parts = [seconds for name, seconds in stages.items() if name not in (NETWORKS_ALONE, REST, "receive")]
+    parts = [
+        seconds for name, seconds in stages.items() if name not in (NETWORKS_ALONE, PROCESSOR_ALONE, REST, "receive")
+    ]
     assert sum(parts) == pytest.approx(115.5 - 104.0)
 
 
