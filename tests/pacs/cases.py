@@ -250,7 +250,8 @@ def real(*files: Path, position_of_a_second: float | None = None, side: int | No
     """What copies real files into a study of their own.
 
     Args:
-        position_of_a_second: a single slice gets a second one at this z.
+        position_of_a_second: a single slice gets a second one at this z, and pixels so small that the networks' part
+            is short: the values count.
         side: only so many pixels in the middle; the small networks take every bright corner of a skull for a ball.
     """
 
@@ -264,6 +265,8 @@ def real(*files: Path, position_of_a_second: float | None = None, side: int | No
             for twin in (False, True)[: 1 if position_of_a_second is None else 2]:
                 image.StudyInstanceUID, image.SeriesInstanceUID = study_uid, series_uid
                 image.SOPInstanceUID = image.file_meta.MediaStorageSOPInstanceUID = generate_uid(None)
+                if position_of_a_second is not None:
+                    image.PixelSpacing = [0.2, 0.2]
                 if twin:
                     image.ImagePositionPatient = [*image.ImagePositionPatient[:2], position_of_a_second]
                 image.save_as(folder / f"{number:03d}-{int(twin)}.dcm")
@@ -297,7 +300,7 @@ def real_cases(dicom: Path) -> dict[str, Case]:
             real(*tilt, side=96), said=("tilted by 18.5 degrees", "1.08 to 7.00 mm apart")
         ),
         "GE, tilt": Case(real(*tilt[:14], side=96), said=("tilted by 18.5 degrees",)),
-        "GE, three slices": Case(real(*sorted((dicom / "three-slices").glob("*.dcm")))),
+        "GE, three slices": Case(real(*sorted((dicom / "three-slices").glob("*.dcm")), side=96)),
         "dcmqi, slices": Case(real(*sorted((dcmqi / "image").glob("*.dcm"))), REFUSED, mask),
         "dcmqi, multiframe": Case(real(dcmqi / "multiframe" / "mf.dcm"), REFUSED, mask),
         "legacy enhanced": Case(real(enhanced / "legacy_enh_23x38x3.dcm"), REFUSED, mask),
