@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -15,10 +16,15 @@ def warm_up(pipeline: Pipeline) -> None:
     """
     import numpy as np
 
-    import runtime.dicom.writer  # noqa: F401  loads the libraries that write results
+    import runtime.dicom.writer
+    from runtime.overview import draw_overview
     from runtime.volume import Grid, Volume
 
     edge = 48
     hu = np.random.default_rng(0).integers(-5, 6, (edge,) * 3).astype(np.int16)
     hu[edge // 3 : -edge // 3, edge // 3 : -edge // 3, edge // 3 : -edge // 3] += 400
-    pipeline.run(Volume(hu, Grid(hu.shape, np.diag([2.0, 2.0, 2.0, 1.0])), "warm-up"))
+    volume = Volume(hu, Grid(hu.shape, np.diag([2.0, 2.0, 2.0, 1.0])), "warm-up")
+    analysis = pipeline.analyse(volume)
+    draw_overview(volume, analysis.labels, analysis.findings)
+    with suppress(ImportError):  # documents need a package more than the other kinds
+        import runtime.dicom.pdf  # noqa: F401
