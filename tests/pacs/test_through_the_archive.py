@@ -145,7 +145,7 @@ def test_14_dciodvfy_and_dcentvfy_have_nothing_to_say(outcomes, name, tmp_path):
     without.mkdir()
     for path in sorted(outcome.fetched.iterdir()):
         one = dcmread(path)
-        one.AccessionNumber = ""
+        one.pop("AccessionNumber", None)
         one.save_as(without / path.name)
     assert run(dcentvfy, *sorted(without.iterdir())).strip() == ""
 

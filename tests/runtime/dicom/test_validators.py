@@ -24,7 +24,7 @@ from runtime.volume import LPS_FROM_RAS
 from tests.runtime.dicom.series import GEOMETRIES, analysed, analysis_of, write_enhanced, write_series
 
 ACCESSION = "Different information entities for attribute - Element=<AccessionNumber> IE <Series> versus <Study>"
-"""dcentvfy says it of every report that has an accession number and lies beside a CT image, whoever wrote it: its
+"""dcentvfy says it of every report with this attribute, though it be empty, beside a CT image, whoever wrote it: its
 tables count the attribute to the series in an image and to the study in a report."""
 
 
