@@ -137,7 +137,10 @@ def test_14_dciodvfy_and_dcentvfy_have_nothing_to_say(outcomes, name, tmp_path):
         if path.name.startswith("CT"):
             continue
         said = run(tool("dciodvfy", "Debian: dicom3tools"), path)
-        assert [line for line in said.splitlines() if not _expected(line)] == [], path.name
+        lines = [line for line in said.splitlines() if not _expected(line)]
+        if "no type-2" in name:  # what the source lacks stays empty
+            lines = [line for line in lines if "would be needed to build DICOMDIR" not in line]
+        assert lines == [], path.name
     dcentvfy = tool("dcentvfy", "Debian: dicom3tools")
     said = run(dcentvfy, *sorted(outcome.fetched.iterdir())).splitlines()
     assert [line for line in said if line.strip() and not (ACCESSION in line and "SR-" in line)] == []
