@@ -35,6 +35,8 @@ _SMALLEST_BAND_MM = 3.0
 _INNER_HALF_DEPTH = 0.65
 _SPUR_MM = 1.0
 """How far an endplate near its rim may rise above the curve of its inner part."""
+_LEAST_SHARE = 0.1
+"""Of a body's largest height, what the smallest must come to: below, no endplates were found, however it is crushed."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,8 @@ class BodySize:
 
 
 def measure_body(body: Body, *, reach: float = 1.0) -> BodySize | None:
-    """The heights and size of one body; None where too little of it is there to tell (fewer than 8 mm of depth).
+    """The heights and size of one body; None where its mask is none of a body: fewer than 8 mm deep, or endplates that
+    all but meet or cross.
 
     Args:
         body: along its own axes.
@@ -100,7 +103,7 @@ def measure_body(body: Body, *, reach: float = 1.0) -> BodySize | None:
     at_y: Float64 = (np.arange(len(top), dtype=np.float64) - centre) / half
     upper, lower = _without_spurs(top, at_y), -_without_spurs(-bottom, at_y)
     values = _three_heights(np.asarray(upper - lower), centre, half, reach)
-    if not np.isfinite(values).all():
+    if not np.isfinite(values).all() or min(values) < _LEAST_SHARE * max(values):
         return None
     heights = BodyHeights(*(float(v) * BODY_GRID_MM for v in values))
     ends = _ends_ras_mm(body, 0.5 * (upper + lower), values, middle_x, (centre, half, reach))

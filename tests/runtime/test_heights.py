@@ -1,8 +1,11 @@
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from runtime.heights import ANTERIOR_AT, POSTERIOR_AT, measure_body
-from runtime.vertebral_body import BodyMask, find_body
+from runtime.vertebral_body import Body, BodyMask, find_body
+from runtime.volume import Grid
 from tests.runtime.bodies import CENTRE_RAS_MM, Solid, grid_of, local_mm, turn
 
 
@@ -104,3 +107,33 @@ def test_end_points_lie_on_the_endplates_as_far_apart_as_the_heights(name, angle
     assert np.abs(local[..., 1] - y_mm[:, None]).max() < 2.0
     assert np.abs(local[:, 0, 2] + half).max() < 1.0
     assert np.abs(local[:, 1, 2] - half).max() < 1.0
+
+
+def profiled(upper_mm, *, depth=30, width=30):
+    """A body whose lower endplate is flat, and whose upper one rises by ``upper_mm`` at every place along its depth."""
+    share = np.zeros((60, depth + 10, width + 10), np.float32)
+    for y, rise in enumerate(np.asarray(upper_mm, int)):
+        share[10 : 10 + rise, 5 + y, 5:-5] = 1.0
+    return Body(Grid(share.shape, np.eye(4)), share)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    middle=st.integers(6, 40), fall=st.floats(0, 120), rim=st.integers(2, 40), noise=st.integers(0, 6),
+    seed=st.integers(0, 2**16),
+)  # fmt: skip
+def test_heights_are_positive_whatever_the_mask(middle, fall, rim, noise, seed):
+    """A steep dome with a rim once gave a height of -10 mm, and with it no grade for the whole spine."""
+    y = np.linspace(-1, 1, 30)
+    upper = np.where(np.abs(y) <= 0.65, np.maximum(middle - fall * y**2, 2), rim)
+    upper = upper + np.random.default_rng(seed).integers(0, noise + 1, 30)
+    got = measure_body(profiled(np.clip(upper, 1, 45)))
+    if got is not None:
+        assert got.heights.as_array().min() > 0
+
+
+def test_endplates_that_cross_are_not_measured():
+    y = np.linspace(-1, 1, 30)
+    dome = profiled(np.where(np.abs(y) <= 0.65, np.maximum(40 - 110 * y**2, 2), 30))
+    assert measure_body(dome) is None
+    assert measure_body(profiled(np.full(30, 24))).heights.as_array() == pytest.approx([24, 24, 24], abs=0.5)
