@@ -97,7 +97,7 @@ class StagedRun:
         return sum(self.seconds.values())
 
 
-def staged_run(bundle: Bundle, networks: Networks, scan: Path, folder: Path) -> StagedRun:
+def staged_run(bundle: Bundle, networks: Networks, scan: Path, folder: Path, *, exhaustive: bool) -> StagedRun:
     """Run the pipeline from a file to the result folder, as the command line does."""
     on_gpu = offers_device_tensors(networks.locnet)
     loc, frac = networks.locnet, networks.fracsegnet
@@ -105,7 +105,8 @@ def staged_run(bundle: Bundle, networks: Networks, scan: Path, folder: Path) -> 
     timed = [TimedSession(session) for session in (loc, frac, *([] if level is None else [level]))]
     used: list[Session] = [loc, frac, *([] if level is None else [level])] if on_gpu else [*timed]
     marks = Marks()
-    with Pipeline(bundle, used[0], used[1], used[2] if len(used) > 2 else None, ExitStack()) as pipeline:
+    third = used[2] if len(used) > 2 else None
+    with Pipeline(bundle, used[0], used[1], third, ExitStack(), exhaustive=exhaustive) as pipeline:
         analysis = pipeline.analyse(scan, progress=marks)
         findings = write_results(analysis, folder, outputs=Outputs(), progress=marks)
     if on_gpu:

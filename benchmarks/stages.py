@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,11 +103,12 @@ Runs = dict[str, list[StagedRun | PeerRun]]
 
 
 def _run_in_turns(bundle: Bundle, runners: Sequence[Runner], scan: Path, repeats: int) -> Runs:
+    exhaustive = any(runner.is_peer for runner in runners)  # the same windows for all
     runs: Runs = {runner.contender.title: [] for runner in runners}
     for turn in range(repeats + 1):
         for runner in runners:
             with tempfile.TemporaryDirectory() as folder:
-                run = peer_run if runner.is_peer else staged_run
+                run = peer_run if runner.is_peer else partial(staged_run, exhaustive=exhaustive)
                 made = run(bundle, runner.networks, scan, Path(folder))
             if turn:
                 runs[runner.contender.title].append(made)

@@ -393,6 +393,7 @@ def test_int8_is_refused_where_a_network_did_not_pass_its_gate(ball_bundle, tmp_
 
 def test_int8_is_refused_by_engines_that_have_none_and_given_by_those_that_do(ball_bundle, tmp_path, monkeypatch):
     folder = with_plans(ball_bundle, tmp_path, CALIBRATED, CALIBRATED)
+    monkeypatch.setattr(openvino_cpu, "has_integer_dot_products", lambda: False)
     with pytest.raises(EngineError, match=r"openvino on CPU computes in .*, not in int8\.$"):
         Pipeline.open(folder, engine="openvino", precision="int8")
     asked = []

@@ -98,11 +98,11 @@ def test_a_compressed_image_is_kept_as_it_was_sent(start):
 
 
 def test_what_is_of_no_use_is_taken_and_not_kept(start):
-    node = start()
+    node = start(complete={"idle_s": 0.2})
     image = ct_slice("2.25.1", "2.25.2", 0)
     image.SOPClassUID = image.file_meta.MediaStorageSOPClassUID = MRImageStorage
     assert send([image], node.receiver.port) == [0]
-    (study,) = node.queue.studies()  # so that status names it
+    (study,) = wait_until(node.queue.studies)  # so that status names it
     assert node.store.files(study.key) == []
     wait_until(lambda: node.queue.study(study.key).state == "ignored")
     assert node.queue.study(study.key).reason == "no CT image"
