@@ -21,7 +21,7 @@ from runtime.errors import EngineError
 logger = logging.getLogger(__name__)
 
 MARGIN = 0.67
-"""The time, as a share of the first engine's, that another must stay under to be taken in its place, by the clock and of
+"""The time, as a share of the first engine's, another must stay under to be taken in its place, by the clock and of
 processors: less may be noise, and machines of one kind should choose alike, since engines round differently. Beside
 other work the clock alone once preferred an engine that is a third slower."""
 
