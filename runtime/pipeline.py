@@ -354,7 +354,7 @@ class Pipeline:
         with clock.stage("locate"):
             step = clock.progress.step
             centres = image.locate(spec, self._locnet, progress=step, exhaustive=self._exhaustive, told=counts.append)
-        logger.info("%s: the first network was run on %s.", prepared.volume.name, counts[-1])
+        logger.info("the first network was run on %s", counts[-1])
         kept = sorted(centres, key=lambda centre: -centre.confidence)[:MOST_VERTEBRAE]
         order = cranial_to_caudal([centre.centre_ras_mm for centre in kept])
         return _Candidates(tuple(kept[i] for i in order), None, len(centres) - len(kept), 0, counts[-1])

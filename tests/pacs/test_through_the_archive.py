@@ -130,6 +130,11 @@ def test_13_results_are_of_the_same_patient_whatever_the_header_is_like(outcomes
                 assert (result[keyword].value or "") == (source.get(keyword) or "")
 
 
+def _is_of_the_source(line, name):
+    """Of what dcentvfy says: attributes that the source lacks are there and empty in ours, as the standard asks."""
+    return "no type-2" in name and "Attribute present in one instance but not the other" in line
+
+
 @pytest.mark.parametrize("name", SHAPES)
 def test_14_dciodvfy_and_dcentvfy_have_nothing_to_say(outcomes, name, tmp_path):
     outcome = outcomes[name]
@@ -143,16 +148,16 @@ def test_14_dciodvfy_and_dcentvfy_have_nothing_to_say(outcomes, name, tmp_path):
         assert lines == [], path.name
     dcentvfy = tool("dcentvfy", "Debian: dicom3tools")
     said = run(dcentvfy, *sorted(outcome.fetched.iterdir())).splitlines()
-    if "no type-2" in name:  # ours are there and empty, as the standard asks
-        said = [line for line in said if "Attribute present in one instance but not the other" not in line]
-    assert [line for line in said if line.strip() and not (ACCESSION in line and "SR-" in line)] == []
+    said = [line for line in said if line.strip() and not _is_of_the_source(line, name)]
+    assert [line for line in said if not (ACCESSION in line and "SR-" in line)] == []
     without = tmp_path / "without"
     without.mkdir()
     for path in sorted(outcome.fetched.iterdir()):
         one = dcmread(path)
         one.pop("AccessionNumber", None)
         one.save_as(without / path.name)
-    assert run(dcentvfy, *sorted(without.iterdir())).strip() == ""
+    said = run(dcentvfy, *sorted(without.iterdir())).splitlines()
+    assert [line for line in said if line.strip() and not _is_of_the_source(line, name)] == []
 
 
 @pytest.fixture(scope="module")

@@ -91,6 +91,7 @@ def test_dcentvfy_finds_results_and_images_to_agree(results):
     if kind == "label map":
         pytest.skip("dcentvfy does not know label map segmentations")
     said = run(program, *sorted(folder.rglob("*.dcm"))).splitlines()
+    said = [line for line in said if "Element=<AccessionNumber>" not in line]  # its tables disagree on where it belongs
     assert [line for line in said if line.strip() and ACCESSION not in line] == []
 
 
