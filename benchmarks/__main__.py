@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from runtime.argument_types import whole_from_one, whole_from_zero
 from runtime.bundle import Bundle, open_bundle
 from runtime.console import INTERRUPTED, complain
 from runtime.engines import ENGINES
@@ -42,11 +43,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _common_options(parser: argparse.ArgumentParser, repeats: int) -> None:
-    parser.add_argument("--repeats", metavar="N", type=_from_one, default=repeats,
+    parser.add_argument("--repeats", metavar="N", type=whole_from_one, default=repeats,
                         help=f"measured runs, after the warm-up (default: {repeats})")  # fmt: skip
-    parser.add_argument("--threads", metavar="N", type=_from_one, help="on the processor (default: all)")
+    parser.add_argument("--threads", metavar="N", type=whole_from_one, help="on the processor (default: all)")
     parser.add_argument("--bundle", type=Path, help="default: the one that ships")
-    parser.add_argument("--matrix", metavar="N", type=_from_zero, default=2048,
+    parser.add_argument("--matrix", metavar="N", type=whole_from_zero, default=2048,
                         help="side of the matrices that measure the ceiling (default: 2048; 0: none)")  # fmt: skip
     parser.add_argument("-o", "--out", metavar="FILE", type=Path, help="write the JSON document here as well")
     parser.add_argument("--plot", metavar="FILE", type=Path, help="draw the figures into a .png, .svg or .pdf")
@@ -60,7 +61,7 @@ def _own_options(parser: argparse.ArgumentParser, name: str) -> None:
         parser.add_argument("--engines", metavar="NAME", nargs="+", default=[],
                             help="the one to use" if one else "only these")  # fmt: skip
     if name in ("latency", "stages", "accuracy"):
-        parser.add_argument("--device", metavar="N", type=_from_zero, default=0, help="which GPU (default: 0)")
+        parser.add_argument("--device", metavar="N", type=whole_from_zero, default=0, help="which GPU (default: 0)")
     if name in ("latency", "stages", "accuracy", "memory", "kernels"):
         parser.add_argument("--scan", metavar="FILE", nargs="+", type=Path, default=[],
                             help="measure on these" if name == "accuracy" else "instead of phantoms")  # fmt: skip
@@ -76,23 +77,11 @@ def _own_options(parser: argparse.ArgumentParser, name: str) -> None:
     if name == "kernels":
         parser.add_argument("--only", metavar="GROUP", nargs="+", default=[], help="only these groups of the table")
     if name == "accuracy":
-        parser.add_argument("--phantoms", metavar="N", type=_from_zero, default=10, help="how many (default: 10)")
+        parser.add_argument("--phantoms", metavar="N", type=whole_from_zero, default=10, help="how many (default: 10)")
     if name == "cohort":
-        parser.add_argument("--scans", metavar="N", type=_from_one, default=40, help="how many (default: 40)")
+        parser.add_argument("--scans", metavar="N", type=whole_from_one, default=40, help="how many (default: 40)")
     if name == "scaling":
         parser.add_argument("--scale", metavar="F", type=float, default=1.0, help="on all lengths (default: 1)")
-
-
-def _from_zero(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"should be a whole number from 0 on, met {text}")
-    return int(text)
-
-
-def _from_one(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"should be a whole number from 1 on, met {text}")
-    return int(text)
 
 
 def _shape(text: str) -> tuple[int, int, int]:

@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
 
+from runtime.argument_types import whole_from_one
 from runtime.bundle import Bundle, open_bundle, write_bundle
 from runtime.engines.trt_build import HARDWARE_COMPATIBILITY, BuildOptions, engine_file, why_stale
 from runtime.engines.trt_cache import check_engine, engine_folder, list_engines, prune, read_sidecar
@@ -37,11 +38,11 @@ def build_parser() -> argparse.ArgumentParser:
     build.add_argument("--device", metavar="N", type=int, default=0, help="which GPU (default: 0)")
     defaults = BuildOptions()
     build.add_argument(
-        "--batch", metavar="N", type=_positive, default=defaults.max_batch,
+        "--batch", metavar="N", type=whole_from_one, default=defaults.max_batch,
         help=f"largest batch, which the engine is tuned for (default: {defaults.max_batch})",
     )  # fmt: skip
     build.add_argument(
-        "--workspace", metavar="MIB", type=_positive, default=defaults.workspace_mb,
+        "--workspace", metavar="MIB", type=whole_from_one, default=defaults.workspace_mb,
         help=f"scratch memory the builder may plan with (default: {defaults.workspace_mb})",
     )  # fmt: skip
     build.add_argument(
@@ -199,12 +200,6 @@ def _as_json(path: Path, found: Sidecar | EngineError) -> dict[str, object]:
 
 def _progress(args: argparse.Namespace) -> Progress:
     return NoProgress() if args.quiet or not sys.stderr.isatty() else TerminalProgress(sys.stderr, "engine")
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"should be a whole number from 1 on, met {text}")
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from runtime.argument_types import whole_from_zero
 from runtime.bundle import Bundle, BundleSpec, open_bundle
 from runtime.console import INTERRUPTED, complain
 from runtime.crops import crop_grid
@@ -174,18 +175,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--engine", help="default: every engine that can run here")
     parser.add_argument("--precision", help="default: every precision that the engines offer")
     parser.add_argument("--device", metavar="N", type=int, default=0, help="which GPU (default: 0)")
-    parser.add_argument("--phantoms", metavar="N", type=_not_negative, default=50, help="how many (default: 50)")
+    parser.add_argument("--phantoms", metavar="N", type=whole_from_zero, default=50, help="how many (default: 50)")
     parser.add_argument("--threads", metavar="N", type=positive, help="on the processor (default: all)")
     parser.add_argument(
         "-o", "--out", metavar="FILE", type=Path, help="write all figures as JSON, anew after each scan"
     )
     return parser
-
-
-def _not_negative(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"should be a whole number from 0 on, met {text}")
-    return int(text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

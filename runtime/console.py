@@ -7,7 +7,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from runtime.errors import InputError
+from runtime.errors import InputError, OutOfMemoryError, VertscanError
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C."""
@@ -39,15 +39,39 @@ def complain(text: str) -> None:
     print(f"error: {text}", file=sys.stderr)
 
 
-def internal_error(error: Exception, *, debug: bool) -> int:
-    """Tell of a defect of this software without a trace, unless it was asked for; the exit status to end with."""
+def internal_error(error: Exception, *, debug: bool | None) -> int:
+    """Tell of a defect of this software; the exit status to end with.
+
+    ``debug`` says whether its trace is shown, and None that the command has no option ``--debug``.
+    """
     if debug:
         traceback.print_exception(error, file=sys.stderr)
-    complain(
-        f"internal error: {type(error).__name__}: {error}. Please report it"
-        f"{'.' if debug else '; --debug shows the trace.'}"
-    )
+    way = "; --debug shows the trace." if debug is False else "."
+    complain(f"internal error: {type(error).__name__}: {error}. Please report it{way}")
     return DEFECT
+
+
+def status_after(
+    error: KeyboardInterrupt | Exception, *, interrupted: str, out_of_memory: str, debug: bool | None = None
+) -> int:
+    """Tell in one line what ended a command; the exit status to end with.
+
+    Args:
+        error: what was raised; an Exception that none of this software's errors is, is a defect.
+        interrupted: what to say after Ctrl-C.
+        out_of_memory: what to say, with advice, where Python had no memory.
+        debug: see ``internal_error``.
+    """
+    if isinstance(error, KeyboardInterrupt):
+        complain(interrupted)
+        return INTERRUPTED
+    if isinstance(error, VertscanError):
+        complain(str(error))
+        return error.exit_status
+    if isinstance(error, MemoryError):
+        complain(out_of_memory)
+        return OutOfMemoryError.exit_status
+    return internal_error(error, debug=debug)
 
 
 def shown(path: Path) -> str:

@@ -12,8 +12,8 @@ import logging
 import sys
 from collections.abc import Iterator, Sequence
 
-from runtime.console import INTERRUPTED, complain, internal_error
-from runtime.errors import InputError, OutOfMemoryError, VertscanError
+from runtime.console import status_after
+from runtime.errors import InputError
 from runtime.infer_options import build_parser, outputs_of, server_of
 
 # What takes time to import is imported inside ``main``, where Ctrl-C ends it as it ends the rest.
@@ -21,29 +21,20 @@ from runtime.infer_options import build_parser, outputs_of, server_of
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status; argparse itself exits with 2 on wrong usage."""
+    debug = False
     try:
         arguments = build_parser().parse_args(argv)
-    except KeyboardInterrupt:
-        return _interrupted()
-    talks = sys.stderr.isatty() and not arguments.quiet
-    try:
+        debug = arguments.debug
+        talks = sys.stderr.isatty() and not arguments.quiet
         with _log_to(logging.StreamHandler(sys.stderr) if talks else logging.NullHandler()):
             return _run(arguments, talks=talks)
-    except KeyboardInterrupt:
-        return _interrupted()
-    except VertscanError as error:
-        complain(str(error))
-        return error.exit_status
-    except MemoryError:
-        complain("out of memory while the networks were loaded; close other programs or allow more memory")
-        return OutOfMemoryError.exit_status
-    except Exception as error:  # noqa: BLE001  the last resort: users get a message, never a trace
-        return internal_error(error, debug=arguments.debug)
-
-
-def _interrupted() -> int:
-    complain("interrupted; no half-written result was left")
-    return INTERRUPTED
+    except (KeyboardInterrupt, Exception) as error:  # noqa: BLE001  users get a message, never a trace
+        return status_after(
+            error,
+            interrupted="interrupted; no half-written result was left",
+            out_of_memory="out of memory while the networks were loaded; close other programs or allow more memory",
+            debug=debug,
+        )
 
 
 def _run(arguments: argparse.Namespace, *, talks: bool) -> int:

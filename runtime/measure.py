@@ -13,8 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runtime.console import INTERRUPTED, complain, say
-from runtime.errors import OutOfMemoryError, VertscanError
+from runtime.console import say, status_after
 
 if TYPE_CHECKING:
     from runtime.mask_measurement import LabelledVertebra
@@ -65,15 +64,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.subregions is not None and not arguments.body_labels:
             parser.error("--subregions needs --body-labels: which of its labels are the vertebral body")
         _measure(arguments)
-    except VertscanError as error:
-        complain(str(error))
-        return error.exit_status
-    except MemoryError:
-        complain("out of memory; close other programs, or crop the mask to the spine")
-        return OutOfMemoryError.exit_status
-    except KeyboardInterrupt:
-        complain("interrupted")
-        return INTERRUPTED
+    except (KeyboardInterrupt, Exception) as error:  # noqa: BLE001  users get a message, never a trace
+        return status_after(
+            error,
+            interrupted="interrupted",
+            out_of_memory="out of memory; close other programs, or crop the mask to the spine",
+        )
     return 0
 
 

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from runtime.console import INTERRUPTED, complain, say
-from runtime.errors import InputError, VertscanError
+from runtime.console import say, status_after
+from runtime.errors import InputError
 from runtime.readers import list_series
 from runtime.readers.dicom import SeriesList, patients
 from runtime.readers.dicom_choice import Verdict, extent_mm, plane_of
@@ -60,12 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise InputError(f"{arguments.path} holds {len(scans)} scans: {_some(scans)}. Name one of them.")
         listed = list_series(scans[0].path, reading_options(arguments))
         say(json.dumps(as_json(listed), indent=2, allow_nan=False) if arguments.json else table(listed))
-    except VertscanError as error:
-        complain(str(error))
-        return error.exit_status
-    except KeyboardInterrupt:
-        complain("interrupted")
-        return INTERRUPTED
+    except (KeyboardInterrupt, Exception) as error:  # noqa: BLE001  users get a message, never a trace
+        return status_after(error, interrupted="interrupted", out_of_memory="out of memory; close other programs")
     return 0 if any(verdict.chosen for verdict in listed.verdicts) else InputError.exit_status
 
 

@@ -17,8 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from runtime.console import INTERRUPTED, complain, internal_error, say, shown
-from runtime.errors import OutOfMemoryError, VertscanError
+from runtime.console import say, shown, status_after
 from runtime.extras import stop_without
 
 if TYPE_CHECKING:
@@ -43,17 +42,14 @@ def main(argv: Sequence[str] | None = None, *, opener: Opener | None = None) -> 
         arguments = build_parser().parse_args(argv)
         debug = arguments.debug
         return _run(arguments, opener)
-    except KeyboardInterrupt:
-        complain("interrupted; what is done is kept, and the same command goes on from there")
-        return INTERRUPTED
-    except VertscanError as error:
-        complain(str(error))
-        return error.exit_status
-    except MemoryError:
-        complain("out of memory in the driver; the scans' own results are kept. Close other programs and run it again")
-        return OutOfMemoryError.exit_status
-    except Exception as error:  # noqa: BLE001  the last resort: users get a message, never a trace
-        return internal_error(error, debug=debug)
+    except (KeyboardInterrupt, Exception) as error:  # noqa: BLE001  users get a message, never a trace
+        return status_after(
+            error,
+            interrupted="interrupted; what is done is kept, and the same command goes on from there",
+            out_of_memory="out of memory in the driver; the scans' own results are kept. Close other programs and run "
+            "it again",
+            debug=debug,
+        )
 
 
 def _run(arguments: argparse.Namespace, opener: Opener | None) -> int:

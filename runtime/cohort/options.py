@@ -6,6 +6,7 @@ import argparse
 import math
 from pathlib import Path
 
+from runtime.argument_types import whole_from_one, whole_from_zero
 from runtime.infer_options import add_model_options, add_output_options
 from runtime.version import software_version
 
@@ -56,9 +57,9 @@ def _add_cluster_options(group: argparse._ArgumentGroup) -> None:
         help="of a Ray cluster: auto (the one this machine is part of), HOST:PORT of its head, or ray://HOST:PORT "
         "(default: none; workers on this machine alone)",
     )  # fmt: skip
-    group.add_argument("--workers", metavar="N", type=_from_one, help="at most so many (default: as many as fit)")
+    group.add_argument("--workers", metavar="N", type=whole_from_one, help="at most so many (default: as many as fit)")
     group.add_argument(
-        "--cpus-per-worker", metavar="N", type=_from_one,
+        "--cpus-per-worker", metavar="N", type=whole_from_one,
         help="cores that a worker gets and keeps to (default: 4, or what there is for each GPU or on a smaller node)",
     )  # fmt: skip
     group.add_argument(
@@ -67,21 +68,9 @@ def _add_cluster_options(group: argparse._ArgumentGroup) -> None:
         "where the cluster has any, else 0)",
     )  # fmt: skip
     group.add_argument(
-        "--retries", metavar="N", type=_from_zero, default=2,
+        "--retries", metavar="N", type=whole_from_zero, default=2,
         help="so often a scan is tried again whose worker died or ran out of memory (default: 2)",
     )  # fmt: skip
-
-
-def _from_zero(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"should be a whole number from 0 on, met {text}")
-    return int(text)
-
-
-def _from_one(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"should be a whole number from 1 on, met {text}")
-    return int(text)
 
 
 def _share(text: str) -> float:

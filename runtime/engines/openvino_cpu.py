@@ -155,12 +155,17 @@ class OpenVinoSession:
         if self._request is None:
             raise EngineError(f"The session of {self._model} is closed.")
         check_image(image, self._declared, model=self._model)
+        # One by one: the library shares a batch out otherwise than one image, and then sums in another order.
+        results = [self._run_one(image[i : i + 1]) for i in range(len(image))]
+        return tuple(np.concatenate(parts) for parts in zip(*results, strict=True))
+
+    def _run_one(self, image: np.ndarray) -> list[np.ndarray]:
         try:
             self._request.infer({0: image}, share_inputs=True)
         except RuntimeError as error:
             raise EngineError(f"OpenVINO failed on {self._model} with {image.shape}: {_first_line(error)}.") from error
         outputs = (self._request.get_output_tensor(i).data for i in range(len(self.output_names)))
-        return tuple(np.array(output, dtype=np.float32) for output in outputs)
+        return [np.array(output, dtype=np.float32) for output in outputs]
 
     def close(self) -> None:
         """Free the network."""

@@ -134,7 +134,7 @@ class Limits:
 
 
 LIMITS: Mapping[str, Limits] = {
-    "fp32": Limits(0.25, 0.9999, 0.995, 5e-3, 1e-2, 0.0, 1e-6, 5e-3, heatmap=5e-3, offsets=2e-2, mask=1e-2),
+    "fp32": Limits(0.25, 0.9999, 0.995, 5e-3, 1e-2, 0.0, 1e-6, 1e-3, heatmap=5e-3, offsets=2e-2, mask=1e-2),
     "fp16": Limits(0.5, 0.999, 0.99, 0.02, 0.05, 0.0, 1e-6, 5e-3),
     "bf16": Limits(1.0, 0.995, 0.95, 0.10, 0.20, 0.02, 1e-6, 5e-2),
     "int8": Limits(1.0, 0.99, 0.95, 0.10, 0.20, 0.02, 1e-6, 5e-2),

@@ -16,9 +16,9 @@ from contextlib import ExitStack, contextmanager
 from ipaddress import ip_address
 from pathlib import Path
 
-from runtime.console import INTERRUPTED, complain, internal_error, say
+from runtime.console import say, status_after
 from runtime.dicom import KINDS, check_installed
-from runtime.errors import InputError, OutOfMemoryError, VertscanError
+from runtime.errors import InputError
 from runtime.infer_options import server_of
 from runtime.serve.app import create_app
 from runtime.serve.logs import log_to_stderr
@@ -39,17 +39,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = options_of(arguments)
         with log_to_stderr(quiet=arguments.quiet), _terminated_as_interrupted():
             return _run(arguments, options)
-    except KeyboardInterrupt:
-        complain("interrupted")
-        return INTERRUPTED
-    except VertscanError as error:
-        complain(str(error))
-        return error.exit_status
-    except MemoryError:
-        complain("out of memory while the networks were loaded; close other programs or allow more memory")
-        return OutOfMemoryError.exit_status
-    except Exception as error:  # noqa: BLE001  the last resort: users get a message, never a trace
-        return internal_error(error, debug=False)
+    except (KeyboardInterrupt, Exception) as error:  # noqa: BLE001  users get a message, never a trace
+        return status_after(
+            error,
+            interrupted="interrupted",
+            out_of_memory="out of memory while the networks were loaded; close other programs or allow more memory",
+        )
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -182,53 +182,38 @@ async def follow_job(id: str, service: Served) -> StreamingResponse:
     return StreamingResponse(events, media_type="text/event-stream", headers={"x-accel-buffering": "no"})
 
 
-def _content(kind: str, schema: dict[str, Any], said: str) -> dict[int | str, dict[str, Any]]:
-    return {**_refusals(404, 409), 200: {"description": said, "content": {kind: {"schema": schema}}}}
+_Handler = Callable[..., StreamingResponse]
+
+
+def _result(name: str, kind: str, schema: dict[str, Any], said: str) -> Callable[[_Handler], _Handler]:
+    """Declares the route of one of a job's results, a file of content type ``kind``."""
+    responses = {**_refusals(404, 409), 200: {"description": said, "content": {kind: {"schema": schema}}}}
+    return router.get(f"{_JOBS}/{{id}}/{name}", tags=["results"], response_class=Response, responses=responses)
 
 
 _BINARY = {"type": "string", "contentMediaType": "application/octet-stream"}
 _FINDINGS = {"$ref": f"#/components/schemas/{FINDINGS_SCHEMA}"}
 
 
-@router.get(
-    f"{_JOBS}/{{id}}/findings",
-    tags=["results"],
-    response_class=Response,
-    responses=_content("application/json", _FINDINGS, "`findings.json`, as `vertscan-infer` writes it."),
-)
+@_result("findings", "application/json", _FINDINGS, "`findings.json`, as `vertscan-infer` writes it.")
 def get_findings(id: str, service: Served) -> StreamingResponse:
     """Every vertebra with its level, grade, heights and more."""
     return _file(id, "findings", "application/json", service)
 
 
-@router.get(
-    f"{_JOBS}/{{id}}/mask",
-    tags=["results"],
-    response_class=Response,
-    responses=_content("application/gzip", _BINARY, "`.nii.gz`, uint8 on the scan's own grid and affine."),
-)
+@_result("mask", "application/gzip", _BINARY, "`.nii.gz`, uint8 on the scan's own grid and affine.")
 def get_mask(id: str, service: Served) -> StreamingResponse:
     """The mask: 0 background, 1 to n the vertebrae, cranial to caudal (`mask_label` of the findings)."""
     return _file(id, "mask", "application/gzip", service)
 
 
-@router.get(
-    f"{_JOBS}/{{id}}/overview",
-    tags=["results"],
-    response_class=Response,
-    responses=_content("image/png", _BINARY, "PNG."),
-)
+@_result("overview", "image/png", _BINARY, "PNG.")
 def get_overview(id: str, service: Served) -> StreamingResponse:
     """The picture: sagittal and coronal views along the spine, vertebrae outlined, named and graded."""
     return _file(id, "overview", "image/png", service)
 
 
-@router.get(
-    f"{_JOBS}/{{id}}/dicom/{{kind}}",
-    tags=["results"],
-    response_class=Response,
-    responses=_content("application/dicom", _BINARY, "A DICOM file that refers to the images of the series."),
-)
+@_result("dicom/{kind}", "application/dicom", _BINARY, "A DICOM file that refers to the images of the series.")
 def get_dicom(id: str, kind: DicomKind, service: Served) -> StreamingResponse:
     """Segmentation, structured report, secondary capture or PDF, of a scan that came as DICOM."""
     return _file(id, kind, "application/dicom", service)

@@ -129,7 +129,7 @@ def test_a_server_that_is_killed_leaves_nothing_that_the_next_one_shows(ball_bun
     work, log = tmp_path / "work", tmp_path / "log.txt"
     killed = ServerProcess(ball_bundle, work, log)
     with killed.http as http:
-        files = [("file", ("two.nii.gz", (scans / "two.nii.gz").read_bytes()))]
+        files = [("file", ("zwetschke.nii.gz", (scans / "two.nii.gz").read_bytes()))]
         jobs = [http.post("/v1/jobs/upload", files=files).json()["id"] for _ in range(3)]
     assert killed.end(signal.SIGKILL) == -signal.SIGKILL
     (leftover,) = work.iterdir()
@@ -162,8 +162,7 @@ def test_a_server_that_is_killed_leaves_nothing_that_the_next_one_shows(ball_bun
     said = log.read_text()
     assert "Traceback" not in said
     assert said.splitlines()[-1].endswith(" INFO ended")
-    assert "two." not in said
-    assert "two:" not in said
+    assert "zwetschke" not in said
 
 
 @POSIX
