@@ -29,7 +29,7 @@ from benchmarks.scans import Shape, enlarged_scan
 from benchmarks.timed_node import NETWORKS, PROCESSOR
 from runtime.node.audit import AUDIT_FILE
 from runtime.node.processor import SECONDS
-from runtime.volume import Volume
+from runtime.volume import LPS_FROM_RAS, Volume
 
 DEFAULT_ZYX = (300, 512, 512)
 SPACING_MM = 0.8
@@ -236,8 +236,8 @@ def write_study(volume: Volume, folder: Path) -> tuple[str, list[Path]]:
     """A volume whose axes grow to the right, front and head as axial CT slices of a study of its own; UID and files."""
     folder.mkdir(parents=True)
     study_uid, series_uid = generate_uid(None), generate_uid(None)
-    linear = volume.grid.affine_ras[:3, :3]
-    row, column = (np.diag([-1.0, -1, 1]) @ linear[:, axis] / np.linalg.norm(linear[:, axis]) for axis in (0, 1))
+    affine_lps = LPS_FROM_RAS @ volume.grid.affine_ras
+    row, column = (affine_lps[:3, axis] / np.linalg.norm(affine_lps[:3, axis]) for axis in (0, 1))
     x_mm, y_mm, z_mm = volume.grid.spacing_xyz_mm
     files = []
     for z in range(volume.grid.shape_zyx[0]):
@@ -249,7 +249,7 @@ def write_study(volume: Volume, folder: Path) -> tuple[str, list[Path]]:
         image.PatientName, image.PatientID, image.PatientBirthDate, image.PatientSex = "Phantom", "PH1", "", ""
         image.StudyDate, image.StudyTime, image.StudyID, image.AccessionNumber = f"{datetime.now():%Y%m%d}", "", "", ""
         image.ImageType, image.SeriesNumber, image.InstanceNumber = ["ORIGINAL", "PRIMARY", "AXIAL"], 2, z + 1
-        image.ImagePositionPatient = (np.diag([-1.0, -1, 1]) @ volume.grid.to_ras_mm([z, 0, 0])).tolist()
+        image.ImagePositionPatient = (affine_lps[:3, 3] + z * affine_lps[:3, 2]).tolist()
         image.ImageOrientationPatient = [*row.tolist(), *column.tolist()]
         image.PixelSpacing, image.SliceThickness = [y_mm, x_mm], z_mm
         image.RescaleSlope, image.RescaleIntercept, image.ConvolutionKernel = 1, -1024, "B30f"

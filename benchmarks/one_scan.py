@@ -32,12 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run, print one JSON document, and return 0."""
     begun_s = time.perf_counter()
     args = build_parser().parse_args(argv)
-    import numba
-    import SimpleITK as sitk  # noqa: N813  the name all of its users know
+    from runtime.kernels.threads import limit_threads
 
     if args.threads is not None:
-        numba.config.NUMBA_NUM_THREADS = args.threads
-        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(args.threads)
+        limit_threads(args.threads)
     from runtime.memory import peak_memory_mb
     from runtime.output import Outputs, write_results
     from runtime.pipeline import Pipeline

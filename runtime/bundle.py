@@ -45,8 +45,8 @@ class ScoutSpec:
         threshold: heat of the first look above which full resolution begins, 0..1.
         margin_mm: and so far around it.
         follow_threshold: heat at full resolution that is followed to further windows; below ``heatmap_threshold``.
-        share: windows are run that would have more than this share of the blend at a voxel with such heat; 0 for all
-            that see it, which gives the exhaustive pass's values to the bit.
+        share: windows are run that would have more than this share of the blend where such heat is, judged at the
+            middle of a cell of 4 x 4 x 4 voxels.
     """
 
     spacing_mm: float

@@ -40,5 +40,5 @@ def write_whole(place: Path, *parts: bytes) -> None:
                 file.write(part)
         os.replace(temporary, place)
     except BaseException:
-        os.unlink(temporary)
+        Path(temporary).unlink(missing_ok=True)
         raise

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from runtime.errors import InputError, OutOfMemoryError, VertscanError
@@ -72,6 +76,19 @@ def status_after(
         complain(out_of_memory)
         return OutOfMemoryError.exit_status
     return internal_error(error, debug=debug)
+
+
+@contextmanager
+def interrupted_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM, by which service managers and schedulers end a process, do what Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():  # there only signals can be set
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def shown(path: Path) -> str:

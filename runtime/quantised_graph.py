@@ -25,10 +25,7 @@ def quantise(model: Any, plan: PrecisionPlan, *, name: str) -> Any:
     """
     import onnx
 
-    if plan.why_no_int8:
-        raise EngineError(
-            f"{name} is not offered in int8: {plan.why_no_int8}. Use fp16, or calibrate it: python -m export.calibrate."
-        )
+    check_offered(plan, name=name)
     quantised = onnx.ModelProto()
     quantised.CopyFrom(model)
     graph = quantised.graph
@@ -54,6 +51,19 @@ def quantise(model: Any, plan: PrecisionPlan, *, name: str) -> Any:
     del graph.initializer[:]
     graph.initializer.extend(kept)
     return quantised
+
+
+def check_offered(plan: PrecisionPlan, *, name: str) -> None:
+    """Raise EngineError where a network may not be run in INT8."""
+    if plan.why_no_int8:
+        raise EngineError(
+            f"{name} is not offered in int8: {plan.why_no_int8}. Use fp16, or calibrate it: python -m export.calibrate."
+        )
+
+
+def quantised_convolutions(model: Any, plan: PrecisionPlan) -> int:
+    """How many convolutions of an FP32 model read quantised numbers by a plan."""
+    return sum(node.op_type == "Conv" and node.input[0] in plan.int8_ranges for node in model.graph.node)
 
 
 def weight_scales(weight: np.ndarray) -> np.ndarray:

@@ -73,9 +73,9 @@ def _scans_in(folder: Path, entered: set[str]) -> list[Path]:
     entered.add(os.path.realpath(folder))
     try:
         with os.scandir(folder) as entries:
-            there = sorted(entries, key=lambda entry: entry.name)
-        files = [Path(entry.path) for entry in there if entry.is_file()]
-        below = [Path(entry.path) for entry in there if entry.is_dir()]
+            there = [Path(entry.path) for entry in sorted(entries, key=lambda entry: entry.name)]
+        files = [one for one in there if one.is_file()]  # links that go round in a ring are neither
+        below = [one for one in there if one.is_dir()]
         if _first_dicom(files) is not None:
             _say_what_is_left_out(folder, files)
             return [folder]

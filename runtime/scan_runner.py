@@ -85,6 +85,9 @@ class ScanRunner:
         except VertscanError as error:
             complain(f"{scan}: {error}")
             return error.exit_status, False
+        except MemoryError:
+            complain(f"{scan}: out of memory while its results were written; close other programs or crop the scan.")
+            return OutOfMemoryError.exit_status, False
         except Exception as error:  # noqa: BLE001  a defect met in one scan does not stop the others
             return internal_error(error, debug=self._arguments.debug), False
         findings, notice, was_done = outcome

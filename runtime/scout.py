@@ -11,18 +11,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from runtime.bundle import LocNetSpec
+from runtime.bundle import LocNetSpec, ScoutSpec
 from runtime.resample import resample, working_grid
-from runtime.trail import Points, Trail
+from runtime.trail import Chosen, Points, Trail
 from runtime.volume import Grid, Volume
 from runtime.windows import WindowPlan, WindowRunner, plan_windows, windows_reaching
 
 MOST_PER_HEIGHT = 4
 """Windows that a straight spine needs at one height, at most: two along each of y and x."""
-
-Chosen = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -30,7 +27,7 @@ class WindowCount:
     """How many windows the localisation network was run on.
 
     Args:
-        run: at full resolution.
+        run: at full resolution; one that was run twice, because too little was found at first, counts twice.
         planned: that cover the scan, as the exhaustive pass has them; those without bone among them are never run.
         scouted: at low resolution, to find where the spine is.
     """
@@ -72,7 +69,8 @@ def windows_along_spine(
     if keep.sum() <= len(coarse_plan.starts_zyx) + MOST_PER_HEIGHT * heights:
         return keep
     image = resample(Volume(hu, grid, "working image"), coarse)
-    seeds = _seeds(image, coarse, coarse_plan, grid, spec, runner)
+    keep_coarse = windows_reaching(image, coarse_plan, spec.skip_below_hu)
+    seeds = _seeds(image, coarse, coarse_plan, keep_coarse, grid, scout, runner)
     if not len(seeds):
         return keep
     trail = Trail(plan, keep, share=scout.share)
@@ -92,20 +90,24 @@ def windows_along_spine(
 
 
 def _seeds(
-    image: np.ndarray, coarse: Grid, coarse_plan: WindowPlan, grid: Grid, spec: LocNetSpec, runner: WindowRunner
+    image: np.ndarray,
+    coarse: Grid,
+    coarse_plan: WindowPlan,
+    keep: Chosen,
+    grid: Grid,
+    scout: ScoutSpec,
+    runner: WindowRunner,
 ) -> Points:
-    """Voxels (n, 3) of the working grid around which the low resolution shows heat."""
-    assert spec.scout is not None
-    keep = windows_reaching(image, coarse_plan, spec.skip_below_hu)
+    """Voxels (n, 3), z, y, x, of the working grid around which the low resolution shows heat."""
     if not keep.any():
         return np.zeros((0, 3), np.int64)
     heat = runner.heatmap_of(image, coarse_plan, keep)
-    near = _grown(heat > spec.scout.threshold, round(spec.scout.margin_mm / spec.scout.spacing_mm))
+    near = _grown_box(heat > scout.threshold, round(scout.margin_mm / scout.spacing_mm))
     places = grid.to_index_zyx(coarse.to_ras_mm(np.argwhere(near).astype(np.float64)))
     return np.clip(np.rint(places).astype(np.int64), 0, np.array(grid.shape_zyx) - 1)
 
 
-def _grown(mark: Chosen, voxels: int) -> Chosen:
+def _grown_box(mark: Chosen, voxels: int) -> Chosen:
     """The marked voxels and all that lie up to so many voxels from one along each axis."""
     out = mark
     for axis in range(3):

@@ -31,7 +31,7 @@ def without_concatenations(model: Any, plan: PrecisionPlan, *, name: str) -> tup
     Args:
         model: an ``onnx.ModelProto``, FP32.
         plan: its ``int8_ranges`` say which tensors are quantised. Each part of a concatenation gets the whole's range,
-            so that every number is rounded as it was.
+            so that its numbers are rounded as they were; each part's weights get steps of their own, never coarser.
         name: the network's, for the message.
 
     Raises:

@@ -20,7 +20,8 @@ class Trail:
     Args:
         plan: all windows of the volume.
         keep: bool, those that may be chosen.
-        share: a window counts at a voxel when it would have more than this share of the blend there.
+        share: a window counts in a cell of 4 x 4 x 4 voxels when it would have more than this share of the blend at the
+            middle of it; elsewhere in the cell one that does not count may have more.
     """
 
     def __init__(self, plan: WindowPlan, keep: Chosen, *, share: float) -> None:

@@ -26,5 +26,5 @@ def warm_up(pipeline: Pipeline) -> None:
     volume = Volume(hu, Grid(hu.shape, np.diag([2.0, 2.0, 2.0, 1.0])), "warm-up")
     analysis = pipeline.analyse(volume)
     draw_overview(volume, analysis.labels, analysis.findings)
-    with suppress(ImportError):  # documents need a package more than the other kinds
+    with suppress(ModuleNotFoundError):  # documents need a package more than the other kinds
         import runtime.dicom.pdf  # noqa: F401

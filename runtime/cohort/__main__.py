@@ -9,18 +9,17 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import signal
 import sys
-import threading
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from runtime.console import say, shown, status_after
+from runtime.console import interrupted_by_sigterm, say, shown, status_after
 from runtime.extras import stop_without
 
 if TYPE_CHECKING:
+    from runtime.cohort.output_folder import OutputLock
     from runtime.cohort.run import CohortRun
     from runtime.cohort.scan_table import ScanTable
     from runtime.cohort.work import Opener, Orders
@@ -69,7 +68,7 @@ def _run(arguments: argparse.Namespace, opener: Opener | None) -> int:
     folders = [scan.folder for scan in listed.scans]
     lock = open_output(output, orders.run, folders=folders, on_wait=_tell_of_waiting)
     try:
-        return _run_on_cluster(arguments, listed, orders, opener)
+        return _run_on_cluster(arguments, listed, orders, lock, opener)
     finally:
         close_output(lock, folders=folders)
 
@@ -101,7 +100,9 @@ def _orders(arguments: argparse.Namespace, listed: ScanTable, output: Path) -> O
     )
 
 
-def _run_on_cluster(arguments: argparse.Namespace, listed: ScanTable, orders: Orders, opener: Opener | None) -> int:
+def _run_on_cluster(
+    arguments: argparse.Namespace, listed: ScanTable, orders: Orders, lock: OutputLock, opener: Opener | None
+) -> int:
     from dataclasses import replace
 
     from runtime.cohort.dispatch import Dispatcher
@@ -114,10 +115,10 @@ def _run_on_cluster(arguments: argparse.Namespace, listed: ScanTable, orders: Or
     with contextlib.closing(Journal(orders.output / JOURNAL_FILE)) as journal, _terminal_for_us_alone() as stream:
         talks = stream.isatty() and not arguments.quiet
         reporter = Reporter(stream, len(listed.scans), shows_progress=talks)
-        with joined_cluster(arguments.address), _interrupted_by_sigterm():
+        with joined_cluster(arguments.address), interrupted_by_sigterm():
             planned = plan(workers=arguments.workers, cpus=arguments.cpus_per_worker, gpus=arguments.gpus_per_worker)
-            run = CohortRun(orders.run, listed, orders.output, journal, reporter)
-            run.load_before(bundle_sha256=orders.bundle_sha256, outputs=orders.outputs)
+            run = CohortRun(orders, listed, journal, reporter)
+            run.load_complete()
             orders = replace(orders, threads=planned.share.cpus)
             try:
                 with RayCrew(orders, planned.share, opener or open_pipeline) as crew:
@@ -125,7 +126,11 @@ def _run_on_cluster(arguments: argparse.Namespace, listed: ScanTable, orders: Or
                     dispatcher.run(run.tasks)
             finally:
                 reporter.finish()
+                run.load_complete()
                 run.write()
+                # A worker that was ended may have put its last results just now; alone here, nobody does any more.
+                if lock.take_alone(wait_s=5.0) and run.load_complete():
+                    run.write()
     _tell_the_end(run, orders.output)
     return run.status
 
@@ -137,19 +142,6 @@ def _tell_the_end(run: CohortRun, output: Path) -> None:
     parts = [f"{done} scans done", *([f"{before} were done before"] if before else []), f"{failed} failed"]
     reasons = f", reasons in {shown(output / FAILED_FILE)}" if failed else ""
     say(f"{', '.join(parts)}{reasons}\nresults in {shown(output)}", else_say="; the results are on disk")
-
-
-@contextlib.contextmanager
-def _interrupted_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM, by which schedulers end what runs too long, do what Ctrl-C does; Ray sets its own way at joining."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from runtime.errors import InputError
@@ -55,7 +55,7 @@ class OutputLock:
             try:
                 fcntl.flock(self._file, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
                 return True
-            except OSError:
+            except BlockingIOError:
                 if time.monotonic() >= until_s:
                     return False
                 time.sleep(_POLL_S)
@@ -99,31 +99,37 @@ def open_output(output: Path, run: str, *, folders: Iterable[Path], on_wait: Cal
     Raises:
         InputError: the folder can't be made or written, or another cohort is writing to it.
     """
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        lock = OutputLock(output)
-    except OSError as error:
-        raise InputError(
-            f"Nothing can be written to {output} ({error.strerror or error}); name another folder with -o."
-        ) from error
+    with ExitStack() as on_failure:
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+            lock = OutputLock(output)
+            on_failure.callback(lock.close)
+            _begin(lock, output, run, folders=folders, on_wait=on_wait)
+        except OSError as error:
+            raise InputError(
+                f"Nothing can be written to {output} ({error.strerror or error}); name another folder with -o."
+            ) from error
+        on_failure.pop_all()
+    return lock
+
+
+def _begin(lock: OutputLock, output: Path, run: str, *, folders: Iterable[Path], on_wait: Callable[[], None]) -> None:
     if not lock.take_alone(wait_s=0.0):
         on_wait()
         if not lock.take_alone(wait_s=WAIT_S):
-            lock.close()
             raise InputError(f"Another run of a cohort is writing to {output}; wait for its end, or end it.")
     if lock.works:
         sweep(folders)
     lock.write_run(run)
     if not lock.share():
-        lock.close()
         raise InputError(f"Another run of a cohort has just begun to write to {output}; wait for its end, or end it.")
-    return lock
 
 
 def close_output(lock: OutputLock, *, folders: Iterable[Path], wait_s: float = 5.0) -> None:
     """Remove what killed workers left half-written, once they are gone, and give the lock back."""
-    if lock.works and lock.take_alone(wait_s=wait_s):
-        sweep(folders)
+    with suppress(OSError):  # the file system is gone: then nobody can sweep
+        if lock.works and lock.take_alone(wait_s=wait_s):
+            sweep(folders)
     lock.close()
 
 

@@ -13,19 +13,18 @@ from urllib.parse import urlsplit
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # read when Ray is imported
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # workers without a GPU see none
 import ray
-from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
 from runtime.cohort.dispatch import Died, Event, Finished, Ready, WorkerInfo
 from runtime.cohort.work import DEFECT, FAILED, Opener, Orders, Outcome, Task, Worker
 from runtime.engines.checks import usable_cores
-from runtime.errors import BundleError, EngineError, InputError, VertscanError
+from runtime.errors import InputError, VertscanError
 
 LOCAL = "local"
 _CONNECT_S = 10.0
 _OBJECT_STORE_BYTES = 100 * 2**20
 """Of a local Ray; what goes through it are findings, some ten kB each."""
 _DEFAULT_CPUS = 4
-_REFUSALS: dict[str, type[VertscanError]] = {"input": InputError, "bundle": BundleError, "engine": EngineError}
 
 
 @dataclass(frozen=True)
@@ -47,9 +46,9 @@ class Plan:
 
 @dataclass(frozen=True)
 class _Refusal:
-    """Why a worker can't be used: kind of the error and its message."""
+    """Why a worker can't be used."""
 
-    kind: str
+    error: type[VertscanError]
     reason: str
 
 
@@ -62,8 +61,7 @@ class _Actor:
         try:
             self._worker = Worker(orders, opener)
         except VertscanError as error:
-            kind = next((name for name, class_ in _REFUSALS.items() if isinstance(error, class_)), "engine")
-            return _Refusal(kind, f"node {host} ({node[:8]}) can't take part: {error}")
+            return _Refusal(type(error), f"node {host} ({node[:8]}) can't take part: {error}")
         return WorkerInfo(host, node, os.getpid(), self._worker.engine)
 
     def run(self, task: Task) -> Outcome:
@@ -204,11 +202,11 @@ class RayCrew:
             answer = ray.get(ref, timeout=_CONNECT_S)
         except RayTaskError as error:
             return self._broken(worker, task, error)
-        except (RayError, GetTimeoutError) as error:
+        except RayError as error:
             self.dismiss(worker)
             return Died(worker, death_reason(error))
         if isinstance(answer, _Refusal):
-            raise _REFUSALS[answer.kind](answer.reason)
+            raise answer.error(answer.reason)
         return Finished(worker, answer) if isinstance(answer, Outcome) else Ready(worker, answer)
 
     def _broken(self, worker: int, task: Task | None, error: RayTaskError) -> Event:
@@ -232,6 +230,6 @@ def death_reason(error: Exception) -> str:
         return "Ray ended the worker, since its node ran out of memory"
     if getattr(error, "_actor_init_failed", False) or "creation task" in text:
         return f"the worker could not be started ({text.strip().splitlines()[-1]}); is this software on its node?"
-    if "node" in text and ("node has died" in text or "node was terminated" in text or "node is dead" in text):
+    if "node has died" in text or "node was terminated" in text or "node is dead" in text:
         return "the worker's node was lost"
     return "the worker died (it was killed, ran out of memory or crashed)"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import replace
 
 from runtime.cohort.columns import ScanRow
 from runtime.cohort.dispatch import Attempt, WorkerInfo
@@ -13,9 +13,8 @@ from runtime.cohort.journal import History, Journal
 from runtime.cohort.reporter import Reporter
 from runtime.cohort.scan_table import CohortScan, ScanTable
 from runtime.cohort.tables import Tables, where
-from runtime.cohort.work import DONE, DONE_BEFORE, EXIT_STATUSES, FAILED, LOST, Task
+from runtime.cohort.work import DONE, DONE_BEFORE, EXIT_STATUSES, FAILED, LOST, Orders, Task
 from runtime.findings import Findings, from_json
-from runtime.output import Outputs
 from runtime.resume import finished_findings
 
 _WRITE_EVERY_S = 60.0
@@ -27,32 +26,42 @@ class CohortRun:
     """A ``runtime.cohort.dispatch.Watcher`` that writes journal and tables and tells the reporter.
 
     Args:
-        name: of this run.
+        orders: what the workers are told.
         listed: the scans.
-        output: folder of the results.
         journal: of all runs.
         reporter: tells the person.
     """
 
-    def __init__(self, name: str, listed: ScanTable, output: Path, journal: Journal, reporter: Reporter) -> None:
-        self._name, self._listed, self._output = name, listed, output
+    def __init__(self, orders: Orders, listed: ScanTable, journal: Journal, reporter: Reporter) -> None:
+        self._orders, self._listed, self._output = orders, listed, orders.output
         self._journal, self._reporter = journal, reporter
-        self._tables = Tables(listed, output)
+        self._tables = Tables(listed, orders.output)
         self._runs: Counter[int] = Counter()
         self._statuses: dict[int, int] = {}
         self._before = 0
         self._engines: set[str] = set()
         self._next_writing_s = time.monotonic() + _WRITE_EVERY_S
 
-    def load_before(self, *, bundle_sha256: str, outputs: Outputs) -> None:
-        """Fill the tables with the complete results that are there; each is looked at again when its turn comes."""
+    def load_complete(self) -> bool:
+        """Put complete results that are there into the tables, of scans that these know nothing of; whether any was.
+
+        At the start those of earlier runs, each of which is looked at again when its turn comes; at the end those of
+        which the worker's word was still on its way.
+        """
+        found = False
         for number, scan in enumerate(self._listed.scans):
+            if self._tables.knows(number):
+                continue
             try:
-                findings = finished_findings(scan.folder, bundle_sha256=bundle_sha256, outputs=outputs)
+                findings = finished_findings(
+                    scan.folder, bundle_sha256=self._orders.bundle_sha256, outputs=self._orders.outputs
+                )
             except OSError:  # a worker will tell
                 continue
             if findings is not None:
-                self._tables.put(number, self._row_before(scan, findings))
+                self._tables.put(number, self._row_before(number, scan, findings))
+                found = True
+        return found
 
     @property
     def tasks(self) -> Sequence[Task]:
@@ -72,10 +81,13 @@ class CohortRun:
 
     def ended(self, attempt: Attempt) -> None:
         """Keep what a run of a scan gave."""
+        if attempt.outcome.status == DONE_BEFORE and self._runs[attempt.outcome.number]:
+            # Its worker died when the results were in place: they are this run's.
+            attempt = replace(attempt, outcome=replace(attempt.outcome, status=DONE))
         outcome, scan = attempt.outcome, self._listed.scans[attempt.outcome.number]
         if outcome.status != DONE_BEFORE:
             self._runs[outcome.number] += 1
-            self._journal.add(scan.id, where(scan, self._output), self._name, attempt)
+            self._journal.add(scan.id, where(scan, self._output), self._orders.run, attempt)
         if outcome.status == FAILED:
             self._tell_failure(scan, attempt)
         if not attempt.is_last:
@@ -104,14 +116,14 @@ class CohortRun:
             )
         findings = from_json(outcome.findings)
         if outcome.status == DONE_BEFORE:
-            return self._row_before(scan, findings)
+            return self._row_before(outcome.number, scan, findings)
         return ScanRow(DONE, None, None, runs, outcome.seconds, info.host, info.node, results, findings)
 
-    def _row_before(self, scan: CohortScan, findings: Findings) -> ScanRow:
+    def _row_before(self, number: int, scan: CohortScan, findings: Findings) -> ScanRow:
         results = where(scan, self._output)
         known = self._journal.before.get(results, History())
         host, node = known.host or None, known.node or None
-        return ScanRow(DONE, None, None, known.runs, known.seconds, host, node, results, findings)
+        return ScanRow(DONE, None, None, known.runs + self._runs[number], known.seconds, host, node, results, findings)
 
     def joined(self, info: WorkerInfo) -> None:
         """Tell where workers compute with different engines: their findings differ a little."""

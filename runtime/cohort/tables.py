@@ -24,12 +24,13 @@ from runtime.cohort.columns import (
     ScanRow,
 )
 from runtime.cohort.scan_table import ID, SCAN, CohortScan, ScanTable
+from runtime.cohort.work import FAILED
 from runtime.errors import InputError
 from runtime.findings import Findings
 from runtime.version import software_version
 
 VERTEBRAE_FILE, SCANS_FILE, FAILED_FILE = "vertebrae.parquet", "scans.parquet", "failed.csv"
-WAITING, FAILED = "waiting", "failed"
+WAITING = "waiting"
 _TYPES = {TEXT: pa.string(), TEXTS: pa.list_(pa.string()), WHOLE: pa.int32(), NUMBER: pa.float64(), TRUTH: pa.bool_()}
 
 
@@ -49,6 +50,10 @@ class Tables:
         self._scans_schema = _schema(columns, SCAN_COLUMNS, metadata)
         self._rows: list[dict[str, Any] | None] = [None] * len(listed.scans)
         self._vertebrae: list[pa.RecordBatch | None] = [None] * len(listed.scans)
+
+    def knows(self, number: int) -> bool:
+        """Whether anything was put of the scan with this number in the list."""
+        return self._rows[number] is not None
 
     def put(self, number: int, row: ScanRow) -> None:
         """What is known of the scan with this number in the list."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from runtime.cohort.output_folder import COHORT_SCRATCH, OutputLock, is_run
 from runtime.errors import BundleError, EngineError, InputError, OutOfMemoryError, VertscanError
 from runtime.findings import to_json
+from runtime.kernels.threads import limit_threads
 from runtime.output import Outputs, write_results
 from runtime.progress import NoProgress
 from runtime.readers.options import ReadOptions
@@ -134,10 +135,15 @@ class Worker:
             )
         if not orders.root.is_dir():
             raise InputError(f"it doesn't see the folder of scans {orders.root}; mount it there under the same path")
-        self._lock = OutputLock(orders.output)
+        try:
+            self._lock = OutputLock(orders.output)
+        except OSError as error:
+            raise InputError(
+                f"it can't write to the folder of results {orders.output} ({error.strerror or error})"
+            ) from error
         if not self._lock.share():
             raise InputError(f"another run of a cohort is writing to {orders.output}")
-        _limit_threads(orders.threads)
+        limit_threads(orders.threads)
         self._pipeline = opener(orders)
         if self._pipeline.bundle_sha256 != orders.bundle_sha256:
             name = orders.bundle or "that ships"
@@ -191,12 +197,3 @@ def _kind_of(error: VertscanError) -> str:
     if isinstance(error, OutOfMemoryError):
         return MEMORY
     return ENGINE if isinstance(error, (EngineError, BundleError)) else INPUT
-
-
-def _limit_threads(count: int) -> None:
-    """Let this process's kernels and readers use so many threads; engines are told at opening."""
-    import numba
-    import SimpleITK as sitk  # noqa: N813  the name all of its users know
-
-    numba.config.NUMBA_NUM_THREADS = count
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(count)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -126,11 +126,7 @@ def measured_choice(
     Raises:
         EngineError: the chosen engine can't load or run the network.
     """
-    can = {
-        name: one
-        for name, one in preflights(device=choice.device).items()
-        if name not in ONLY_BY_NAME and one.available and choice.precision in one.precisions
-    }
+    can = _able(_found(choice.device), choice.precision)
     if can[choice.name].device != "CPU":
         return choice
     names = [choice.name, *(name for name in can if name != choice.name and can[name].device == "CPU")]
@@ -146,12 +142,8 @@ def measured_choice(
 
 
 def _fastest(precision: str, device: int) -> tuple[str, Preflight, str]:
-    found = {name: one for name, one in preflights(device=device).items() if name not in ONLY_BY_NAME}
-    can = {
-        name: one
-        for name, one in found.items()
-        if one.available and (precision == "auto" or precision in one.precisions)
-    }
+    found = _found(device)
+    can = _able(found, precision)
     if not can:
         said = "; ".join(f"{name}: {one.reason}" for name, one in found.items())
         wish = "" if precision == "auto" else f" in {precision}"
@@ -162,3 +154,13 @@ def _fastest(precision: str, device: int) -> tuple[str, Preflight, str]:
     kind = "GPU" if on_gpu else "CPU"
     why = f"fastest {kind} engine of those that can run here ({', '.join(can)})"
     return best, can[best], why + (f"; not possible: {', '.join(left_out)}" if left_out else "")
+
+
+def _found(device: int) -> dict[str, Preflight]:
+    """What the preflights of the engines say that ``auto`` may take."""
+    return {name: one for name, one in preflights(device=device).items() if name not in ONLY_BY_NAME}
+
+
+def _able(found: Mapping[str, Preflight], precision: str) -> dict[str, Preflight]:
+    """Those that can run here in that precision, in the order of the table."""
+    return {name: one for name, one in found.items() if one.available and precision in ("auto", *one.precisions)}

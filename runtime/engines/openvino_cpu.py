@@ -6,7 +6,7 @@ import io
 import json
 import platform
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from runtime.engines.checks import check_image, check_model_file, check_signatur
 from runtime.engines.openvino_cache import compiled_network
 from runtime.errors import EngineError
 from runtime.precision_plan import PrecisionPlan
+from runtime.quantised_graph import check_offered, quantise, quantised_convolutions
 from runtime.split_graph import without_concatenations
 from runtime.typed_graph import load_graph, plan_beside
 
@@ -26,7 +27,7 @@ _NAME = "openvino"
 _LOCATIONS = ("Exception from", "Check '", "FrontEnd API failed")
 _PRECISION_HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}  # int8: of what is not quantised
 _QUANTISED_FORM = 1
-"""To be raised when ``_read_quantised`` makes something else of a file: networks compiled of that are not used then."""
+"""To be raised when ``_Quantised`` makes something else of a file: what was compiled of it before is not used then."""
 _INTEGER_DOT_PRODUCTS = ("avx512vnni", "avxvnni", "amx-int8")
 
 
@@ -113,7 +114,7 @@ def open_session(
     }
     if threads is not None:
         options["INFERENCE_NUM_THREADS"] = threads
-    plan = plan_beside(model) if precision == "int8" else PrecisionPlan()
+    quantised = _Quantised.of(model) if precision == "int8" else None
     try:
         compiled = compiled_network(
             openvino.Core(),
@@ -121,8 +122,8 @@ def open_session(
             options,
             folder=cache or user_cache_folder(_NAME),
             version=str(openvino.__version__),
-            read=_read_onnx if precision != "int8" else partial(_read_quantised, plan=plan),
-            variant=json.dumps([_QUANTISED_FORM, dict(plan.int8_ranges)], sort_keys=True),
+            read=_read_onnx if quantised is None else quantised.read,
+            variant="" if quantised is None else quantised.variant,
         )
         used = compiled.get_property("INFERENCE_PRECISION_HINT")
     except _library_errors() as error:
@@ -130,12 +131,8 @@ def open_session(
     check_signature(model, inputs=len(compiled.inputs), outputs=len(compiled.outputs))
     if used.get_type_name() != _PRECISION_HINTS[precision]:
         raise EngineError(f"OpenVINO was told to compute in {precision} but computes in {used.get_type_name()}.")
-    integers = _integer_convolutions(compiled) if precision == "int8" else 0
-    if integers < len(plan.int8_ranges):
-        raise EngineError(
-            f"OpenVINO was told to compute {len(plan.int8_ranges)} convolutions of {model.name} in int8 "
-            f"but computes {integers} so; use --precision fp32."
-        )
+    if quantised is not None:
+        quantised.check(compiled)
     return OpenVinoSession(compiled, EngineInfo(_NAME, found.version, precision, "CPU", reason), model.name)
 
 
@@ -157,7 +154,7 @@ class OpenVinoSession:
         check_image(image, self._declared, model=self._model)
         # One by one: the library shares a batch out otherwise than one image, and then sums in another order.
         results = [self._run_one(image[i : i + 1]) for i in range(len(image))]
-        return tuple(np.concatenate(parts) for parts in zip(*results, strict=True))
+        return tuple(results[0]) if len(results) == 1 else tuple(map(np.concatenate, zip(*results, strict=True)))
 
     def _run_one(self, image: np.ndarray) -> list[np.ndarray]:
         try:
@@ -186,13 +183,44 @@ def _read_onnx(model: Path | io.BytesIO) -> Any:
     return reader.convert(reader.load(str(model) if isinstance(model, Path) else model))
 
 
-def _read_quantised(model: Path, plan: PrecisionPlan) -> Any:
-    """The network with its convolutions on quantised numbers, the rest in FP32."""
-    from runtime.quantised_graph import quantise
+@dataclass(frozen=True)
+class _Quantised:
+    """A network whose convolutions are to read quantised numbers, the rest in FP32.
 
-    split, plan = without_concatenations(load_graph(model), plan, name=model.name)
-    quantised = quantise(split, plan, name=model.name)
-    return _read_onnx(io.BytesIO(quantised.SerializeToString()))
+    Args:
+        name: of its file.
+        split: the FP32 model without concatenations before these convolutions.
+        plan: for that.
+    """
+
+    name: str
+    split: Any
+    plan: PrecisionPlan
+
+    @classmethod
+    def of(cls, model: Path) -> _Quantised:
+        """The network in a file, by the plan beside it; raises EngineError where that does not offer INT8."""
+        plan = plan_beside(model)
+        check_offered(plan, name=model.name)
+        return cls(model.name, *without_concatenations(load_graph(model), plan, name=model.name))
+
+    @property
+    def variant(self) -> str:
+        """Tells it from what else could be made of the file."""
+        return json.dumps([_QUANTISED_FORM, dict(self.plan.int8_ranges)], sort_keys=True)
+
+    def read(self, _: Path) -> Any:
+        """The library's model of it."""
+        return _read_onnx(io.BytesIO(quantise(self.split, self.plan, name=self.name).SerializeToString()))
+
+    def check(self, compiled: Any) -> None:
+        """Raise EngineError where the library computes one of these convolutions otherwise than on integers."""
+        wanted, integers = quantised_convolutions(self.split, self.plan), _integer_convolutions(compiled)
+        if integers < wanted:
+            raise EngineError(
+                f"OpenVINO was told to compute {wanted} convolutions of {self.name} in int8 but computes {integers} "
+                "so; use --precision fp32."
+            )
 
 
 def _integer_convolutions(compiled: Any) -> int:

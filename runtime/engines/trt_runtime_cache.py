@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 from typing import Any
+
+from runtime.cache import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -42,14 +43,10 @@ class RuntimeCache:
         content = b"" if made is None else bytes(made)
         if not content or content == self._kept:
             return
-        part = self._path.with_name(f"{self._path.name}.{os.getpid()}.part")
         try:
-            part.write_bytes(content)
-            part.replace(self._path)
+            write_whole(self._path, content)
         except OSError as error:
             logger.warning("compiled kernels are not kept: %s cannot be written (%s)", self._path, error.strerror)
-        finally:
-            part.unlink(missing_ok=True)
 
     def _read(self) -> bytes:
         try:

@@ -49,3 +49,12 @@ def ranges_in_threads(work: Callable[[int, int], T], count: int, *, least: int) 
     bounds = [count * i // pieces for i in range(pieces + 1)]
     with ThreadPoolExecutor(workers) as pool:
         return list(pool.map(work, bounds[:-1], bounds[1:]))
+
+
+def limit_threads(count: int) -> None:
+    """Let this process's kernels and SimpleITK use so many threads; engines are told at opening."""
+    import numba
+    import SimpleITK as sitk  # noqa: N813  the name all of its users know
+
+    numba.config.NUMBA_NUM_THREADS = count
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(count)

@@ -114,7 +114,7 @@ class Complete:
     give_up_s: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Analyse:
     """The pipeline and what is written of its findings; ``attempts`` counts deaths of the process too."""
 

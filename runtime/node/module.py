@@ -32,7 +32,16 @@ logger = logging.getLogger(__name__)
 
 IN_VARIABLE, OUT_VARIABLE = "MERCURE_IN_DIR", "MERCURE_OUT_DIR"
 TASK_FILE, RESULT_FILE = "task.json", "result.json"
-DEFAULTS = Analyse(None, "auto", "auto", 0, False, OUTPUTS, 1, 0.0)
+DEFAULTS = Analyse(
+    bundle=None,
+    engine="auto",
+    precision="auto",
+    device=0,
+    exhaustive=False,
+    outputs=OUTPUTS,
+    attempts=1,
+    retry_s=0.0,
+)
 _SETTINGS = {"outputs", "engine", "precision", "device", "exhaustive", "bundle"}
 
 

@@ -64,7 +64,12 @@ class FolderWatch:
 
     def _take_in(self, path: Path, *, stays: bool) -> bool:
         """Take in one file; False if it must wait, such as for room on the disk."""
-        status = self._take(path.read_bytes(), "folder")
+        try:
+            encoded = path.read_bytes()
+        except (FileNotFoundError, PermissionError) as error:
+            logger.warning("a file in the watched folder can't be read (%s)", error.strerror)
+            return False
+        status = self._take(encoded, "folder")
         if stays:
             return status in (SUCCESS, CANNOT_UNDERSTAND)
         if status == CANNOT_UNDERSTAND:
@@ -99,11 +104,12 @@ def _files_below(root: Path) -> Iterator[tuple[Path, bool]]:
         if real in entered:
             continue
         entered.add(real)
-        with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+        with contextlib.suppress(FileNotFoundError, PermissionError), os.scandir(folder) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
                 if entry.name.startswith(".") or (folder == root and entry.name == REFUSED):
                     continue
-                if entry.is_file():
-                    yield Path(entry.path), linked
-                elif entry.is_dir():
-                    (links if linked or entry.is_symlink() else own).append(Path(entry.path))
+                path = Path(entry.path)  # which says of links that go round in a ring that they are neither
+                if path.is_file():
+                    yield path, linked
+                elif path.is_dir():
+                    (links if linked or path.is_symlink() else own).append(path)

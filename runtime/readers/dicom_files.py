@@ -6,7 +6,7 @@ import io
 import os
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -114,12 +114,19 @@ def zip_files(path: Path) -> Iterator[FileSet]:
 
 
 def _walked(path: Path) -> dict[str, SourceFile]:
-    walked, entered = list[Path](), {os.path.realpath(path)}
-    for folder, below, files in os.walk(path, onerror=_raise, followlinks=True):
-        walked += [Path(folder) / file for file in files]
-        below[:] = [name for name in sorted(below) if _enter(os.path.join(folder, name), entered)]
+    walked = [Path(folder) / file for folder, _, files in walk_once(path, onerror=_raise) for file in files]
     found = sorted(file for file in walked if file.is_file())  # not links that lead nowhere, pipes and the like
     return {file.relative_to(path).as_posix(): _DiskFile(file) for file in found}
+
+
+def walk_once(
+    top: Path, *, onerror: Callable[[OSError], None] | None = None
+) -> Iterator[tuple[str, list[str], list[str]]]:
+    """``os.walk`` as folders are read here: links are followed, and each folder is entered once."""
+    entered = {os.path.realpath(top)}
+    for folder, below, files in os.walk(top, onerror=onerror, followlinks=True):
+        yield folder, below, files
+        below[:] = [name for name in sorted(below) if _enter(os.path.join(folder, name), entered)]
 
 
 def _enter(folder: str, entered: set[str]) -> bool:

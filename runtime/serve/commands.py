@@ -10,13 +10,12 @@ import argparse
 import json
 import logging
 import os
-import signal
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from ipaddress import ip_address
 from pathlib import Path
 
-from runtime.console import say, status_after
+from runtime.console import interrupted_by_sigterm, say, status_after
 from runtime.dicom import KINDS, check_installed
 from runtime.errors import InputError
 from runtime.infer_options import server_of
@@ -37,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = build_parser().parse_args(argv)
         options = options_of(arguments)
-        with log_to_stderr(quiet=arguments.quiet), _terminated_as_interrupted():
+        with log_to_stderr(quiet=arguments.quiet), interrupted_by_sigterm():
             return _run(arguments, options)
     except (KeyboardInterrupt, Exception) as error:  # noqa: BLE001  users get a message, never a trace
         return status_after(
@@ -45,16 +44,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             interrupted="interrupted",
             out_of_memory="out of memory while the networks were loaded; close other programs or allow more memory",
         )
-
-
-@contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM ends the start, too, such that nothing is left behind."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _run(arguments: argparse.Namespace, options: ServeOptions) -> int:

@@ -10,7 +10,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from runtime.serve.worker import where_from
+from runtime.serve.logs import where_from
 
 logger = logging.getLogger(__name__)
 

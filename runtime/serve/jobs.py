@@ -186,18 +186,21 @@ class Jobs:
 
     def fail(self, id: str, error: JobError) -> JobRecord:
         """The running job failed; it leaves no files."""
+        self._remove_files(id)
         with self._changed:
-            job = self._end(replace(self._jobs[id], error=error), State.FAILED)
-        shutil.rmtree(job.folder, ignore_errors=True)
-        return job
+            return self._end(replace(self._jobs[id], error=error), State.FAILED)
 
     def stop(self, id: str) -> JobRecord:
         """The running job stopped because it was cancelled; it leaves no files."""
+        self._remove_files(id)
+        with self._changed:
+            return self._end(self._jobs[id], State.CANCELLED)
+
+    def _remove_files(self, id: str) -> None:
+        """Before the job is told to have ended: who follows it must find none afterwards."""
         with self._changed:
             folder = self._jobs[id].folder
         shutil.rmtree(folder, ignore_errors=True)
-        with self._changed:
-            return self._end(self._jobs[id], State.CANCELLED)
 
     def cancel(self, id: str) -> JobRecord:
         """Cancel a job that waits or runs, forget one that has ended; in both cases its files go.

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import logging
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 _OURS = ("runtime.serve", "runtime.engines", "runtime.pipeline")
 
@@ -47,3 +49,9 @@ def log_to_stderr(*, quiet: bool) -> Iterator[None]:
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
         root.removeHandler(handler)
+
+
+def where_from(error: BaseException) -> str:
+    """Class and place of an error in one line, without its message, which may quote the scan."""
+    frames = [f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in traceback.extract_tb(error.__traceback__)[-6:]]
+    return f"{type(error).__name__} at {' < '.join(reversed(frames))}"

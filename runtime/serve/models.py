@@ -38,7 +38,7 @@ class JobOptions(BaseModel):
         "as PDF. They need a scan in DICOM: for any other the job fails. By default a segmentation where the scan is "
         "DICOM and allows one (`notes` says why it does not), and none else.",
     )
-    seg_type: Literal["BINARY", "LABELMAP"] = Field(
+    seg_type: Literal["BINARY", "LABELMAP", "LABELMAP-RLE"] = Field(
         default="BINARY", description="How the segmentation is encoded; many archives and viewers refuse LABELMAP."
     )
     series_uid: str | None = Field(

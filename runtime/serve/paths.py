@@ -6,10 +6,10 @@ messages would tell which ones exist.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from runtime.readers.dicom_files import walk_once
 from runtime.serve.refusal import RefusedRequestError
 
 _NO_DICOM = (".nrrd", ".mha", ".mhd", ".nhdr")
@@ -68,7 +68,7 @@ def _links_of(path: Path) -> Iterator[Path]:
     top = path if path.is_dir() else path.parent
     if top is not path and path.name.lower() != "dicomdir":
         return
-    for folder, below, files in os.walk(top):
+    for folder, below, files in walk_once(top):
         for name in (*below, *files):
             entry = Path(folder) / name
             if entry.is_symlink():

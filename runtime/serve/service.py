@@ -56,7 +56,7 @@ def open_service(pipeline: Pipeline, options: ServeOptions, folder: Path) -> Ite
         folder: is there; each job gets a folder in it.
     """
     jobs, roots = Jobs(folder / "jobs", options.limits), Roots(options.roots)
-    worker = Worker(jobs, pipeline, roots)
+    worker = Worker(jobs, pipeline, roots, options.limits)
     worker.start()
     try:
         yield Service(jobs, worker, roots, options.limits, _info(pipeline, options))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import zipfile
-import zlib
+from contextlib import suppress
 from math import prod
 from pathlib import Path
+
+from isal import igzip, igzip_lib
 
 from runtime.serve.options import JobLimits
 from runtime.serve.refusal import RefusedRequestError
@@ -16,6 +19,8 @@ _DIMENSIONS = {348: ("h", 40, 72), 540: ("q", 16, 12)}
 _HEADER = 540
 _LONGEST_END = 2**16 + 256
 """How far from a zip's end its end record can begin, with that of the 64-bit kind before it."""
+_IN_THE_LARGE_END = 2**32 - 1
+"""What the small end record states where the size stands in the 64-bit one."""
 _LONGEST_ENTRY = 1024
 """Of a zip's directory, on the average."""
 
@@ -26,13 +31,16 @@ def check_unpacked(path: Path, limits: JobLimits) -> None:
     Members of a zip are read up to the size that its directory states, no further, so that size is what counts.
 
     Raises:
-        RefusedRequestError: 413, with the size that was met.
+        RefusedRequestError: 413, with the size that was met; 403 where the server's user may not read the file.
     """
     name = path.name.lower()
-    if name.endswith(".zip"):
-        _check_zip(path, limits)
-    elif name.endswith((".nii", ".nii.gz")):
-        _check_size(_nifti_bytes(path), limits, "the scan's voxels")
+    try:
+        if name.endswith(".zip"):
+            _check_zip(path, limits)
+        elif name.endswith((".nii", ".nii.gz")):
+            _check_size(_nifti_bytes(path), limits, "the scan's voxels")
+    except (PermissionError, FileNotFoundError) as error:
+        raise RefusedRequestError(403, "The server's user may not read this file, or it is gone.") from error
 
 
 def _check_zip(path: Path, limits: JobLimits) -> None:
@@ -49,14 +57,21 @@ def _check_zip(path: Path, limits: JobLimits) -> None:
 
 
 def _directory_bytes(path: Path) -> int:
-    """Size of a zip's directory as its end states it; 0 where there is none."""
+    """Size of a zip's directory: the largest that is stated where an end record may be; 0 where there is none.
+
+    Which of several readers take for the end is theirs to choose, and a comment can hold what looks like one.
+    """
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - _LONGEST_END))
         tail = file.read()
-    end, large = tail.rfind(b"PK\5\6"), tail.rfind(b"PK\6\6")
-    if 0 <= large <= len(tail) - 48:
-        return int(struct.unpack_from("<Q", tail, large + 40)[0])
-    return int(struct.unpack_from("<I", tail, end + 12)[0]) if 0 <= end <= len(tail) - 22 else 0
+    large = [struct.unpack_from("<Q", tail, at + 40)[0] for at in _places(rb"PK\x06\x06", tail, 48)]
+    small = [struct.unpack_from("<I", tail, at + 12)[0] for at in _places(rb"PK\x05\x06", tail, 22)]
+    return max([*large, *(size for size in small if not large or size != _IN_THE_LARGE_END)], default=0)
+
+
+def _places(signature: bytes, tail: bytes, length: int) -> list[int]:
+    """Where records of this signature begin that are whole."""
+    return [match.start() for match in re.finditer(signature, tail) if match.start() + length <= len(tail)]
 
 
 def _check_size(size: int, limits: JobLimits, what: str) -> None:
@@ -78,12 +93,14 @@ def _nifti_bytes(path: Path) -> int:
 
 
 def _head(path: Path) -> bytes:
-    """The first bytes, unpacked where the file is packed."""
+    """The first bytes; where the file is packed, as its reader unpacks it, members joined."""
     with path.open("rb") as file:
-        head = file.read(2**16)
+        head = file.read(_HEADER)
     if not head.startswith(b"\x1f\x8b"):
-        return head[:_HEADER]
-    try:
-        return zlib.decompressobj(wbits=31).decompress(head, _HEADER)
-    except zlib.error:
-        return b""
+        return head
+    damage: tuple[type[Exception], ...] = (OSError, EOFError, igzip_lib.IsalError)  # type: ignore[assignment]
+    head = b""
+    with igzip.open(path) as stream, suppress(*damage):
+        while len(head) < _HEADER and (piece := stream.read1(_HEADER - len(head))):
+            head += piece
+    return head

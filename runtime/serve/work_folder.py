@@ -65,6 +65,8 @@ def _lock(stream: IO[bytes]) -> bool:
 
 
 def _remove_leftovers(home: Path) -> None:
+    if not hasattr(os, "geteuid"):  # Windows, which has no such locks either
+        return
     for folder in home.glob(f"{_PREFIX}*"):
         try:
             if folder.is_symlink() or folder.stat().st_uid != os.geteuid():
@@ -73,5 +75,5 @@ def _remove_leftovers(home: Path) -> None:
                 if _lock(stream):
                     shutil.rmtree(folder, ignore_errors=True)
                     logger.info("what a server that was killed had left was removed")
-        except (OSError, AttributeError):  # another user's, one that begins just now, or no such locks here
+        except OSError:  # another user's, or one that begins just now
             continue

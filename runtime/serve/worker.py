@@ -7,9 +7,6 @@ import os
 import shutil
 import threading
 import time
-import traceback
-from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from runtime.dicom import SEG
@@ -17,9 +14,12 @@ from runtime.errors import InputError, OutOfMemoryError, VertscanError
 from runtime.output import Outputs, write_results
 from runtime.serve.job_progress import JobProgress, StoppedError
 from runtime.serve.jobs import INPUT, RESULTS, JobRecord, Jobs
+from runtime.serve.logs import where_from
 from runtime.serve.models import JobError
+from runtime.serve.options import JobLimits
 from runtime.serve.paths import Roots
 from runtime.serve.refusal import RefusedRequestError
+from runtime.serve.unpacked import check_unpacked
 
 if TYPE_CHECKING:
     from runtime.pipeline import Analysis, Pipeline
@@ -37,10 +37,11 @@ class Worker:
         jobs: where they come from.
         pipeline: open, and used from this thread alone.
         roots: where scans may lie that were submitted by path.
+        limits: what such a scan may unpack to, as when it was submitted.
     """
 
-    def __init__(self, jobs: Jobs, pipeline: Pipeline, roots: Roots) -> None:
-        self._jobs, self._pipeline, self._roots = jobs, pipeline, roots
+    def __init__(self, jobs: Jobs, pipeline: Pipeline, roots: Roots, limits: JobLimits) -> None:
+        self._jobs, self._pipeline, self._roots, self._limits = jobs, pipeline, roots, limits
         self._thread = threading.Thread(target=self._run, name="jobs", daemon=True)
 
     def start(self) -> None:
@@ -88,7 +89,9 @@ class Worker:
         """Write the job's results; what there is to note of them."""
         progress = JobProgress(lambda told: self._jobs.advance(job.id, told))
         if not job.source.is_relative_to(job.folder):
-            self._roots.admit(str(job.source))  # once more: links may have changed while it waited
+            self._roots.admit(str(job.source))  # once more: links and files may have changed while it waited
+            if job.source.is_file():
+                check_unpacked(job.source, self._limits)
         prepared = self._pipeline.prepare(job.source, progress=progress, reading=job.reading)
         analysis = self._pipeline.analyse(prepared, progress=progress)
         return self._write(job, analysis, progress)
@@ -96,8 +99,8 @@ class Worker:
     def _write(self, job: JobRecord, analysis: Analysis, progress: JobProgress) -> tuple[str, ...]:
         """With the DICOM objects that were asked for; where none were, with a segmentation if the scan allows one."""
         options, folder = job.options, job.folder / RESULTS
-        may_have_seg = analysis.volume.source is not None and find_spec("highdicom") is not None
-        kinds = (SEG,) if options.dicom is None and may_have_seg else tuple(options.dicom or ())
+        is_dicom = analysis.volume.source is not None
+        kinds = (SEG,) if options.dicom is None and is_dicom else tuple(options.dicom or ())
         notes: tuple[str, ...] = ()
         try:
             write_results(
@@ -121,9 +124,3 @@ def _told(error: Exception, job: JobRecord) -> str:
     for folder in (job.folder / INPUT, job.folder / RESULTS, job.folder):
         text = text.replace(f"{folder}{os.sep}", "").replace(str(folder), "upload")
     return text
-
-
-def where_from(error: BaseException) -> str:
-    """Class and place of an error in one line, without its message, which may quote the scan."""
-    frames = [f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in traceback.extract_tb(error.__traceback__)[-6:]]
-    return f"{type(error).__name__} at {' < '.join(reversed(frames))}"

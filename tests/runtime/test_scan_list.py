@@ -109,6 +109,13 @@ def test_a_folder_that_cannot_be_listed_is_said(tmp_path, monkeypatch):
         list_scans([tmp_path])
 
 
+def test_a_link_that_goes_round_in_a_ring_is_no_scan_and_stops_nothing(tmp_path):
+    (tmp_path / "a.nii.gz").write_bytes(b"")
+    (tmp_path / "ring.nii.gz").symlink_to("ring.nii.gz")
+    scans, _ = list_scans([tmp_path])
+    assert [scan.path.name for scan in scans] == ["a.nii.gz"]
+
+
 def test_linked_folders_are_followed_and_each_folder_counts_once(tmp_path):
     dicom(tmp_path / "elsewhere" / "ct" / "IM1", "1.2.1", "1.1")
     here = tmp_path / "here"

@@ -75,7 +75,7 @@ def test_the_network_says_the_same(sizes, seed, known):
     np.testing.assert_allclose(run(split, image_of())[0], run(model, image_of())[0], atol=1e-4)
 
 
-def test_every_number_is_rounded_as_it_was():
+def test_rounding_is_no_coarser_than_it_was():
     model, plan = u_net_step(), PrecisionPlan(int8_ranges=RANGES)
     whole = run(quantise(model, plan, name="step"), image_of())[0]
     apart = run(quantise(*without_concatenations(model, plan, name="step"), name="step"), image_of())[0]

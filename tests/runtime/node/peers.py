@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -21,15 +20,10 @@ from pynetdicom.sop_class import (
     Verification,
 )
 
+from benchmarks.orthanc import free_port
+
 DEADLINE_S = 180.0
 SENDER, ARCHIVE, NODE = "SENDER", "ARCHIVE", "NODE"
-
-
-def free_port() -> int:
-    """A port of the loopback interface that nobody listens on just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def wait_until(condition: Callable[[], Any], *, what: str = "", deadline_s: float = DEADLINE_S) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from pydicom import dcmread
@@ -38,6 +39,28 @@ def test_files_in_a_watched_folder_come_out_as_results(tmp_path):
         wait_until((watched / "refused" / "note.txt").exists)
         assert not list(watched.rglob("*.dcm"))
         assert node.processor.runs == [6]
+
+
+def test_one_odd_entry_does_not_stop_the_watch(tmp_path, monkeypatch):
+    watched = tmp_path / "in"
+    make_study(watched / "study", slices=2)
+    (watched / "ring").symlink_to("ring")
+    locked = watched / "locked.dcm"
+    locked.write_bytes(b"x")
+    read_bytes = Path.read_bytes
+
+    def refused(path):
+        if path == locked:
+            raise PermissionError(13, "Permission denied")
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", refused)
+    taken: list[bytes] = []
+    watch = FolderWatch(Watch(watched, 0.0), lambda encoded, peer: taken.append(encoded) or 0)
+    for _ in range(3):
+        watch.step()
+    assert len(taken) == 2
+    assert locked.exists()
 
 
 def test_linked_folders_are_followed_once_and_what_lies_in_them_stays(tmp_path):

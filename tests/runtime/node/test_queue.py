@@ -33,6 +33,19 @@ def queue(database):
     return Queue(database, HASHER)
 
 
+def test_a_commit_that_fails_leaves_no_transaction_open(database):
+    with database.transaction() as connection:
+        connection.execute("CREATE TABLE one (id INTEGER PRIMARY KEY)")
+        connection.execute("CREATE TABLE two (id INTEGER REFERENCES one DEFERRABLE INITIALLY DEFERRED)")
+    connection.execute("PRAGMA foreign_keys=ON")
+    with pytest.raises(sqlite3.IntegrityError), database.transaction() as connection:
+        connection.execute("INSERT INTO two VALUES (7)")
+    with database.transaction() as connection:
+        connection.execute("INSERT INTO one VALUES (7)")
+        connection.execute("INSERT INTO two VALUES (7)")
+    assert [row[0] for row in database.rows("SELECT id FROM two")] == [7]
+
+
 def image(number, *, is_ct=True, study=STUDY):
     return ImageRecord(study, "2.25.10", f"2.25.{100 + number}", f"images/{number}", 5, is_ct)
 

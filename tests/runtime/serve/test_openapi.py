@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import jsonschema
 import pytest
 from openapi_spec_validator import validate
+
+from runtime.dicom import KINDS, SEG_TYPES
+from runtime.serve.models import DicomKind, JobOptions
 
 
 @pytest.fixture
@@ -62,3 +67,8 @@ def test_answers_are_what_it_says(running, document, scans):
 def test_no_page_loads_anything_from_elsewhere(running):
     for path in ("/docs", "/redoc", "/docs/oauth2-redirect", "/"):
         assert running.http.get(path).status_code == 404
+
+
+def test_every_kind_and_encoding_that_the_commands_write_can_be_asked_for():
+    assert get_args(DicomKind) == KINDS
+    assert get_args(JobOptions.model_fields["seg_type"].annotation) == SEG_TYPES

@@ -9,6 +9,7 @@ import socket
 import struct
 import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -113,6 +114,10 @@ def test_only_what_lies_below_the_folders_is_read_links_followed(serve, scans, t
     (root / "disc" / "DICOMDIR").write_bytes(b"")
     (root / "disc" / "below").symlink_to(outside)
     (root / "ring.nii").symlink_to("ring.nii")
+    for folder in ("linked", "beside"):
+        (root / folder).mkdir()
+    (root / "linked" / "on").symlink_to(root / "beside")
+    (root / "beside" / "1.dcm").symlink_to(secret)
     inside = root / "inside.nii.gz"
     inside.symlink_to(root / "real.nii.gz")
     (root / "real.nii.gz").write_bytes(secret.read_bytes())
@@ -127,6 +132,7 @@ def test_only_what_lies_below_the_folders_is_read_links_followed(serve, scans, t
         root / "series",
         root / "disc" / "DICOMDIR",
         root / "ring.nii",
+        root / "linked",
         root / "none.nii",
         outside / "none.nii",
         Path("/etc/passwd"),
@@ -304,6 +310,31 @@ def bomb(path: Path, members=3, size=40_000_000) -> Path:
     return path
 
 
+def in_two_members(path: Path) -> Path:
+    """The same content, of which a member of its own holds the first byte: decoders join them."""
+    content = gzip.decompress(path.read_bytes())
+    path.write_bytes(gzip.compress(content[:1]) + gzip.compress(content[1:]))
+    return path
+
+
+def with_a_long_name(path: Path) -> Path:
+    """The same content, behind a name of 100,000 letters in the gzip header."""
+    packed = path.read_bytes()
+    path.write_bytes(packed[:3] + b"\x08" + packed[4:10] + b"n" * 100_000 + b"\0" + packed[10:])
+    return path
+
+
+def test_a_directory_of_many_members_is_seen_whatever_the_comment_says(tmp_path):
+    for comment in (b"PK\6\6" + bytes(60), b"PK\5\6" + bytes(40)):
+        path = tmp_path / "x.zip"
+        with zipfile.ZipFile(path, "w") as archive:
+            for n in range(300):
+                archive.writestr(f"{n}.dcm", b"")
+            archive.comment = comment
+        with pytest.raises(Exception, match="too many members"):
+            check_unpacked(path, replace(SMALL, max_files=5))
+
+
 def test_bombs_are_refused_before_they_are_unpacked(serve, tmp_path):
     running = serve("--allow-path", tmp_path, limits=JobLimits(max_unpacked_bytes=10**8, max_files=5, min_free_bytes=0))
     for path in (
@@ -311,6 +342,8 @@ def test_bombs_are_refused_before_they_are_unpacked(serve, tmp_path):
         nifti(tmp_path / "big.nii", (500, 500, 500), 64),
         bomb(tmp_path / "bomb.zip"),
         bomb(tmp_path / "many.zip", members=6, size=1),
+        in_two_members(nifti(tmp_path / "two-members.nii.gz", (4000, 4000, 4000))),
+        with_a_long_name(nifti(tmp_path / "long-name.nii.gz", (4000, 4000, 4000))),
     ):
         assert path.stat().st_size < 10**6
         answer = running.upload(path)
