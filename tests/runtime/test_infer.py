@@ -192,6 +192,17 @@ def test_a_defect_is_told_without_a_trace_unless_asked_for(there, run, monkeypat
     assert "Traceback" in capsys.readouterr().err
 
 
+def test_no_memory_for_writing_the_results_is_no_defect(there, run, monkeypatch, capsys):
+    def full(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr("runtime.scan_runner.write_results", full)
+    assert run(there / "two.nii.gz") == 4
+    err = capsys.readouterr().err
+    assert "two.nii.gz: out of memory while its results were written" in err
+    assert "internal error" not in err
+
+
 def test_a_result_is_replaced_and_anything_else_is_not(there, run, capsys):
     assert run(there / "two.nii.gz", "-o", "here") == 0
     assert run(there / "three.nii", "-o", "here", "--no-overview") == 0
