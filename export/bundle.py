@@ -68,6 +68,7 @@ class Choices:
     scout_share: float = 0.03
     mask_threshold: float = 0.5
     mirrored: bool = True
+    interleaved: bool = True
     min_level_confidence: float = 0.5
 
 
@@ -204,6 +205,7 @@ def _fracsegnet_spec(trained: Trained, choices: Choices) -> FracSegNetSpec:
         crop_zyx=trained.example_zyx,
         crop_shift_mm=run.crop_shift_mm,
         mirrored=choices.mirrored,
+        interleaved=choices.mirrored and choices.interleaved,
         intensity=run.intensity,
         mask_channels=run.network.mask_channels,
         mask_threshold=choices.mask_threshold,

@@ -111,6 +111,8 @@ class FracSegNetSpec:
             this key.
         mirrored: whether the outputs are the mean of the crop's and its mirror image's, which is twice the work; not so
             in a ``bundle.json`` without this key.
+        interleaved: whether the mirror image's crop lies half a voxel off and the masks come on a grid twice as fine;
+            not so in a ``bundle.json`` without this key.
         intensity: normalisation.
         mask_channels: what each mask channel means: ``"vertebra"`` first, then ``"body"`` if the network separates it.
         mask_threshold: probability from which a voxel belongs to the mask.
@@ -128,6 +130,7 @@ class FracSegNetSpec:
     has_heights: bool
     crop_shift_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
     mirrored: bool = False
+    interleaved: bool = False
 
     def grid_around(self, centre_ras_mm: npt.ArrayLike) -> Grid:
         """Where the network's input lies for a vertebra whose centre is at (x, y, z) RAS+ mm."""
@@ -355,14 +358,15 @@ def _spec_of(text: str, *, source: str) -> BundleSpec:
 
 def _read_spec(data: Any, *, source: str) -> BundleSpec:
     """The spec of parsed JSON; of its keys only ``levelnet``, ``precision``, ``grading`` and ``trusted_engines`` may be
-    missing or null, as may ``scout`` of ``locnet``; ``crop_shift_mm`` and ``mirrored`` of ``fracsegnet`` may be
-    missing."""
+    missing or null, as may ``scout`` of ``locnet``; ``crop_shift_mm``, ``mirrored`` and ``interleaved`` of
+    ``fracsegnet`` may be missing."""
     if not isinstance(data, dict):
         return from_json(BundleSpec, data, at=source)
     optional: dict[str, Any] = {"levelnet": None, "grading": None}
     optional |= {key: {} if data.get(key) is None else data[key] for key in ("precision", "trusted_engines")}
     if isinstance(data.get("fracsegnet"), dict):
-        optional["fracsegnet"] = {"crop_shift_mm": [0.0, 0.0, 0.0], "mirrored": False, **data["fracsegnet"]}
+        absent = {"crop_shift_mm": [0.0, 0.0, 0.0], "mirrored": False, "interleaved": False}
+        optional["fracsegnet"] = {**absent, **data["fracsegnet"]}
     scout = data["locnet"].get("scout") if isinstance(data.get("locnet"), dict) else None
     if isinstance(data.get("locnet"), dict):
         optional["locnet"] = {**data["locnet"], "scout": None}

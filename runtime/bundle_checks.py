@@ -95,6 +95,8 @@ def _fracsegnet_faults(net: FracSegNetSpec) -> Iterator[str]:
     yield from _intensity_faults("fracsegnet", net.intensity)
     if net.spacing_mm <= 0:
         yield f"fracsegnet.spacing_mm should be positive, met {net.spacing_mm:g}"
+    if net.interleaved and not net.mirrored:
+        yield "fracsegnet.interleaved should be true only where fracsegnet.mirrored is, met a bundle with one look"
     if min(net.crop_zyx) < 1:
         yield f"fracsegnet.crop_zyx should be positive, met {net.crop_zyx}"
     if net.mask_channels[:1] != ("vertebra",) or len(set(net.mask_channels)) != len(net.mask_channels):

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.bundle import FracSegNetSpec
-from runtime.crops import mirrored
 from runtime.engines.base import Session
 from runtime.errors import EngineError
+from runtime.looks import looks_together, second_look, support, trimmed
 from runtime.order import cranial_to_caudal
 from runtime.scan_access import ScanAccess, ScanOnHost
 from runtime.volume import Grid, Volume
@@ -29,8 +29,6 @@ BODY_EDGE_STEPS = 2
 """A network that sees a body cut short may draw an endplate just before the scan's edge: crushed where it is not."""
 STRAY_FRACTION = 0.1
 """Parts of a mask smaller than this fraction of its main part are dropped."""
-KEEP_PROBABILITY = 0.01
-"""Crops are trimmed to where the mask's probability exceeds this: less memory, the same masks."""
 
 Point = tuple[float, float, float]
 
@@ -55,7 +53,8 @@ class SegmentedVertebra:
         source: index of the voted centre that it was found around.
         centre_ras_mm: centroid of the body mask where there is a plausible one, else the voted centre.
         confidence: of the localisation.
-        grid: where ``mask`` and ``body`` lie: the crop, trimmed to the mask.
+        grid: where ``mask`` and ``body`` lie: the crop, trimmed to the mask; of half the crop's spacing where the
+            bundle interleaves two looks.
         mask: (z, y, x) float32, probability of belonging to this vertebra.
         body: (z, y, x) float32, probability of belonging to its body, or None where the bundle does not separate it.
         grade_probabilities: of grades 0..3.
@@ -105,28 +104,40 @@ def segment(
     for start in range(0, len(centres), batch):
         part = centres[start : start + batch]
         grids = [spec.grid_around(c.centre_ras_mm) for c in part]
-        outputs = _outputs(grids, spec, session, access)
-        for i, (centre, grid) in enumerate(zip(part, grids, strict=True)):
-            one = [output[i] for output in outputs]
-            found.append(_one(centre, grid, one, spec, volume.grid, source=start + i))
+        seen = _seen(grids, spec, session, access)
+        found += [
+            _one(c, sight, spec, volume.grid, source=start + i)
+            for i, (c, sight) in enumerate(zip(part, seen, strict=True))
+        ]
         if progress is not None:
             progress(start + len(part), len(centres))
     return _merge_duplicates(found, spec.mask_threshold)
 
 
-def _outputs(grids: Sequence[Grid], spec: FracSegNetSpec, session: Session, access: ScanAccess) -> list[np.ndarray]:
-    """The network's outputs for the crops on ``grids``: of one look at each, or the mean of two, one in the mirror."""
+@dataclass(frozen=True, eq=False)
+class _Sight:
+    """What the network gives for one vertebra: (k, z, y, x) mask probabilities on a grid, and the other outputs."""
 
-    def look(at: Sequence[Grid]) -> list[np.ndarray]:
+    masks: npt.NDArray[np.float32]
+    grid: Grid
+    others: tuple[npt.NDArray[np.float32], ...]
+
+
+def _seen(grids: Sequence[Grid], spec: FracSegNetSpec, session: Session, access: ScanAccess) -> list[_Sight]:
+    """What the network gives for the crops on ``grids``: of one look at each, or the mean of two, one in the mirror."""
+
+    def look(at: Sequence[Grid]) -> tuple[np.ndarray, list[np.ndarray]]:
         named = dict(zip(session.output_names, access.run_crops(session, at, spec.intensity), strict=True))
-        return _checked_outputs(named, spec, len(at))
+        masks, *others = _checked_outputs(named, spec, len(at))
+        return masks, others
 
-    outputs = look(grids)
-    if not spec.mirrored:
-        return outputs
-    masks, *others = look([mirrored(grid) for grid in grids])
-    turned = [masks[..., ::-1], *others]
-    return [np.float32(0.5) * (one + other) for one, other in zip(outputs, turned, strict=True)]
+    masks, others = look(grids)
+    placed = [(mask, grid) for mask, grid in zip(masks, grids, strict=True)]
+    if spec.mirrored:
+        second, second_others = look([second_look(grid, spec) for grid in grids])
+        placed = [looks_together(a, b, grid, spec) for a, b, grid in zip(masks, second, grids, strict=True)]
+        others = [np.float32(0.5) * (one + other) for one, other in zip(others, second_others, strict=True)]
+    return [_Sight(mask, grid, tuple(o[i] for o in others)) for i, (mask, grid) in enumerate(placed)]
 
 
 def _checked_outputs(named: Mapping[str, np.ndarray], spec: FracSegNetSpec, count: int) -> list[np.ndarray]:
@@ -145,43 +156,50 @@ def _checked_outputs(named: Mapping[str, np.ndarray], spec: FracSegNetSpec, coun
     return [named[name] for name in expected]
 
 
-def _one(
-    centre: VotedCentre, grid: Grid, outputs: Sequence[np.ndarray], spec: FracSegNetSpec, scan: Grid, *, source: int
-) -> SegmentedVertebra:
+def _one(centre: VotedCentre, seen: _Sight, spec: FracSegNetSpec, scan: Grid, *, source: int) -> SegmentedVertebra:
     """Read one vertebra's outputs."""
-    masks = outputs[0]
+    masks, grid = seen.masks, seen.grid
     mask = _without_strays(masks[0], spec.mask_threshold)
     body = None
     refined = centre.centre_ras_mm
-    complete = not touches_edge(mask > spec.mask_threshold, grid, scan)
+    complete = not touches_edge(mask > spec.mask_threshold, grid, scan, step_mm=spec.spacing_mm)
     if "body" in spec.mask_channels:
         voted_zyx = grid.to_index_zyx(centre.centre_ras_mm)
-        body = _main_part(masks[spec.mask_channels.index("body")], spec.mask_threshold, spec.spacing_mm, voted_zyx)
+        body = _main_part(masks[spec.mask_channels.index("body")], spec.mask_threshold, grid, voted_zyx)
         refined = _refined_centre(centre.centre_ras_mm, body > spec.mask_threshold, grid)
-        body_complete = not touches_edge(body > spec.mask_threshold, grid, scan, steps_along_spine=BODY_EDGE_STEPS)
+        body_complete = not touches_edge(
+            body > spec.mask_threshold, grid, scan, step_mm=spec.spacing_mm, steps_along_spine=BODY_EDGE_STEPS
+        )
     else:
         body_complete = complete or _distance_to_edge_mm(refined, scan) >= BODY_HALF_HEIGHT_MM
-    window = _support(mask if body is None else np.maximum(mask, body))
-    heights = outputs[2].astype(np.float64) if spec.has_heights else None
+    block = support(mask if body is None else np.maximum(mask, body))
+    grade, *heights = seen.others
     return SegmentedVertebra(
         source=source,
         centre_ras_mm=refined,
         confidence=float(centre.confidence),
-        grid=grid.sub_grid([s.start for s in window], [s.stop - s.start for s in window]),
-        mask=mask[window].copy(),
-        body=None if body is None else body[window].copy(),
-        grade_probabilities=tuple(float(p) for p in np.clip(outputs[1], 0.0, 1.0)),
-        heights_mm=None if heights is None else (float(heights[0]), float(heights[1]), float(heights[2])),
-        height_loss=None if heights is None else float(np.clip(heights[3:].max(), 0.0, 1.0)),
+        grid=trimmed(grid, block),
+        mask=mask[block].copy(),
+        body=None if body is None else body[block].copy(),
+        grade_probabilities=tuple(float(p) for p in np.clip(grade, 0.0, 1.0)),
+        heights_mm=_three(heights[0][:3]) if heights else None,
+        height_loss=float(np.clip(heights[0][3:].max(), 0.0, 1.0)) if heights else None,
         complete=complete and body_complete,
         body_complete=body_complete,
     )
 
 
-def touches_edge(mask: npt.NDArray[np.bool_], grid: Grid, scan: Grid, *, steps_along_spine: int = 1) -> bool:
-    """Whether a mask on ``grid`` reaches the outermost voxels of ``scan``, or comes within one of its own voxels.
+def _three(values: npt.NDArray[np.float32]) -> Point:
+    return float(values[0]), float(values[1]), float(values[2])
 
-    ``steps_along_spine`` is how many of its voxels count at the cranial and the caudal end.
+
+def touches_edge(
+    mask: npt.NDArray[np.bool_], grid: Grid, scan: Grid, *, step_mm: float, steps_along_spine: int = 1
+) -> bool:
+    """Whether a mask on ``grid`` reaches the outermost voxels of ``scan``, or comes within a step of them.
+
+    ``step_mm`` is the size of the voxels on which the network saw it; ``steps_along_spine`` is how many of them count
+    at the cranial and the caudal end.
     """
     voxels = np.argwhere(mask)
     if not len(voxels):
@@ -189,7 +207,7 @@ def touches_edge(mask: npt.NDArray[np.bool_], grid: Grid, scan: Grid, *, steps_a
     index_zyx = scan.to_index_zyx(grid.to_ras_mm(voxels))
     steps = np.ones(3)
     steps[2 - int(np.argmax(np.abs(scan.affine_ras[2, :3])))] = steps_along_spine
-    margin = np.maximum(0.5, steps * min(grid.spacing_xyz_mm) / np.array(scan.spacing_xyz_mm[::-1]))
+    margin = np.maximum(0.5, steps * step_mm / np.array(scan.spacing_xyz_mm[::-1]))
     last = np.array(scan.shape_zyx) - 1
     return bool(((index_zyx <= margin) | (index_zyx >= last - margin)).any())
 
@@ -220,12 +238,12 @@ def _without_strays(probability: np.ndarray, threshold: float) -> np.ndarray:
     return np.where(stray[parts], np.float32(0.0), probability)
 
 
-def _main_part(probability: np.ndarray, threshold: float, spacing_mm: float, voted_zyx: np.ndarray) -> np.ndarray:
+def _main_part(probability: np.ndarray, threshold: float, grid: Grid, voted_zyx: np.ndarray) -> np.ndarray:
     """The probabilities with all but the largest island that comes near the voted centre set to zero."""
     parts = _parts(probability > threshold)
     axes = [
         np.abs(np.arange(size) - middle) * spacing_mm <= REFINE_WITHIN_MM
-        for size, middle in zip(probability.shape, voted_zyx, strict=True)
+        for size, middle, spacing_mm in zip(probability.shape, voted_zyx, grid.spacing_xyz_mm[::-1], strict=True)
     ]
     near = parts[np.ix_(*axes)]
     candidates = near[near > 0]
@@ -241,18 +259,6 @@ def _refined_centre(voted_ras_mm: Point, body: npt.NDArray[np.bool_], grid: Grid
     if np.linalg.norm(centroid - np.asarray(voted_ras_mm)) > REFINE_WITHIN_MM:
         return voted_ras_mm
     return float(centroid[0]), float(centroid[1]), float(centroid[2])
-
-
-def _support(probability: np.ndarray) -> tuple[slice, slice, slice]:
-    """The smallest block that holds every voxel above KEEP_PROBABILITY, and one voxel more on each side."""
-    inside = probability > KEEP_PROBABILITY
-    if not inside.any():
-        return slice(0, 1), slice(0, 1), slice(0, 1)
-    slices = []
-    for axis, size in enumerate(inside.shape):
-        met = np.flatnonzero(inside.any(axis=tuple(a for a in range(3) if a != axis)))
-        slices.append(slice(max(0, int(met[0]) - 1), min(size, int(met[-1]) + 2)))
-    return slices[0], slices[1], slices[2]
 
 
 def _merge_duplicates(found: Sequence[SegmentedVertebra], threshold: float) -> tuple[SegmentedVertebra, ...]:

@@ -8,6 +8,8 @@ import pytest
 from runtime.bundle import FracSegNetSpec, IntensityWindow
 from runtime.engines.base import EngineInfo
 from runtime.errors import EngineError
+from runtime.looks import looks_together, second_look
+from runtime.paste import paste_masks
 from runtime.segment import segment, touches_edge
 from runtime.volume import Grid, Volume
 
@@ -189,10 +191,10 @@ def test_edges_are_those_of_the_scan_in_any_orientation():
     mask[4:6, 4:6, 4:6] = True
     flipped = np.diag([-1.0, -1.0, 1.0, 1.0])
     flipped[:3, 3] = [20, 20, -20]
-    assert not touches_edge(mask, crop, Grid((60, 40, 40), flipped))
+    assert not touches_edge(mask, crop, Grid((60, 40, 40), flipped), step_mm=1.0)
     flipped[:3, 3] = [5, 20, -20]
-    assert touches_edge(mask, crop, Grid((60, 40, 40), flipped))
-    assert not touches_edge(np.zeros_like(mask), crop, Grid((60, 40, 40), flipped))
+    assert touches_edge(mask, crop, Grid((60, 40, 40), flipped), step_mm=1.0)
+    assert not touches_edge(np.zeros_like(mask), crop, Grid((60, 40, 40), flipped), step_mm=1.0)
 
 
 # Crops that lie off the vertebra's centre.
@@ -268,8 +270,8 @@ def test_a_body_that_ends_just_before_the_scans_cranial_or_caudal_end_counts_as_
             block = [slice(10, 30)] * 3
             block[edge] = slice(2, 20)  # index 0 and 1 are free: two voxels from the edge
             mask[tuple(block)] = True
-            assert touches_edge(mask, scan, scan, steps_along_spine=2) == (edge == axis)
-            assert not touches_edge(mask, scan, scan)
+            assert touches_edge(mask, scan, scan, step_mm=1.0, steps_along_spine=2) == (edge == axis)
+            assert not touches_edge(mask, scan, scan, step_mm=1.0)
 
 
 def test_what_a_network_says_of_one_side_only_is_halved_by_the_look_in_the_mirror():
@@ -299,3 +301,59 @@ def test_without_sides_the_mirror_changes_nothing():
     assert looked_twice.centre_ras_mm == pytest.approx(once.centre_ras_mm)
     np.testing.assert_allclose(looked_twice.mask, once.mask, atol=1e-6)
     assert looked_twice.grade_probabilities == pytest.approx(once.grade_probabilities)
+
+
+def _ball(middle_xyz, radius, *, hu=900, shape=(90, 90, 90)):
+    """A scan of 1 mm voxels with a ball in it whose surface lies where the HU pass half of what is inside."""
+    z, y, x = np.indices(shape, dtype=np.float64)
+    distance = np.sqrt((x - middle_xyz[0]) ** 2 + (y - middle_xyz[1]) ** 2 + (z - middle_xyz[2]) ** 2)
+    array = np.clip(hu * (radius + 0.5 - distance), 0, hu).astype(np.int16)
+    return Volume(array, Grid(shape, AFFINE)), distance <= radius
+
+
+COARSE = replace(SPEC, spacing_mm=3.0, crop_zyx=(16, 16, 16), mirrored=True, has_heights=False)
+
+
+def test_a_second_look_between_the_voxels_of_the_first_draws_borders_better():
+    rng = np.random.default_rng(3)
+    wrong = {False: 0, True: 0}
+    for _ in range(6):
+        middle = rng.uniform(40, 50, 3)
+        volume, true = _ball(middle, rng.uniform(9, 14))
+        voted = [Voted(tuple(middle + rng.uniform(-2, 2, 3)))]
+        for interleaved in wrong:
+            spec = replace(COARSE, interleaved=interleaved)
+            (found,) = segment(volume, voted, spec, FakeSession(spec))
+            wrong[interleaved] += (
+                true ^ (paste_masks([(found.grid, found.mask)], volume.grid, threshold=0.5) > 0)
+            ).sum()
+    assert wrong[True] < 0.85 * wrong[False]
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_what_two_looks_draw_lies_where_it_is(interleaved):
+    rng = np.random.default_rng(5)
+    for _ in range(8):
+        middle = rng.uniform(40, 50, 3)
+        volume, true = _ball(middle, rng.uniform(9, 14))
+        spec = replace(COARSE, interleaved=interleaved)
+        (found,) = segment(volume, [Voted(tuple(middle + rng.uniform(-2, 2, 3)))], spec, FakeSession(spec))
+        assert np.linalg.norm(np.subtract(found.centre_ras_mm, middle)) < 0.5
+        drawn = paste_masks([(found.grid, found.mask)], volume.grid, threshold=0.5) > 0
+        places = np.argwhere(drawn).mean(axis=0) - np.argwhere(true).mean(axis=0)
+        np.testing.assert_allclose(places, 0.0, atol=0.5)
+
+
+def test_a_plane_seen_by_two_interleaved_looks_is_that_plane():
+    """Trilinear interpolation reproduces what is linear, so both looks must agree on it between their voxels."""
+    spec = replace(COARSE, interleaved=True)
+    grid = spec.grid_around((1.0, 2.0, 3.0))
+
+    def plane(at):
+        points = at.to_ras_mm(np.argwhere(np.ones(at.shape_zyx, bool)))
+        return np.float32(0.5 + points @ [0.004, -0.003, 0.005]).reshape(1, *at.shape_zyx)
+
+    masks, finer = looks_together(plane(grid), plane(second_look(grid, spec)), grid, spec)
+    assert finer.spacing_xyz_mm == pytest.approx((1.5, 1.5, 1.5))
+    inside = (slice(None), *(slice(1, n - 1) for n in finer.shape_zyx))
+    np.testing.assert_allclose(masks[inside], plane(finer)[inside], atol=1e-6)

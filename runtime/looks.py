@@ -1,0 +1,99 @@
+"""Two looks of the second network at one vertebra: the crop, and its mirror image, which may lie half a voxel off.
+
+Half a voxel off along every axis, the second look's voxels lie in the middles between eight of the first one's: both
+together see the borders of bone at places that either alone would have to guess (docs/decisions/0022).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime.bundle import FracSegNetSpec
+from runtime.crops import mirrored
+from runtime.volume import Grid
+
+Float32 = npt.NDArray[np.float32]
+Block = tuple[slice, slice, slice]
+
+KEEP_PROBABILITY = 0.01
+"""Masks are trimmed to where their probability exceeds this: less memory, the same masks."""
+
+
+def second_look(grid: Grid, spec: FracSegNetSpec) -> Grid:
+    """Where the second look's input lies, for a first one on ``grid``."""
+    return mirrored(_moved(grid, 0.5) if spec.interleaved else grid)
+
+
+def looks_together(first: Float32, second: Float32, grid: Grid, spec: FracSegNetSpec) -> tuple[Float32, Grid]:
+    """The masks that both looks give, and their grid.
+
+    Args:
+        first: (k, z, y, x) probabilities on ``grid``.
+        second: (k, z, y, x) those on :func:`second_look` of it.
+        grid: of the first look.
+        spec: says how the second one lies.
+
+    Returns:
+        Mean probabilities (k, z, y, x): on ``grid``, or where the looks are interleaved on one of half its spacing,
+        trimmed to the masks, each look being interpolated trilinearly where the other has its voxels.
+    """
+    turned = second[..., ::-1]
+    if not spec.interleaved:
+        return np.float32(0.5) * (first + turned), grid
+    block = support(np.maximum(first, turned).max(axis=0))
+    masks = np.float32(0.5) * (
+        _twice_as_fine(first[(slice(None), *block)], starts_with=True)
+        + _twice_as_fine(turned[(slice(None), *block)], starts_with=False)
+    )
+    return masks, _twice_as_fine_grid(trimmed(grid, block))
+
+
+def support(probability: Float32) -> Block:
+    """The smallest block of (z, y, x) with every voxel above KEEP_PROBABILITY, and one voxel more on each side."""
+    inside = probability > KEEP_PROBABILITY
+    if not inside.any():
+        return slice(0, 1), slice(0, 1), slice(0, 1)
+    slices = []
+    for axis, size in enumerate(inside.shape):
+        met = np.flatnonzero(inside.any(axis=tuple(a for a in range(3) if a != axis)))
+        slices.append(slice(max(0, int(met[0]) - 1), min(size, int(met[-1]) + 2)))
+    return slices[0], slices[1], slices[2]
+
+
+def trimmed(grid: Grid, block: Block) -> Grid:
+    """The part of a grid that a block of its array lies on."""
+    return grid.sub_grid([s.start for s in block], [s.stop - s.start for s in block])
+
+
+def _moved(grid: Grid, voxels: float) -> Grid:
+    """The same grid, so many of its voxels further along each of its axes."""
+    affine = grid.affine_ras.copy()
+    affine[:3, 3] += affine[:3, :3] @ np.full(3, voxels)
+    return Grid(grid.shape_zyx, affine)
+
+
+def _twice_as_fine_grid(grid: Grid) -> Grid:
+    """Twice as many voxels at half the spacing; every other one, from the first, lies where one of ``grid`` does."""
+    z, y, x = (2 * n for n in grid.shape_zyx)
+    return Grid((z, y, x), grid.affine_ras @ np.diag([0.5, 0.5, 0.5, 1.0]))
+
+
+def _twice_as_fine(values: Float32, *, starts_with: bool) -> Float32:
+    """(k, z, y, x) interpolated to (k, 2z, 2y, 2x): ``values`` at every other voxel, from the first or the second on.
+
+    Between two voxels comes their mean; beyond the last one its own value.
+    """
+    for axis in (1, 2, 3):
+        shape = list(values.shape)
+        shape[axis] *= 2
+        finer = np.empty(shape, np.float32)
+        old, new = np.moveaxis(values, axis, 0), np.moveaxis(finer, axis, 0)
+        own, between = (new[::2], new[1::2]) if starts_with else (new[1::2], new[::2])
+        own[:] = old
+        inner, end = (between[:-1], -1) if starts_with else (between[1:], 0)
+        np.add(old[:-1], old[1:], out=inner)
+        inner *= np.float32(0.5)
+        between[end] = old[end]
+        values = finer
+    return values
