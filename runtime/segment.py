@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -201,15 +202,28 @@ def touches_edge(
     ``step_mm`` is the size of the voxels on which the network saw it; ``steps_along_spine`` is how many of them count
     at the cranial and the caudal end.
     """
-    voxels = np.argwhere(mask)
-    if not len(voxels):
-        return False
-    index_zyx = scan.to_index_zyx(grid.to_ras_mm(voxels))
     steps = np.ones(3)
     steps[2 - int(np.argmax(np.abs(scan.affine_ras[2, :3])))] = steps_along_spine
     margin = np.maximum(0.5, steps * step_mm / np.array(scan.spacing_xyz_mm[::-1]))
     last = np.array(scan.shape_zyx) - 1
-    return bool(((index_zyx <= margin) | (index_zyx >= last - margin)).any())
+
+    def any_near(voxels_zyx: npt.ArrayLike) -> bool:
+        index_zyx = scan.to_index_zyx(grid.to_ras_mm(voxels_zyx))
+        return bool(((index_zyx <= margin) | (index_zyx >= last - margin)).any())
+
+    box = _box(mask)
+    return box is not None and any_near(_corners(box)) and any_near(np.argwhere(mask))
+
+
+def _box(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.intp] | None:
+    """First and last voxel, (2, 3) z, y, x, of the smallest block around a mask; None where it is empty."""
+    met = [np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
+    return np.array([[m[0] for m in met], [m[-1] for m in met]]) if len(met[0]) else None
+
+
+def _corners(box: npt.NDArray[np.number]) -> npt.NDArray[np.number]:
+    """(8, 3)."""
+    return np.array(list(itertools.product(*box.T)))
 
 
 def _distance_to_edge_mm(point_ras_mm: Point, scan: Grid) -> float:
@@ -218,44 +232,45 @@ def _distance_to_edge_mm(point_ras_mm: Point, scan: Grid) -> float:
     return float((np.minimum(index_zyx, last - index_zyx) * np.array(scan.spacing_xyz_mm[::-1])).min())
 
 
-def _parts(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint32]:
-    """Connected parts of a mask (faces touch), numbered from 1 by falling size."""
+def _parts(mask: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.intp]]:
+    """Connected parts of a mask (faces touch), numbered from 1, and the voxels of each; the first number is 0's."""
     import SimpleITK as sitk  # noqa: N813  the name all of its users know
 
-    parts = sitk.ConnectedComponent(sitk.GetImageFromArray(mask.astype(np.uint8)))
-    numbered: npt.NDArray[np.uint32] = sitk.GetArrayFromImage(sitk.RelabelComponent(parts)).astype(np.uint32)
-    return numbered
+    parts = sitk.GetArrayFromImage(sitk.ConnectedComponent(sitk.GetImageFromArray(mask.view(np.uint8))))
+    return parts, np.bincount(parts.ravel())
 
 
 def _without_strays(probability: np.ndarray, threshold: float) -> np.ndarray:
     """The probabilities with small islands set to zero."""
-    parts = _parts(probability > threshold)
-    sizes = np.bincount(parts.ravel())
+    parts, sizes = _parts(probability > threshold)
     if len(sizes) <= 2:
         return probability
-    stray = sizes < STRAY_FRACTION * sizes[1]
+    stray = sizes < STRAY_FRACTION * sizes[1:].max()
     stray[0] = False
-    return np.where(stray[parts], np.float32(0.0), probability)
+    return np.where(stray[parts], np.float32(0.0), probability) if stray.any() else probability
 
 
 def _main_part(probability: np.ndarray, threshold: float, grid: Grid, voted_zyx: np.ndarray) -> np.ndarray:
     """The probabilities with all but the largest island that comes near the voted centre set to zero."""
-    parts = _parts(probability > threshold)
+    parts, sizes = _parts(probability > threshold)
     axes = [
         np.abs(np.arange(size) - middle) * spacing_mm <= REFINE_WITHIN_MM
         for size, middle, spacing_mm in zip(probability.shape, voted_zyx, grid.spacing_xyz_mm[::-1], strict=True)
     ]
-    near = parts[np.ix_(*axes)]
+    near = np.unique(parts[np.ix_(*axes)])
     candidates = near[near > 0]
-    main = int(candidates.min()) if candidates.size else 0
+    if len(candidates) == 1 and len(sizes) == 2:
+        return probability
+    main = candidates[np.argmax(sizes[candidates])] if candidates.size else 0
     return np.where((parts > 0) & (parts != main), np.float32(0.0), probability)
 
 
 def _refined_centre(voted_ras_mm: Point, body: npt.NDArray[np.bool_], grid: Grid) -> Point:
-    voxels = np.argwhere(body)
-    if not len(voxels):
+    counts = [np.count_nonzero(body, axis=tuple(a for a in range(3) if a != axis)) for axis in range(3)]
+    total = counts[0].sum()
+    if not total:
         return voted_ras_mm
-    centroid = grid.to_ras_mm(voxels.mean(axis=0))
+    centroid = grid.to_ras_mm([count @ np.arange(len(count)) / total for count in counts])
     if np.linalg.norm(centroid - np.asarray(voted_ras_mm)) > REFINE_WITHIN_MM:
         return voted_ras_mm
     return float(centroid[0]), float(centroid[1]), float(centroid[2])
@@ -263,27 +278,43 @@ def _refined_centre(voted_ras_mm: Point, body: npt.NDArray[np.bool_], grid: Grid
 
 def _merge_duplicates(found: Sequence[SegmentedVertebra], threshold: float) -> tuple[SegmentedVertebra, ...]:
     """Of vertebrae that are the same one, keep the most confident; from cranial to caudal."""
-    kept: list[SegmentedVertebra] = []
+    kept: list[_Outline] = []
     for one in sorted(found, key=lambda v: -v.confidence):
-        if not any(_same(one, other, threshold) for other in kept):
-            kept.append(one)
-    return tuple(kept[i] for i in cranial_to_caudal([v.centre_ras_mm for v in kept]))
+        outline = _outlined(one, threshold)
+        if not any(_same(outline, other) for other in kept):
+            kept.append(outline)
+    vertebrae = [outline.of for outline in kept]
+    return tuple(vertebrae[i] for i in cranial_to_caudal([v.centre_ras_mm for v in vertebrae]))
 
 
-def _same(a: SegmentedVertebra, b: SegmentedVertebra, threshold: float) -> bool:
-    distance_mm = float(np.linalg.norm(np.subtract(a.centre_ras_mm, b.centre_ras_mm)))
-    if distance_mm < DUPLICATE_DISTANCE_MM:
-        return True
-    extent_mm = float(np.max(np.multiply(a.grid.shape_zyx, a.grid.spacing_xyz_mm[::-1])))
-    return distance_mm < extent_mm and _overlap(a, b, threshold) > DUPLICATE_OVERLAP
+@dataclass(frozen=True, eq=False)
+class _Outline:
+    """What tells vertebrae apart: (z, y, x) bool of body or mask, its number of voxels, the block that they fill."""
+
+    of: SegmentedVertebra
+    inside: npt.NDArray[np.bool_]
+    voxels: int
+    box: npt.NDArray[np.intp] | None
 
 
-def _overlap(a: SegmentedVertebra, b: SegmentedVertebra, threshold: float) -> float:
+def _outlined(vertebra: SegmentedVertebra, threshold: float) -> _Outline:
+    inside = (vertebra.mask if vertebra.body is None else vertebra.body) > threshold
+    return _Outline(vertebra, inside, int(np.count_nonzero(inside)), _box(inside))
+
+
+def _same(a: _Outline, b: _Outline) -> bool:
+    distance_mm = float(np.linalg.norm(np.subtract(a.of.centre_ras_mm, b.of.centre_ras_mm)))
+    return distance_mm < DUPLICATE_DISTANCE_MM or _overlap(a, b) > DUPLICATE_OVERLAP
+
+
+def _overlap(a: _Outline, b: _Outline) -> float:
     """Volume shared by two vertebrae's bodies (masks where there are none), as a fraction of the smaller one."""
-    masks = [(v.mask if v.body is None else v.body) > threshold for v in (a, b)]
-    smaller = min(int(mask.sum()) for mask in masks)
-    if not smaller:
+    if a.box is None or b.box is None:
         return 0.0
-    index = np.rint(b.grid.to_index_zyx(a.grid.to_ras_mm(np.argwhere(masks[0])))).astype(np.intp)
-    index = index[((index >= 0) & (index < masks[1].shape)).all(axis=1)]
-    return float(masks[1][tuple(index.T)].sum()) / smaller
+    there = a.of.grid.to_index_zyx(b.of.grid.to_ras_mm(_corners(b.box + np.array([[-0.5], [0.5]]))))
+    first = np.clip(np.floor(there.min(axis=0)).astype(np.intp), 0, a.inside.shape)
+    end = np.clip(np.ceil(there.max(axis=0)).astype(np.intp) + 1, 0, a.inside.shape)
+    near = first + np.argwhere(a.inside[tuple(slice(f, e) for f, e in zip(first, end, strict=True))])
+    index = np.rint(b.of.grid.to_index_zyx(a.of.grid.to_ras_mm(near))).astype(np.intp)
+    index = index[((index >= 0) & (index < b.inside.shape)).all(axis=1)]
+    return float(b.inside[tuple(index.T)].sum()) / min(a.voxels, b.voxels)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
 
 from runtime.kernels.sampling import average_slab, paste_slab, sample_slab
 from runtime.kernels.threads import each_in_threads, run_slabs
+from runtime.looks import interleaved
 
 
 def interpolate_twin(source: np.ndarray, point: np.ndarray) -> float:
@@ -119,3 +123,16 @@ def test_each_item_is_worked_on_in_order_and_errors_come_through():
     assert each_in_threads(lambda i: i, []) == []
     with pytest.raises(ZeroDivisionError):
         each_in_threads(lambda i: 1 // (i - 20), list(range(37)))
+
+
+@given(st.tuples(*[st.integers(1, 4)] * 3), st.integers(0, 2**16))
+@settings(deadline=None, max_examples=25)
+def test_interleaved_volumes_are_those_of_scipy_at_half_the_spacing(shape, seed):
+    rng = np.random.default_rng(seed)
+    first, second = (rng.uniform(0, 1, shape).astype(np.float32) for _ in range(2))
+    at = np.indices([2 * n for n in shape]) / 2
+    expected = sum(
+        ndimage.map_coordinates(volume, at - moved, order=1, mode="nearest", output=np.float64)
+        for volume, moved in ((first, 0.0), (second, 0.5))
+    )
+    np.testing.assert_allclose(interleaved(first, second), expected / 2, atol=1e-6)
