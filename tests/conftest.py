@@ -1,14 +1,40 @@
-"""Fixtures that several test files share."""
+"""Fixtures that several test files share, and the order in which files are given to xdist's workers."""
 
 from __future__ import annotations
 
+import gc
+import os
 from pathlib import Path
 
 import pytest
 
+from runtime.engines.file_lock import file_lock
 from runtime.engines.ort_library import refuse_telemetry
 
 refuse_telemetry()  # tests import onnxruntime themselves, and before all else
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers take all cores: more threads of OpenMP would spin beside each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+LONGEST_FIRST = (
+    "pacs/test_through_the_archive.py", "test_default_bundle.py", "runtime/cohort/test_cohort_on_ray.py",
+    "export/test_verify.py", "pacs/test_acceptance.py", "export/test_export.py", "benchmarks/test_benchmarks.py",
+    "runtime/device/test_in_simulator.py", "export/test_triton.py", "export/test_calibrate.py",
+    "pacs/test_real_pipeline.py", "pacs/test_real_study.py", "runtime/node/test_kill.py",
+    "train/test_verse_recipe.py", "train/test_compare.py", "runtime/test_trt_build.py",
+    "runtime/dicom/test_validators.py",
+)  # fmt: skip
+"""Files that take long, the longest first: begun last, one of them would run while the other workers have nothing."""
+
+
+def pytest_collection_modifyitems(items):
+    places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
+def pytest_collection_finish():
+    """What collection imported stays: let no collection of garbage go through it again, of which some tests ask one."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -41,9 +67,14 @@ def levelnet(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def bundle(runs, levelnet, tmp_path_factory):
-    """A bundle of these tiny networks, exported once: that takes a while."""
+    """A bundle of these tiny networks, exported once for all workers: that takes a while."""
     from export.bundle import Choices, make_bundle
+    from runtime.bundle import open_bundle
 
-    folder = tmp_path_factory.mktemp("bundle") / "b"
+    root = tmp_path_factory.getbasetemp()
+    folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "tiny-bundle"
     choices = Choices(overlap=0.25, min_level_confidence=0.6)
-    return make_bundle(*runs, folder, levelnet=levelnet, name="tiny", version="1.2.3", choices=choices)
+    with file_lock(folder.with_suffix(".lock")):
+        if not folder.exists():
+            make_bundle(*runs, folder, levelnet=levelnet, name="tiny", version="1.2.3", choices=choices)
+    return open_bundle(folder)

@@ -17,6 +17,7 @@ from runtime.errors import EngineError
 from runtime.localise import Centre
 from runtime.precision_plan import PrecisionPlan
 from runtime.volume import Grid, Volume
+from tests.remembering import Remembering
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +59,7 @@ class Broken:
 def test_vertebrae_are_compared_where_there_are_some(drawn):
     bundle = open_bundle(None)
     right = reference_networks(bundle)
+    right = Networks(Remembering(right.locnet), Remembering(right.fracsegnet), Remembering(right.levelnet))
     found, _ = compare_on_scan(bundle.spec, prepare(bundle.spec, drawn, right), right)
     assert found.centres >= 3
     assert found.masks >= 3

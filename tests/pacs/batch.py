@@ -118,7 +118,7 @@ def archive_and_node(
 def run_cases(
     folder: Path, bundle: Path, cases: Mapping[str, Case], outputs: Sequence[str] = KINDS
 ) -> dict[str, Outcome]:
-    """Put all studies into the archive, have it send them to the node, wait until each is done, fetch what is there."""
+    """Put each study into the archive, have it sent to the node, wait until all are done, fetch what is there."""
     truths, uids = {}, {}
     with archive_and_node(folder, bundle, outputs) as (orthanc, node):
         for number, (name, case) in enumerate(cases.items()):
@@ -129,9 +129,8 @@ def run_cases(
             files = sorted(sent.iterdir())
             uids[name] = str(dcmread(files[0], specific_tags=["StudyInstanceUID"]).StudyInstanceUID)
             orthanc.upload(files)
+            orthanc.send_to_node([orthanc.study(uids[name])])
         assert len(set(uids.values())) == len(uids)
-        for uid in uids.values():
-            orthanc.send_to_node([orthanc.study(uid)])
         wait_until(lambda: _all_done(node, len(cases)), what=f"studies that are done: {node.log}", deadline_s=600)
         entries = {entry["key"]: entry for entry in _status(node)["studies"]}
         hasher, log = open_hasher(node.folder / "data"), node.log.read_text()
