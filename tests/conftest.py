@@ -11,6 +11,7 @@ import pytest
 from runtime.engines.file_lock import file_lock
 from runtime.engines.ort_library import refuse_telemetry
 
+gc.disable()  # until all is imported; see pytest_collection_finish
 refuse_telemetry()  # tests import onnxruntime themselves, and before all else
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers take all cores: more threads of OpenMP would spin beside each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -26,15 +27,24 @@ LONGEST_FIRST = (
 """Files that take long, the longest first: begun last, one of them would run while the other workers have nothing."""
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers():
+    """One worker more than there are cores: many tests wait for processes, for peers and for clocks."""
+    if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
+        return None
+    return (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1) + 1
+
+
 def pytest_collection_modifyitems(items):
     places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 def pytest_collection_finish():
-    """What collection imported stays: let no collection of garbage go through it again, of which some tests ask one."""
+    """What was imported stays: no collection of garbage is to go through it, and some tests ask for one each."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

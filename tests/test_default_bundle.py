@@ -233,11 +233,9 @@ def test_along_the_spine_are_the_centres_of_the_exhaustive_pass() -> None:
     assert count.run + count.scouted < count.planned
 
 
-@pytest.mark.parametrize(
-    "name", ["totalsegmentator-example/ct.nii.gz", "tptbox-lumbar/ct.nii.gz", "spinefe-verse004-v21/ct.nii.gz"]
-)
-def test_along_a_real_spine_are_the_centres_of_the_exhaustive_pass(name: str, shared_data: Path) -> None:
-    along_the_spine_as_everywhere(read_scan(shared_data / name))
+def test_along_a_real_spine_are_the_centres_of_the_exhaustive_pass(shared_data: Path) -> None:
+    """The other real scans fit into one window each, and so into every pass."""
+    along_the_spine_as_everywhere(read_scan(shared_data / "totalsegmentator-example" / "ct.nii.gz"))
 
 
 def test_onnx_says_what_torch_says() -> None:

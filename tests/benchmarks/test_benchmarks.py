@@ -173,9 +173,13 @@ def test_centres_that_moved_or_went_are_counted() -> None:
 
 
 @pytest.mark.slow
-def test_startup_and_sizes(bundle, capsys, monkeypatch) -> None:
+def test_startup_and_sizes(bundle, capsys, monkeypatch, tmp_path) -> None:
     kept = {name: code for name, code in startup.IMPORTS.items() if "monai" not in name}
     monkeypatch.setattr(startup, "IMPORTS", kept)  # it takes seconds
+    emptied = startup._empty_caches(tmp_path)
+    assert {Path(folder).parent for folder in emptied.values()} == {tmp_path}
+    del emptied["NUMBA_CACHE_DIR"]  # kernels are compiled for half a minute
+    monkeypatch.setattr(startup, "_empty_caches", lambda folder: emptied)
     options = ["--repeats", "1", "--threads", "1", "--matrix", "0", "--bundle", str(bundle.folder)]
     found = document_of(capsys, "startup", *options, "--engines", "openvino", "--shape", "20,16,16")
     figures = found["figures"]
