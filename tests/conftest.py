@@ -11,7 +11,6 @@ import pytest
 from runtime.engines.file_lock import file_lock
 from runtime.engines.ort_library import refuse_telemetry
 
-gc.disable()  # until all is imported; see pytest_collection_finish
 refuse_telemetry()  # tests import onnxruntime themselves, and before all else
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers take all cores: more threads of OpenMP would spin beside each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -44,7 +43,6 @@ def pytest_collection_finish():
     """What was imported stays: no collection of garbage is to go through it, and some tests ask for one each."""
     gc.collect()
     gc.freeze()
-    gc.enable()
 
 
 @pytest.fixture(scope="session")

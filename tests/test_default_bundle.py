@@ -12,7 +12,7 @@ from export.onnx_export import check_differences, compare
 from export.parity_on_scans import opened
 from export.phantom_inputs import crop_images, level_images, window_images
 from export.reload import torch_fracsegnet, torch_levelnet, torch_locnet
-from export.verify import TorchSession, verify
+from export.verify import verify
 from runtime.bundle import open_bundle
 from runtime.crops import crop_grid
 from runtime.engines import open_session, select_engine
@@ -262,13 +262,6 @@ def test_engines_find_what_torch_finds(phantom: Volume) -> None:
         assert not outcome.faults, outcome.choice.name
 
 
-def test_the_reference_session_says_what_the_module_says() -> None:
-    trained = torch_locnet(open_bundle())
-    image = np.zeros((1, 1, *trained.example_zyx), np.float32)
-    with TorchSession(trained) as session:
-        assert [o.shape[1] for o in session(image)] == [1, 3]
-
-
 def test_held_out_phantoms_are_found(pipeline) -> None:
     """Three of the hundred that ``python -m train.evaluate`` runs: enough to notice a broken bundle."""
     results = [evaluate_scan(pipeline, scan) for scan in phantom_scans(3)]
@@ -276,8 +269,3 @@ def test_held_out_phantoms_are_found(pipeline) -> None:
     found = [v for v in vertebrae if v.error_mm is not None]
     assert len(found) > 0.7 * len(vertebrae)
     assert np.mean([v.dice for v in found]) > 0.6
-
-
-def test_reading_and_running_a_file_is_the_same_as_running_a_volume(pipeline, shared_data: Path) -> None:
-    path = shared_data / "tptbox-lumbar" / "ct.nii.gz"
-    assert pipeline.run(path).vertebrae == pipeline.run(read_scan(path)).vertebrae
