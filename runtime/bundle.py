@@ -13,7 +13,7 @@ from typing import Any
 import numpy.typing as npt
 
 from runtime.bundle_checks import BUNDLE_JSON, check_spec
-from runtime.bundle_json import from_json, parse_json, to_json
+from runtime.bundle_json import MAY_BE_MISSING, MAY_BE_NULL, from_json, parse_json, to_json
 from runtime.bundle_zip import discard_unpacked, unpack_zip
 from runtime.crops import crop_grid
 from runtime.errors import BundleError
@@ -92,7 +92,7 @@ class LocNetSpec:
     refine_radius_voxels: float
     min_confidence: float
     skip_below_hu: float
-    scout: ScoutSpec | None = None
+    scout: ScoutSpec | None = field(default=None, metadata=MAY_BE_NULL)
 
 
 @dataclass(frozen=True)
@@ -128,9 +128,9 @@ class FracSegNetSpec:
     mask_threshold: float
     grade_names: tuple[str, ...]
     has_heights: bool
-    crop_shift_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    mirrored: bool = False
-    interleaved: bool = False
+    crop_shift_mm: tuple[float, float, float] = field(default=(0.0, 0.0, 0.0), metadata=MAY_BE_MISSING)
+    mirrored: bool = field(default=False, metadata=MAY_BE_MISSING)
+    interleaved: bool = field(default=False, metadata=MAY_BE_MISSING)
 
     def grid_around(self, centre_ras_mm: npt.ArrayLike) -> Grid:
         """Where the network's input lies for a vertebra whose centre is at (x, y, z) RAS+ mm."""
@@ -195,10 +195,10 @@ class BundleSpec:
     clinical: bool = False
     training: Mapping[str, Any] = field(default_factory=dict)
     accuracy: Mapping[str, Any] = field(default_factory=dict)
-    levelnet: LevelNetSpec | None = None
-    precision: Mapping[str, PrecisionPlan] = field(default_factory=dict)
-    grading: GradingSpec | None = None
-    trusted_engines: Mapping[str, str] = field(default_factory=dict)
+    levelnet: LevelNetSpec | None = field(default=None, metadata=MAY_BE_NULL)
+    precision: Mapping[str, PrecisionPlan] = field(default_factory=dict, metadata=MAY_BE_NULL)
+    grading: GradingSpec | None = field(default=None, metadata=MAY_BE_NULL)
+    trusted_engines: Mapping[str, str] = field(default_factory=dict, metadata=MAY_BE_NULL)
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -351,33 +351,8 @@ def _spec_of(text: str, *, source: str) -> BundleSpec:
             f"{source} has schema_version {version!r}; this software reads {SCHEMA_VERSION}. "
             "Use a bundle made for this version."
         )
-    spec = _read_spec(data, source=source)
+    spec = from_json(BundleSpec, data, at=source)
     check_spec(spec, source=source)
-    return spec
-
-
-def _read_spec(data: Any, *, source: str) -> BundleSpec:
-    """The spec of parsed JSON; of its keys only ``levelnet``, ``precision``, ``grading`` and ``trusted_engines`` may be
-    missing or null, as may ``scout`` of ``locnet``; ``crop_shift_mm``, ``mirrored`` and ``interleaved`` of
-    ``fracsegnet`` may be missing."""
-    if not isinstance(data, dict):
-        return from_json(BundleSpec, data, at=source)
-    optional: dict[str, Any] = {"levelnet": None, "grading": None}
-    optional |= {key: {} if data.get(key) is None else data[key] for key in ("precision", "trusted_engines")}
-    if isinstance(data.get("fracsegnet"), dict):
-        absent = {"crop_shift_mm": [0.0, 0.0, 0.0], "mirrored": False, "interleaved": False}
-        optional["fracsegnet"] = {**absent, **data["fracsegnet"]}
-    scout = data["locnet"].get("scout") if isinstance(data.get("locnet"), dict) else None
-    if isinstance(data.get("locnet"), dict):
-        optional["locnet"] = {**data["locnet"], "scout": None}
-    spec = from_json(BundleSpec, {**data, **optional}, at=source)
-    if scout is not None:
-        read = from_json(ScoutSpec, scout, at=f"{source}: locnet: scout")
-        spec = replace(spec, locnet=replace(spec.locnet, scout=read))
-    if data.get("levelnet") is not None:
-        spec = replace(spec, levelnet=from_json(LevelNetSpec, data["levelnet"], at=f"{source}: levelnet"))
-    if data.get("grading") is not None:
-        spec = replace(spec, grading=from_json(GradingSpec, data["grading"], at=f"{source}: grading"))
     return spec
 
 

@@ -6,11 +6,17 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping
+from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from runtime.errors import BundleError
 
 T = TypeVar("T")
+
+MAY_BE_MISSING = {"json": "may be missing"}
+"""Metadata of a field whose key a JSON object may lack; it then has the field's default."""
+MAY_BE_NULL = {"json": "may be missing or null"}
+"""And whose value may be null as well, which means the default too."""
 
 
 def parse_json(text: str, *, source: str) -> Any:
@@ -52,8 +58,11 @@ def to_json(value: Any) -> str:
 def from_json(kind: type[T], data: Any, *, at: str) -> T:
     """An instance of the dataclass ``kind`` from a JSON object that has exactly its fields.
 
+    Defaults of fields don't count, but of those with the metadata ``MAY_BE_MISSING`` or ``MAY_BE_NULL``.
+
     Args:
-        kind: a dataclass of str, bool, int, float, tuples, string-keyed mappings and other such dataclasses.
+        kind: a dataclass of str, bool, int, float, tuples, string-keyed mappings, other such dataclasses, or one or
+            None.
         data: what ``parse_json`` returned.
         at: where this object stands, for messages: ``"bundle.json"``, ``"bundle.json: locnet"``.
 
@@ -63,14 +72,22 @@ def from_json(kind: type[T], data: Any, *, at: str) -> T:
     if not isinstance(data, Mapping):
         raise BundleError(f"{at} should be an object; met {_shown(data)}.")
     hints = get_type_hints(kind)
-    names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
-    missing = [name for name in names if name not in data]
-    unknown = [name for name in data if name not in names]
+    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    defaulted = [name for name, field in fields.items() if _has_its_default(field, data)]
+    missing = [name for name in fields if name not in data and name not in defaulted]
+    unknown = [name for name in data if name not in fields]
     if missing:
         raise BundleError(f"{at} lacks {', '.join(missing)}.")
     if unknown:
-        raise BundleError(f"{at} has unknown keys: {', '.join(unknown)}; known are {', '.join(names)}.")
-    return kind(**{name: _value(hints[name], data[name], f"{at}: {name}") for name in names})
+        raise BundleError(f"{at} has unknown keys: {', '.join(unknown)}; known are {', '.join(fields)}.")
+    given = [name for name in fields if name not in defaulted]
+    return kind(**{name: _value(hints[name], data[name], f"{at}: {name}") for name in given})
+
+
+def _has_its_default(field: dataclasses.Field[Any], data: Mapping[str, Any]) -> bool:
+    if field.name not in data:
+        return field.metadata in (MAY_BE_MISSING, MAY_BE_NULL)
+    return data[field.name] is None and field.metadata == MAY_BE_NULL
 
 
 def _value(hint: Any, data: Any, at: str) -> Any:
@@ -80,6 +97,9 @@ def _value(hint: Any, data: Any, at: str) -> Any:
         return _tuple(get_args(hint), data, at)
     if get_origin(hint) is Mapping:
         return _mapping(get_args(hint)[1], data, at)
+    if get_origin(hint) is UnionType:
+        (one,) = (kind for kind in get_args(hint) if kind is not NoneType)
+        return None if data is None else _value(one, data, at)
     return data if hint is Any else _scalar(hint, data, at)
 
 

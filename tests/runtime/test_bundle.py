@@ -330,6 +330,7 @@ def test_a_missing_file_is_refused(folder):
     [
         (lambda d: d.pop("licence"), r"bundle\.json lacks licence"),
         (lambda d: d.pop("schema_version"), r"lacks schema_version"),
+        (lambda d: d.pop("clinical"), r"lacks clinical"),  # has a default in the code, yet must be said
         (lambda d: d["locnet"].pop("overlap"), r"bundle\.json: locnet lacks overlap"),
         (lambda d: d["locnet"]["intensity"].pop("low_hu"), r"locnet: intensity lacks low_hu"),
         (lambda d: d.update(colour="red"), r"unknown keys: colour"),
@@ -346,6 +347,10 @@ def test_a_missing_file_is_refused(folder):
         (lambda d: d["locnet"].update(window_zyx=96), r"window_zyx should be a list; met 96"),
         (lambda d: d["fracsegnet"].update(grade_names="0123"), r"grade_names should be a list"),
         (lambda d: d.update(locnet=None), r"locnet should be an object; met null"),
+        (lambda d: d.update(levelnet=3), r"bundle\.json: levelnet should be an object; met 3"),
+        (lambda d: d.update(grading={}), r"bundle\.json: grading lacks "),
+        (lambda d: d["locnet"].update(scout=[]), r"locnet: scout should be an object; met \[\]"),
+        (lambda d: d["fracsegnet"].update(mirrored=None), r"mirrored should be true or false; met null"),
         (lambda d: d.update(files=[]), r"files should be an object"),
         (lambda d: d["files"].update({"locnet.onnx": 7}), r"files\[locnet\.onnx\] should be a text"),
         (lambda d: d["locnet"].update(spacing_mm=10**400), r"spacing_mm should be a finite number"),
