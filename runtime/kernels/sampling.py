@@ -16,7 +16,8 @@ def neighbours(position, count):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _interpolate(source, z, y, x):  # type: ignore[no-untyped-def]
+def interpolate(source, z, y, x):  # type: ignore[no-untyped-def]
+    """The value at an index (z, y, x) between voxels, trilinear, in single precision; the outer voxels go on beyond."""
     z0, z1, fz = neighbours(z, source.shape[0])
     y0, y1, fy = neighbours(y, source.shape[1])
     x0, x1, fx = neighbours(x, source.shape[2])
@@ -43,7 +44,7 @@ def sample_slab(source, matrix, low, high, fill, out, first, last):  # type: ign
                 py = row_y + matrix[1, 2] * x
                 px = row_x + matrix[2, 2] * x
                 inside = low[0] <= pz <= high[0] and low[1] <= py <= high[1] and low[2] <= px <= high[2]
-                out[z, y, x] = _interpolate(source, pz, py, px) if inside else fill
+                out[z, y, x] = interpolate(source, pz, py, px) if inside else fill
 
 
 @njit(cache=True, nogil=True)
@@ -107,7 +108,7 @@ def paste_slab(probability, matrix, label, threshold, labels, confidence, first,
                 px = row_x + matrix[2, 2] * x
                 if not (low <= pz <= high_z and low <= py <= high_y and low <= px <= high_x):
                     continue
-                value = _interpolate(probability, pz, py, px)
+                value = interpolate(probability, pz, py, px)
                 if value >= threshold:
                     rank = np.uint16(min(max(value, 0.0), 1.0) * 65535.0 + 0.5)
                     if labels[z, y, x] == 0 or rank > confidence[z, y, x]:

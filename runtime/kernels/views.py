@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from runtime.kernels.jit import njit
-from runtime.kernels.sampling import neighbours
+from runtime.kernels.sampling import interpolate, neighbours
 
 
 @njit(cache=True, nogil=True)
@@ -45,7 +45,7 @@ def view_rows(  # type: ignore[no-untyped-def]
             for offset in offsets_mm:
                 shift_x, shift_y = (offset, 0.0) if is_sagittal else (0.0, offset)
                 z, y, x = _index(inverse, origin_ras_mm, x_mm + shift_x, y_mm + shift_y, z_mm[row])
-                total += _weighted_sum(array, z, y, x)
+                total += interpolate(array, z, y, x)
             hu[row, column] = total / samples
 
 
@@ -63,26 +63,6 @@ def _index(inverse, origin_ras_mm, x_mm, y_mm, z_mm):  # type: ignore[no-untyped
 @njit(cache=True, nogil=True)
 def _is_inside(position, count):  # type: ignore[no-untyped-def]
     return -0.5 <= position <= count - 0.5
-
-
-@njit(cache=True, nogil=True)
-def _weighted_sum(array, z, y, x):  # type: ignore[no-untyped-def]
-    """Trilinear interpolation, in single precision."""
-    z0, z1, fz = neighbours(z, array.shape[0])
-    y0, y1, fy = neighbours(y, array.shape[1])
-    x0, x1, fx = neighbours(x, array.shape[2])
-    one = np.float32(1)
-    gz, gy, gx = one - fz, one - fy, one - fx
-    return (
-        gz * gy * gx * np.float32(array[z0, y0, x0])
-        + gz * gy * fx * np.float32(array[z0, y0, x1])
-        + gz * fy * gx * np.float32(array[z0, y1, x0])
-        + gz * fy * fx * np.float32(array[z0, y1, x1])
-        + fz * gy * gx * np.float32(array[z1, y0, x0])
-        + fz * gy * fx * np.float32(array[z1, y0, x1])
-        + fz * fy * gx * np.float32(array[z1, y1, x0])
-        + fz * fy * fx * np.float32(array[z1, y1, x1])
-    )
 
 
 @njit(cache=True, nogil=True)
