@@ -34,6 +34,19 @@ class Centre:
     votes: float
 
 
+@dataclass(frozen=True)
+class Located:
+    """What was found in a scan, and at what cost.
+
+    Args:
+        centres: from cranial to caudal (by their height in the patient); empty when there are none.
+        windows: that the network was run on.
+    """
+
+    centres: tuple[Centre, ...]
+    windows: WindowCount
+
+
 def locate(
     hu: np.ndarray,
     grid: Grid,
@@ -43,8 +56,7 @@ def locate(
     batch: int = 1,
     progress: Callable[[int, int], None] | None = None,
     exhaustive: bool = False,
-    told: Callable[[WindowCount], None] | None = None,
-) -> tuple[Centre, ...]:
+) -> Located:
     """Find the centres of the vertebrae in a scan.
 
     Windows away from the spine are left out as ``spec.scout`` says. Where that leaves next to no centres, all windows
@@ -58,10 +70,6 @@ def locate(
         batch: windows that are run at once, at most.
         progress: called with the number of windows done and to do; how many there are to do grows as heat is followed.
         exhaustive: run every window that holds bone.
-        told: called once, with the number of windows that were run.
-
-    Returns:
-        Centres from cranial to caudal (by their height in the patient); empty when there are none.
 
     Raises:
         EngineError: the network fails, or its outputs have other shapes, or hold NaN or infinity.
@@ -75,9 +83,7 @@ def locate(
         centres = _centres_in(runner.slabs(chosen), grid, spec)
         if len(centres) < FEWEST and not chosen[keep].all():
             centres = _centres_in(runner.slabs(keep), grid, spec)
-    if told is not None:
-        told(WindowCount(runner.run_count, len(keep), runner.scouted))
-    return centres
+    return Located(centres, WindowCount(runner.run_count, len(keep), runner.scouted))
 
 
 def _centres_in(slabs: Iterable[Slab], grid: Grid, spec: LocNetSpec) -> tuple[Centre, ...]:

@@ -65,7 +65,7 @@ class Analysis:
     volume: Volume
     notice: str
     height_ends: tuple[HeightEnds | None, ...]
-    windows: WindowCount = WindowCount(0, 0, 0)
+    windows: WindowCount
 
 
 @dataclass(frozen=True, eq=False)
@@ -350,14 +350,13 @@ class Pipeline:
         if image is None:
             with clock.stage("resample"):
                 image = scan.image_on(working_grid(prepared.volume.grid, spec.spacing_mm))
-        counts: list[WindowCount] = []
         with clock.stage("locate"):
             step = clock.progress.step
-            centres = image.locate(spec, self._locnet, progress=step, exhaustive=self._exhaustive, told=counts.append)
-        logger.info("the first network was run on %s", counts[-1])
-        kept = sorted(centres, key=lambda centre: -centre.confidence)[:MOST_VERTEBRAE]
+            found = image.locate(spec, self._locnet, progress=step, exhaustive=self._exhaustive)
+        logger.info("the first network was run on %s", found.windows)
+        kept = sorted(found.centres, key=lambda centre: -centre.confidence)[:MOST_VERTEBRAE]
         order = cranial_to_caudal([centre.centre_ras_mm for centre in kept])
-        return _Candidates(tuple(kept[i] for i in order), None, len(centres) - len(kept), 0, counts[-1])
+        return _Candidates(tuple(kept[i] for i in order), None, len(found.centres) - len(kept), 0, found.windows)
 
     def _label(
         self, volume: Volume, scan: ScanAccess, found: _Candidates, clock: Stopwatch, *, batch: int

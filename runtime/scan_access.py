@@ -14,9 +14,8 @@ from runtime.bundle import IntensityWindow, LocNetSpec
 from runtime.crops import extract_crops
 from runtime.engines.base import Session
 from runtime.intensity import normalise
-from runtime.localise import Centre, locate
+from runtime.localise import Located, locate
 from runtime.resample import resample
-from runtime.scout import WindowCount
 from runtime.volume import Grid, Volume
 
 Outputs = tuple[np.ndarray, ...]
@@ -33,8 +32,7 @@ class ImageAccess(Protocol):
         *,
         progress: Callable[[int, int], None] | None = None,
         exhaustive: bool = False,
-        told: Callable[[WindowCount], None] | None = None,
-    ) -> tuple[Centre, ...]:
+    ) -> Located:
         """Find the centres of the vertebrae; see ``runtime.localise.locate``."""
         ...
 
@@ -79,10 +77,9 @@ class ImageOnHost:
         *,
         progress: Callable[[int, int], None] | None = None,
         exhaustive: bool = False,
-        told: Callable[[WindowCount], None] | None = None,
-    ) -> tuple[Centre, ...]:
+    ) -> Located:
         """See ``ImageAccess``."""
-        return locate(self.hu, self.grid, spec, session, progress=progress, exhaustive=exhaustive, told=told)
+        return locate(self.hu, self.grid, spec, session, progress=progress, exhaustive=exhaustive)
 
     def run_windows(
         self,

@@ -195,8 +195,8 @@ def test_skipping_windows_without_bone_changes_nothing(phantom: Volume) -> None:
     assert not keep.all()
     with open_session(select_engine("openvino"), bundle.path_of(spec.file)) as session:
         remembering = Remembering(session)
-        skipping = locate(hu, grid, spec, remembering)
-        every = locate(hu, grid, replace(spec, skip_below_hu=-1e9), remembering)
+        skipping = locate(hu, grid, spec, remembering).centres
+        every = locate(hu, grid, replace(spec, skip_below_hu=-1e9), remembering).centres
     assert len(skipping) == len(every) >= 4
     for a, b in zip(skipping, every, strict=True):
         assert np.linalg.norm(np.subtract(a.centre_ras_mm, b.centre_ras_mm)) < 0.5 * spec.spacing_mm
@@ -217,15 +217,14 @@ def along_the_spine_as_everywhere(scan: Volume) -> WindowCount:
     spec = bundle.spec.locnet
     grid = working_grid(scan.grid, spec.spacing_mm)
     hu = resample(scan, grid)
-    counts: list[WindowCount] = []
     with open_session(select_engine("openvino", precision="fp32"), bundle.path_of(spec.file)) as opened_session:
         session = Remembering(opened_session)
         every = locate(hu, grid, spec, session, exhaustive=True)
-        some = locate(hu, grid, spec, session, told=counts.append)
-    assert len(some) == len(every)
-    for a, b in zip(some, every, strict=True):
+        some = locate(hu, grid, spec, session)
+    assert len(some.centres) == len(every.centres)
+    for a, b in zip(some.centres, every.centres, strict=True):
         assert np.linalg.norm(np.subtract(a.centre_ras_mm, b.centre_ras_mm)) < 0.5 * spec.spacing_mm
-    return counts[0]
+    return some.windows
 
 
 def test_along_the_spine_are_the_centres_of_the_exhaustive_pass() -> None:

@@ -17,7 +17,7 @@ from runtime.device.voting import density_peaks, peak_support, refine_peaks, vot
 from runtime.device.windows import gather_windows, sliding_windows, windows_reaching
 from runtime.engines.base import Session
 from runtime.errors import EngineError
-from runtime.localise import Centre, check_offsets, confident_centres
+from runtime.localise import Located, check_offsets, confident_centres
 from runtime.scan_access import Outputs
 from runtime.scout import WindowCount
 from runtime.volume import Grid, Volume
@@ -115,8 +115,7 @@ class ImageOnDevice:
         *,
         progress: Callable[[int, int], None] | None = None,
         exhaustive: bool = False,
-        told: Callable[[WindowCount], None] | None = None,
-    ) -> tuple[Centre, ...]:
+    ) -> Located:
         """See ``ImageAccess``; nothing but the list of centres leaves the GPU.
 
         The pass is always exhaustive: here windows take milliseconds, and waiting for each to say where to go on would
@@ -126,10 +125,9 @@ class ImageOnDevice:
         with self._path.turn() as on:
             plan = plan_windows(self._grid.shape_zyx, spec.window_zyx, spec.overlap)
             keep = windows_reaching(self._hu, plan, spec.skip_below_hu, on)
-            if told is not None:
-                told(WindowCount(int(np.count_nonzero(keep)), len(keep), 0))
+            count = WindowCount(int(np.count_nonzero(keep)), len(keep), 0)
             if not keep.any():
-                return ()
+                return Located((), count)
             heatmap, offsets = sliding_windows(
                 self._hu, plan, network, spec.intensity, on, keep=keep, progress=progress
             )
@@ -141,7 +139,7 @@ class ImageOnDevice:
             peaks = density_peaks(density, on, threshold=spec.peak_threshold, separation_voxels=separation)
             places = refine_peaks(density, peaks, on, radius_voxels=spec.refine_radius_voxels)
             confidences, votes = peak_support(density, heatmap, peaks, on, radius_voxels=separation)
-        return confident_centres(self._grid.to_ras_mm(places), confidences, votes, spec)
+        return Located(confident_centres(self._grid.to_ras_mm(places), confidences, votes, spec), count)
 
     def run_windows(
         self,

@@ -3,10 +3,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from runtime import localise
 from runtime.bundle import IntensityWindow, LocNetSpec
 from runtime.engines.base import EngineInfo
 from runtime.errors import EngineError
-from runtime.localise import locate
 from runtime.volume import Grid
 
 SPEC = LocNetSpec(
@@ -74,6 +74,10 @@ def scan():
 
 def places(centres):
     return np.array([centre.centre_ras_mm for centre in centres])
+
+
+def locate(*given, **options):
+    return localise.locate(*given, **options).centres
 
 
 EXPECTED = GRID.to_ras_mm(CENTRES[::-1])

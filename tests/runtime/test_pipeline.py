@@ -18,6 +18,7 @@ from runtime.engines import engine_module, openvino_cpu
 from runtime.errors import BundleError, EngineError, InputError, OutOfMemoryError
 from runtime.findings import schema, to_json
 from runtime.grading import GradingSpec, grade_probabilities
+from runtime.localise import Located
 from runtime.pipeline import MOST_VERTEBRAE, Pipeline
 from runtime.precision_plan import PrecisionPlan
 from runtime.resample import working_grid
@@ -323,15 +324,11 @@ def test_memory_that_runs_out_is_told_with_sizes(pipeline, ball_scan, monkeypatc
 
 def test_a_network_that_sees_vertebrae_everywhere_is_cut_short(pipeline, ball_scan, monkeypatch):
     scan = ball_scan(1)
-    (centre,) = scan_access.locate(*_working(scan.volume), pipeline.spec.locnet, pipeline._locnet)
+    (centre,) = scan_access.locate(*_working(scan.volume), pipeline.spec.locnet, pipeline._locnet).centres
     x, y, z = centre.centre_ras_mm
     many = [replace(centre, centre_ras_mm=(x, y, z - 50.0 * i), confidence=1 - i / 100) for i in range(70)]
 
-    def many_centres(*_, told, **__):
-        told(WindowCount(1, 1, 0))
-        return tuple(many)
-
-    monkeypatch.setattr(scan_access, "locate", many_centres)
+    monkeypatch.setattr(scan_access, "locate", lambda *_, **__: Located(tuple(many), WindowCount(1, 1, 0)))
     findings = pipeline.run(scan.volume)
     assert len(findings.vertebrae) == MOST_VERTEBRAE
     assert any("10 more vertebrae" in text for text in findings.warnings)

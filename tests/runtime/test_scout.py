@@ -75,10 +75,8 @@ def scan_of(shape, places, width=2.0):
 
 
 def found(hu, spec, session, **options):
-    counts = []
-    centres = locate(hu, grid_of(hu.shape), spec, session, told=counts.append, **options)
-    (count,) = counts
-    return np.array([c.centre_ras_mm for c in centres]).reshape(-1, 3), count
+    located = locate(hu, grid_of(hu.shape), spec, session, **options)
+    return np.array([c.centre_ras_mm for c in located.centres]).reshape(-1, 3), located.windows
 
 
 def column(shape, step=8, start=4):

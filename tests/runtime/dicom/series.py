@@ -17,6 +17,7 @@ from runtime.heights import HeightEnds
 from runtime.morphometry import CERVICAL, CUT
 from runtime.pipeline import Analysis
 from runtime.readers import read_scan
+from runtime.scout import WindowCount
 from runtime.volume import Volume
 
 CT, ENHANCED_CT = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.2.1"
@@ -212,7 +213,7 @@ def analysis_of(volume: Volume, *, notice: str = NOTICE, found: tuple[Vertebra, 
         vertebrae=found,
     )
     ends = tuple(None if v.measured is None else _ends(v.index, v.measured.heights_mm) for v in found)
-    return Analysis(findings, blocks(grid.shape_zyx, len(found)), volume, notice, ends)
+    return Analysis(findings, blocks(grid.shape_zyx, len(found)), volume, notice, ends, WindowCount(1, 1, 0))
 
 
 def analysed(folder: Path, geometry: Geometry = GEOMETRIES["axial"], **options: object) -> Analysis:
