@@ -126,7 +126,7 @@ SCAN_COLUMNS: Columns = {
     "scan_name": (TEXT, _at("findings.scan.name")),
     "scan_sha256": (TEXT, _at("findings.scan.sha256")),
     "orientation": (TEXT, _at("findings.scan.orientation")),
-    **{f"voxels_{axis}": (WHOLE, _at(f"findings.scan.shape_zyx.{i}")) for axis, i in zip("xyz", (2, 1, 0), strict=True)},
+    **{f"voxels_{axis}": (WHOLE, _at(f"findings.scan.shape_zyx.{2 - i}")) for i, axis in enumerate("xyz")},
     **{f"spacing_{axis}_mm": (NUMBER, _at(f"findings.scan.spacing_mm.{i}")) for i, axis in enumerate("xyz")},
     "bundle_name": (TEXT, _at("findings.bundle.name")),
     "bundle_version": (TEXT, _at("findings.bundle.version")),
