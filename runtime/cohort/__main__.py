@@ -1,7 +1,8 @@
 """``python -m runtime.cohort SCANS.csv -o DIR [--address ...]``: many scans over the machines of a Ray cluster.
 
 Exit status: 0 all done, 2 usage, list or a scan refused, 3 bundle or engine, 4 out of memory, 5 workers of the cluster
-died, 130 interrupted, 1 a defect of this software. Of several scans that fail, the first one's status is given.
+died or a scan took too long, 130 interrupted, 1 a defect of this software. Of several scans that fail, the first one's
+status is given.
 """
 
 from __future__ import annotations
@@ -122,8 +123,13 @@ def _run_on_cluster(
             orders = replace(orders, threads=planned.share.cpus)
             try:
                 with RayCrew(orders, planned.share, opener or open_pipeline) as crew:
-                    dispatcher = Dispatcher(crew, run, workers=planned.workers, retries=arguments.retries)
-                    dispatcher.run(run.tasks)
+                    Dispatcher(
+                        crew,
+                        run,
+                        workers=planned.workers,
+                        retries=arguments.retries,
+                        time_limit_s=arguments.time_limit or None,
+                    ).run(run.tasks)
             finally:
                 reporter.finish()
                 run.load_complete()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from runtime.cohort.errors import ClusterError
-from runtime.cohort.work import FAILED, LOST, SPOILS_WORKER, Outcome, Task
+from runtime.cohort.work import FAILED, LOST, SPOILS_WORKER, TIME, Outcome, Task
 
 WAIT_S = 0.5
 MOST_FAILED_STARTS = 5
@@ -70,7 +70,7 @@ class Crew(Protocol):
         """Let a worker that is ready and has nothing to do run a scan; ``Finished`` or ``Died`` follows."""
 
     def dismiss(self, worker: int) -> None:
-        """End a worker that has nothing to do; no event follows."""
+        """End a worker's process, also in the middle of a scan, whatever that does; no event follows."""
 
     def wait(self, timeout_s: float) -> Sequence[Event]:
         """What happened since, at the latest after ``timeout_s``.
@@ -139,18 +139,31 @@ class Dispatcher:
     """Runs every task until it is done, failed for good, or was tried often enough.
 
     Workers take the next scan when they are through with one, so a slow scan holds up nobody. A scan whose worker died,
-    or that may go well another time, goes to the end of the queue, and to another node where there is one.
+    or that may go well another time, goes to the end of the queue, and to another node where there is one. A scan that
+    takes too long costs its worker and is not run again: it would most likely cost the next one too.
 
     Args:
         crew: the workers.
         watcher: is told what happens.
         workers: how many are asked for at most.
         retries: so often a scan is tried again.
+        time_limit_s: for one run of a scan; None for none.
+        clock: seconds that never go back.
     """
 
-    def __init__(self, crew: Crew, watcher: Watcher, *, workers: int, retries: int) -> None:
+    def __init__(
+        self,
+        crew: Crew,
+        watcher: Watcher,
+        *,
+        workers: int,
+        retries: int,
+        time_limit_s: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._crew, self._watcher = crew, watcher
         self._workers, self._retries = workers, retries
+        self._time_limit_s, self._clock = time_limit_s, clock
 
     def run(self, tasks: Sequence[Task]) -> None:
         """Until all are through.
@@ -177,6 +190,7 @@ class Dispatcher:
                         self._end(state, waiting, info, outcome)
                     case Died(worker, reason):
                         self._bury(state, worker, reason)
+            self._end_what_takes_too_long(state)
             self._watcher.tick(len(state.idle) + len(state.busy))
 
     def _hire(self, state: _State) -> None:
@@ -195,8 +209,25 @@ class Dispatcher:
             state.queue.remove(waiting)
             del state.idle[worker]
             state.busy[worker] = (info, waiting)
-            waiting.attempts, waiting.begun_s = waiting.attempts + 1, time.monotonic()
+            waiting.attempts, waiting.begun_s = waiting.attempts + 1, self._clock()
             self._crew.give(worker, waiting.task)
+
+    def _end_what_takes_too_long(self, state: _State) -> None:
+        if self._time_limit_s is None:
+            return
+        now_s = self._clock()
+        for worker, (info, waiting) in list(state.busy.items()):
+            seconds = now_s - waiting.begun_s
+            if seconds <= self._time_limit_s:
+                continue
+            del state.busy[worker]
+            self._crew.dismiss(worker)
+            reason = (
+                f"it was not done after {self._time_limit_s:g} s, so its worker was ended; see whether the scan is "
+                "damaged or its storage hangs, or raise --time-limit"
+            )
+            late = Outcome(waiting.task.number, FAILED, round(seconds, 3), kind=TIME, reason=reason)
+            self._end(state, waiting, info, late)
 
     def _end(self, state: _State, waiting: _Waiting, info: WorkerInfo, outcome: Outcome) -> None:
         again = outcome.status == FAILED and outcome.may_pass and waiting.attempts <= self._retries
@@ -208,7 +239,7 @@ class Dispatcher:
     def _bury(self, state: _State, worker: int, reason: str) -> None:
         if worker in state.busy:
             info, waiting = state.busy.pop(worker)
-            seconds = round(time.monotonic() - waiting.begun_s, 3)
+            seconds = round(self._clock() - waiting.begun_s, 3)
             lost = Outcome(waiting.task.number, FAILED, seconds, kind=LOST, reason=reason, may_pass=True)
             self._end(state, waiting, info, lost)
             return

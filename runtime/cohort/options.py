@@ -12,6 +12,9 @@ from runtime.version import software_version
 
 # What takes time to import is imported inside the functions, where Ctrl-C ends it as it ends the rest.
 
+_TIME_LIMIT_S = 14400
+"""Far more than any scan takes on one core of an old processor."""
+
 
 def build_parser() -> argparse.ArgumentParser:
     """The options of ``python -m runtime.cohort``."""
@@ -23,8 +26,8 @@ def build_parser() -> argparse.ArgumentParser:
         "tables. What complete results of an earlier run are there is left out, so the same command goes on where an "
         "earlier one was stopped or killed, and tries what failed again.",
         epilog="Exit status: 0 all done, 2 usage, list or a scan refused, 3 bundle or engine, 4 out of memory, "
-        "5 workers of the cluster died, 130 interrupted, 1 a defect of this software. Of several scans that "
-        "fail, the first one's status is given.",
+        "5 workers of the cluster died or a scan took too long, 130 interrupted, 1 a defect of this software. Of "
+        "several scans that fail, the first one's status is given.",
     )
     parser.add_argument(
         "list", metavar="SCANS.csv", type=Path, help="CSV with a column 'scan' (paths), perhaps 'id', and any others"
@@ -70,6 +73,11 @@ def _add_cluster_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--retries", metavar="N", type=whole_from_zero, default=2,
         help="so often a scan is tried again whose worker died or ran out of memory (default: 2)",
+    )  # fmt: skip
+    group.add_argument(
+        "--time-limit", metavar="SECONDS", type=whole_from_zero, default=_TIME_LIMIT_S,
+        help="a scan that isn't done after so long is given up and its worker's process ended, so that one that hangs "
+        f"holds up nothing (default: {_TIME_LIMIT_S}; 0: wait for ever)",
     )  # fmt: skip
 
 

@@ -201,7 +201,13 @@ class RayCrew:
         try:
             answer = ray.get(ref, timeout=_CONNECT_S)
         except RayTaskError as error:
-            return self._broken(worker, task, error)
+            cause = getattr(error, "cause", None) or error
+            said = f"{type(cause).__name__}: {(str(cause).strip().splitlines() or [''])[-1]}"
+            if task is not None:
+                reason = f"internal error: {said}. Please report it."
+                return Finished(worker, Outcome(task.number, FAILED, 0.0, kind=DEFECT, reason=reason, may_pass=True))
+            self.dismiss(worker)
+            return Died(worker, f"it could not be set up ({said}); is this software installed on its node?")
         except RayError as error:
             self.dismiss(worker)
             return Died(worker, death_reason(error))
@@ -209,18 +215,10 @@ class RayCrew:
             raise answer.error(answer.reason)
         return Finished(worker, answer) if isinstance(answer, Outcome) else Ready(worker, answer)
 
-    def _broken(self, worker: int, task: Task | None, error: RayTaskError) -> Event:
-        """The event of a task that raised what it should not have."""
-        cause = getattr(error, "cause", None) or error
-        said = f"{type(cause).__name__}: {(str(cause).strip().splitlines() or [''])[-1]}"
-        if task is None:
-            self.dismiss(worker)
-            return Died(worker, f"it could not be set up ({said}); is this software installed on its node?")
-        return Finished(worker, Outcome(task.number, FAILED, 0.0, kind=DEFECT, reason=f"internal error: {said}"))
-
     def dismiss(self, worker: int) -> None:
-        """End an actor."""
+        """End an actor's process at once; what it still does is not heard of."""
         ray.kill(self._actors.pop(worker), no_restart=True)
+        self._pending = {ref: given for ref, given in self._pending.items() if given[0] != worker}
 
 
 def death_reason(error: Exception) -> str:

@@ -13,7 +13,7 @@ from runtime.cohort.journal import History, Journal
 from runtime.cohort.reporter import Reporter
 from runtime.cohort.scan_table import CohortScan, ScanTable
 from runtime.cohort.tables import Tables, where
-from runtime.cohort.work import DONE, DONE_BEFORE, EXIT_STATUSES, FAILED, LOST, Orders, Task
+from runtime.cohort.work import DONE, DONE_BEFORE, EXIT_STATUSES, FAILED, LOST, TIME, Orders, Task
 from runtime.findings import Findings, from_json
 from runtime.resume import finished_findings
 
@@ -99,7 +99,7 @@ class CohortRun:
         self._reporter.count(done=done, failed=failed, before=before)
 
     def _tell_failure(self, scan: CohortScan, attempt: Attempt) -> None:
-        on = f" on {attempt.info.host}" if attempt.outcome.kind == LOST else ""
+        on = f" on {attempt.info.host}" if attempt.outcome.kind in (LOST, TIME) else ""
         then = "; it is given up" if attempt.attempt > 1 or attempt.outcome.may_pass else ""
         if not attempt.is_last:
             then = "; it will be tried again"

@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from runtime.pipeline import Pipeline
 
 DONE, DONE_BEFORE, FAILED = "done", "done before", "failed"
-INPUT, ENGINE, MEMORY, DEFECT, LOST = "input", "engine", "memory", "defect", "worker lost"
-"""Why a scan failed; the last: its worker died."""
+INPUT, ENGINE, MEMORY, DEFECT, LOST, TIME = "input", "engine", "memory", "defect", "worker lost", "time limit"
+"""Why a scan failed; the last two: its worker died, or was ended since it took too long."""
 SPOILS_WORKER = frozenset({ENGINE, DEFECT})
 """After these a worker is not trusted any more: a GPU's error stays with the process."""
-EXIT_STATUSES = {INPUT: 2, ENGINE: 3, MEMORY: 4, DEFECT: 1, LOST: 5}
+EXIT_STATUSES = {INPUT: 2, ENGINE: 3, MEMORY: 4, DEFECT: 1, LOST: 5, TIME: 5}
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,13 @@
 """What tests let a cohort's workers do beside their work: note every run, wait, or die. Runs in their processes.
 
 Which is for files beside the scans to say: ``log`` gets a line for every run of the networks; a scan beside which there
-is ``<name>.kills`` ends its worker by SIGKILL, and one beside which there is ``<name>.hold`` waits until that is gone.
+is ``<name>.kills`` ends its worker by SIGKILL, one beside which there is ``<name>.hold`` waits until that is gone, and
+one beside which there is ``<name>.hangs`` never ends, as a library that has gone astray holds up all threads of Python.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
@@ -45,6 +47,8 @@ def _obey(root: Path, name: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     if (root / f"{name}.memory").exists():
         raise OutOfMemoryError(f"{name} does not fit.")
+    if (root / f"{name}.hangs").exists():
+        ctypes.PyDLL(None).sleep(10**6)
     while (root / f"{name}.hold").exists():
         time.sleep(0.05)
 

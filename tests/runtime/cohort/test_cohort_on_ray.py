@@ -179,3 +179,32 @@ def test_a_killed_driver_and_an_interrupted_one_lose_nothing_and_nothing_is_done
     assert (status, told(err)) == (0, [])
     assert out.splitlines()[0] == "1 scans done, 7 were done before, 0 failed"
     assert cohort.runs == dict.fromkeys(SCANS, 1)
+
+
+def is_there(process):
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_a_scan_that_hangs_is_given_up_and_its_process_ended(cohort):
+    cohort.list(["s0", "s1"])
+    cohort.mark("s0", "hangs").touch()
+    status, _, err = cohort.start("--workers", "1", "--time-limit", "2").ended()
+    assert status == 5, err
+    assert "Traceback" not in err
+    hung = int(cohort.mark("s0", "pid").read_text())
+    wait_for(lambda: not is_there(hung), "end of the process")
+    with (cohort.output / "failed.csv").open(newline="") as file:
+        failed = next(csv.DictReader(file))
+    assert (failed["id"], failed["failure"], failed["runs"]) == ("p-s0", "time limit", "1")
+    assert failed["reason"].startswith("it was not done after 2 s, so its worker was ended; ")
+    assert cohort.mark("s1", "pid").exists()  # the run went on; a slow machine may have taken too long for this one too
+    assert cohort.scratch() == []
+
+    cohort.mark("s0", "hangs").unlink()
+    status, _, err = cohort.start().ended()
+    assert status == 0, err
+    assert cohort.done() == {"s0", "s1"}

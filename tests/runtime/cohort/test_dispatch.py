@@ -11,15 +11,18 @@ from hypothesis import strategies as st
 
 from runtime.cohort.dispatch import Died, Dispatcher, Finished, Ready, WorkerInfo
 from runtime.cohort.errors import ClusterError
-from runtime.cohort.work import DONE, ENGINE, FAILED, INPUT, LOST, MEMORY, Outcome, Task
+from runtime.cohort.work import DONE, ENGINE, FAILED, INPUT, LOST, MEMORY, TIME, Outcome, Task
 
 
 class MadeUpCrew:
-    """Workers on ``nodes`` that do with each run of a scan what ``deeds`` says of it, in an order drawn by ``seed``."""
+    """Workers on ``nodes`` that do with each run of a scan what ``deeds`` says of it, in an order drawn by ``seed``.
 
-    def __init__(self, deeds, *, nodes=2, seed=0, dies_at_start=0):
+    A run whose deed is ``TIME`` hangs. Each event takes ``seconds``; where only what hangs is left, an hour goes by.
+    """
+
+    def __init__(self, deeds, *, nodes=2, seed=0, dies_at_start=0, seconds=0.0):
         self._deeds, self._nodes, self._random = deeds, nodes, random.Random(seed)
-        self._dies_at_start = dies_at_start
+        self._dies_at_start, self._seconds, self.now_s = dies_at_start, seconds, 0.0
         self._pending, self.alive, self.runs, self.hired = {}, set(), [], 0
 
     def hire(self):
@@ -35,12 +38,21 @@ class MadeUpCrew:
         self.runs.append((task.number, worker % self._nodes))
 
     def dismiss(self, worker):
-        assert worker not in self._pending
+        if task := self._pending.pop(worker, None):
+            self._deeds[task.number].pop(0)
         self.alive.remove(worker)
+
+    def _hangs(self, worker):
+        task = self._pending[worker]
+        return task is not None and self._deeds.get(task.number, [])[:1] == [TIME]
 
     def wait(self, timeout_s):
         assert self._pending, "nothing to wait for"
-        worker = self._random.choice(sorted(self._pending))
+        may_end = [worker for worker in sorted(self._pending) if not self._hangs(worker)]
+        self.now_s += self._seconds if may_end else 3600
+        if not may_end:
+            return []
+        worker = self._random.choice(may_end)
         task = self._pending.pop(worker)
         if task is None:
             if self._dies_at_start:
@@ -81,14 +93,17 @@ class Noting:
         return {outcome.number: outcome.kind or outcome.status for outcome in ends}
 
 
-def run(crew, count, *, workers=3, retries=2):
+def run(crew, count, *, workers=3, retries=2, time_limit_s=60.0):
     noting = Noting()
-    Dispatcher(crew, noting, workers=workers, retries=retries).run([Task(n, None, None) for n in range(count)])
+    dispatcher = Dispatcher(
+        crew, noting, workers=workers, retries=retries, time_limit_s=time_limit_s, clock=lambda: crew.now_s
+    )
+    dispatcher.run([Task(n, None, None) for n in range(count)])
     return noting
 
 
 DEEDS = st.dictionaries(
-    st.integers(0, 11), st.lists(st.sampled_from([LOST, ENGINE, MEMORY, INPUT, DONE]), min_size=1, max_size=5)
+    st.integers(0, 11), st.lists(st.sampled_from([LOST, ENGINE, MEMORY, INPUT, TIME, DONE]), min_size=1, max_size=5)
 )
 
 
@@ -100,7 +115,7 @@ def test_every_scan_ends_once_and_is_run_as_often_as_it_must(deeds, retries, wor
         deed, runs = DONE, 0
         for deed in [*deeds.get(number, []), DONE]:
             runs += 1
-            if deed in (DONE, INPUT) or runs > retries:
+            if deed in (DONE, INPUT, TIME) or runs > retries:
                 break
         expected_runs[number], expected_ends[number] = runs, deed
     crew = MadeUpCrew({n: list(d) for n, d in deeds.items()}, nodes=nodes, seed=seed, dies_at_start=dies_at_start)
@@ -138,6 +153,22 @@ def test_a_slow_scan_holds_up_nobody():
     crew = SlowFirst({})
     noting = run(crew, 9, workers=2)
     assert noting.attempts[-1].outcome.number == 0
+
+
+def test_a_scan_that_hangs_is_given_up_with_the_reason_and_its_worker_is_ended():
+    crew = MadeUpCrew({0: [TIME]})
+    noting = run(crew, 3, workers=1)
+    assert [attempt.outcome.number for attempt in noting.attempts] == [0, 1, 2]
+    late = noting.attempts[0].outcome
+    assert (late.kind, late.seconds, late.may_pass) == (TIME, 3600, False)
+    assert late.reason.startswith("it was not done after 60 s, so its worker was ended")
+    assert crew.alive == {2}
+
+
+@pytest.mark.parametrize("time_limit_s", [50.0, None])
+def test_the_time_of_each_scan_counts_from_its_own_start(time_limit_s):
+    noting = run(MadeUpCrew({}, seconds=40.0), 9, workers=1, time_limit_s=time_limit_s)
+    assert set(noting.last().values()) == {DONE}
 
 
 def test_workers_that_all_die_as_they_start_end_the_run():
