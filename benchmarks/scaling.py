@@ -14,6 +14,7 @@ from benchmarks.figures import Figure
 from benchmarks.memory import in_fresh_process
 from benchmarks.report import Report, Table, number
 from benchmarks.scans import Shape, enlarged_scan, save
+from runtime.engines.parity import nearest_mm
 
 SPACING_MM = 1.0
 LENGTHS_MM, WIDTH_MM = (150, 250, 350, 450, 550), 400
@@ -145,11 +146,7 @@ def spine_mm(centres_ras_mm: Sequence[Sequence[float]]) -> float:
 
 def centres_changed(some: Sequence[Sequence[float]], every: Sequence[Sequence[float]]) -> int:
     """How many centres of either list have none of the other within ``SAME_MM``."""
-    a, b = (np.array(centres, np.float64).reshape(-1, 3) for centres in (some, every))
-    if not len(a) or not len(b):
-        return len(a) + len(b)
-    away = np.linalg.norm(a[:, None] - b, axis=-1)
-    return int((away.min(axis=1) > SAME_MM).sum() + (away.min(axis=0) > SAME_MM).sum())
+    return int((np.concatenate(nearest_mm(some, every)) > SAME_MM).sum())
 
 
 def _slopes(details: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:

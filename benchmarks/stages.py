@@ -22,7 +22,7 @@ from benchmarks.report import Report, Table, number
 from benchmarks.stage_clock import NETWORK_STAGES, STAGES, StagedRun, staged_run
 from export.parity_on_scans import Networks
 from runtime.bundle import Bundle
-from runtime.engines.parity import SAME_CENTRE_MM
+from runtime.engines.parity import SAME_CENTRE_MM, nearest_mm
 from runtime.readers import read_scan
 from runtime.resample import working_grid
 from runtime.windows import plan_windows
@@ -202,18 +202,11 @@ def _details(bundle: Bundle, scan: Path, runners: Sequence[Runner], runs: Runs) 
             total_s = statistics.median(run.total_s for run in runs[next(iter(runs))])
             details[title] = {
                 "centres": len(last.centres_ras_mm),
-                "centres_as_ours": _shared_centres(ours, last.centres_ras_mm),
+                "centres_as_ours": int((nearest_mm(ours, last.centres_ras_mm)[0] <= SAME_CENTRE_MM).sum()),
                 "exhaustive_1_mm_s_calculated": round(per_window * at_1_mm + rest, 1),
                 "exhaustive_1_mm_over_ours_calculated": round((per_window * at_1_mm + rest) / total_s, 2),
             }
     return details
-
-
-def _shared_centres(ours: np.ndarray, theirs: np.ndarray) -> int:
-    if not len(ours) or not len(theirs):
-        return 0
-    apart = np.linalg.norm(ours[:, None] - theirs[None], axis=-1)
-    return int((apart.min(axis=1) <= SAME_CENTRE_MM).sum())
 
 
 def _said(name: str, details: Mapping[str, Any]) -> str:

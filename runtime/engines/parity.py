@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from runtime.bundle import FracSegNetSpec, IntensityWindow, LevelNetSpec, LocNetSpec, read_spec
 from runtime.engines.base import Session
@@ -173,28 +174,26 @@ def compare_maps(
     """A localisation network's heatmap (z, y, x) and offsets (c, z, y, x), and the centres read out of them."""
     if not all(np.isfinite(part).all() for part in met):
         return Parity(not_finite=1)
-    ours, theirs = (
-        np.array([centre.centre_ras_mm for centre in centres_of(*maps, grid, spec)]).reshape(-1, 3)
-        for maps in (reference, met)
-    )
-    lost, shift_mm = _centre_shift(ours, theirs)
+    ours, theirs = ([centre.centre_ras_mm for centre in centres_of(*maps, grid, spec)] for maps in (reference, met))
+    nearest = np.concatenate(nearest_mm(ours, theirs))
+    same = nearest <= SAME_CENTRE_MM
     return Parity(
         heatmap=_largest(reference[0] - met[0]),
         offsets=_largest((reference[1] - met[1]) * (reference[0] > OFFSET_HEAT)),
         centres=len(ours),
-        centres_lost=lost,
-        centre_shift_mm=shift_mm,
+        centres_lost=int((~same).sum()),
+        centre_shift_mm=float(nearest[same].max(initial=0.0)),
     )
 
 
-def _centre_shift(ours: np.ndarray, theirs: np.ndarray) -> tuple[int, float]:
-    """How many centres (n, 3) have none of the other side near, and how far apart the nearest of both are, mm."""
-    if not len(ours) or not len(theirs):
-        return len(ours) + len(theirs), 0.0
-    apart = np.linalg.norm(ours[:, None] - theirs[None], axis=-1)
-    nearest = np.concatenate([apart.min(axis=0), apart.min(axis=1)])
-    same = nearest <= SAME_CENTRE_MM
-    return int((~same).sum()), float(nearest[same].max(initial=0.0))
+def nearest_mm(some: npt.ArrayLike, others: npt.ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """How far the nearest of the other side is, mm: from each of the points (n, 3) and of the others (m, 3).
+
+    Infinity where the other side has none.
+    """
+    a, b = (np.asarray(points, np.float64).reshape(-1, 3) for points in (some, others))
+    apart = np.linalg.norm(a[:, None] - b[None], axis=-1)
+    return apart.min(axis=1, initial=np.inf), apart.min(axis=0, initial=np.inf)
 
 
 def compare_crops(reference: Mapping[str, np.ndarray], met: Mapping[str, np.ndarray], *, threshold: float) -> Parity:
