@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import Protocol, TextIO
 
+_MOST_CHARACTERS = 100
+
 
 class Progress(Protocol):
     """What the pipeline calls while it works; from the thread that runs it."""
@@ -32,6 +34,35 @@ class NoProgress:
         """Nothing."""
 
 
+class TerminalLine:
+    """One line of a terminal that is rewritten in place, and others that stay above it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self._width = stream, 0
+
+    def show(self, text: str) -> None:
+        """Put the text in the place of what the line shows; what is too long for it is cut."""
+        text = text[:_MOST_CHARACTERS]
+        self._write("\r" + text.ljust(self._width))
+        self._width = len(text)
+
+    def leave(self, text: str) -> None:
+        """A line that stays."""
+        self.wipe()
+        self._write(f"{text}\n")
+
+    def wipe(self) -> None:
+        """Clear the line, so that what comes next starts on a clean one."""
+        if self._width:
+            self._write("\r" + " " * self._width + "\r")
+            self._width = 0
+
+    def _write(self, text: str) -> None:
+        encoding = self._stream.encoding or "ascii"
+        self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        self._stream.flush()
+
+
 class TerminalProgress:
     """One line on a terminal, rewritten in place: scan, stage, windows done and time left.
 
@@ -42,8 +73,7 @@ class TerminalProgress:
     """
 
     def __init__(self, stream: TextIO, title: str, *, interval_s: float = 0.1) -> None:
-        self._stream, self._title, self._interval_s = stream, title, interval_s
-        self._stage, self._width = "", 0
+        self._line, self._title, self._interval_s, self._stage = TerminalLine(stream), title, interval_s, ""
         self._stage_start_s = self._shown_at_s = time.monotonic()
 
     def stage(self, name: str) -> None:
@@ -62,19 +92,12 @@ class TerminalProgress:
         self._show(text)
 
     def finish(self) -> None:
-        """Wipe the line, so that what comes next starts on a clean one."""
-        self._write("\r" + " " * self._width + "\r")
-        self._width = 0
+        """Wipe the line."""
+        self._line.wipe()
 
     def _show(self, text: str) -> None:
-        line = f"{self._title}: {text}"[:100]
-        self._write("\r" + line.ljust(self._width))
-        self._width, self._shown_at_s = len(line), time.monotonic()
-
-    def _write(self, text: str) -> None:
-        encoding = self._stream.encoding or "ascii"
-        self._stream.write(text.encode(encoding, "replace").decode(encoding))
-        self._stream.flush()
+        self._line.show(f"{self._title}: {text}")
+        self._shown_at_s = time.monotonic()
 
 
 def format_duration(seconds: float) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TextIO
 
-from runtime.progress import format_duration
+from runtime.progress import TerminalLine, format_duration
 
 _INTERVAL_S = 0.5
 _LONG_S = 60.0
@@ -22,16 +22,15 @@ class Reporter:
     """
 
     def __init__(self, stream: TextIO, total: int, *, shows_progress: bool) -> None:
-        self._stream, self._total, self._shows = stream, total, shows_progress
+        self._terminal, self._total, self._shows = TerminalLine(stream), total, shows_progress
         self._done = self._failed = self._before = 0
-        self._width, self._shown_at_s = 0, 0.0
+        self._shown_at_s = 0.0
         self._start_s: float | None = None
         self._without_since_s: float | None = time.monotonic()
 
     def warn(self, text: str) -> None:
         """A line that stays."""
-        self._wipe()
-        self._put(f"warning: {text}\n")
+        self._terminal.leave(f"warning: {text}")
 
     def count(self, *, done: int, failed: int, before: int) -> None:
         """So many scans are done in this run, failed, and were done before it."""
@@ -49,7 +48,7 @@ class Reporter:
             self._without_since_s = now_s + 5 * _LONG_S  # told again after some minutes
         if self._shows and now_s - self._shown_at_s >= _INTERVAL_S:
             self._shown_at_s = now_s
-            self._draw(self.line(ready, now_s - (self._start_s or now_s)))
+            self._terminal.show(self.line(ready, now_s - (self._start_s or now_s)))
 
     def line(self, ready: int, seconds: float) -> str:
         """The line: scans, workers, rate and time left, ``seconds`` after the first worker was ready."""
@@ -70,18 +69,4 @@ class Reporter:
 
     def finish(self) -> None:
         """Leave a clean line."""
-        self._wipe()
-
-    def _draw(self, line: str) -> None:
-        self._put("\r" + line[:110].ljust(self._width))
-        self._width = min(len(line), 110)
-
-    def _wipe(self) -> None:
-        if self._width:
-            self._put("\r" + " " * self._width + "\r")
-            self._width = 0
-
-    def _put(self, text: str) -> None:
-        encoding = self._stream.encoding or "ascii"
-        self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
-        self._stream.flush()
+        self._terminal.wipe()
