@@ -14,6 +14,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from runtime.errors import InputError
+from runtime.locks import HAS_POSIX_LOCKS, try_lock, unlock
 from runtime.output import SCRATCH
 
 LOCK_FILE = ".cohort.lock"
@@ -48,17 +49,12 @@ class OutputLock:
     def _take(self, *, alone: bool, wait_s: float) -> bool:
         if not self.works:
             return True
-        import fcntl
-
         until_s = time.monotonic() + wait_s
-        while True:
-            try:
-                fcntl.flock(self._file, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-                return True
-            except BlockingIOError:
-                if time.monotonic() >= until_s:
-                    return False
-                time.sleep(_POLL_S)
+        while not try_lock(self._file, shared=not alone):
+            if time.monotonic() >= until_s:
+                return False
+            time.sleep(_POLL_S)
+        return True
 
     def write_run(self, run: str) -> None:
         """Leave the name of this run for its workers, who so know that they see the same folder."""
@@ -73,15 +69,11 @@ class OutputLock:
 
 
 def _has_locks(file: int) -> bool:
-    try:
-        import fcntl
-    except ImportError:
+    if not HAS_POSIX_LOCKS:
         return False
     try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        fcntl.flock(file, fcntl.LOCK_UN)
-    except BlockingIOError:
-        return True
+        if try_lock(file, shared=True):
+            unlock(file)
     except OSError:
         return False
     return True

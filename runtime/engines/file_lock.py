@@ -1,16 +1,15 @@
-"""A lock between processes, held on an open file: the system lets go of it when its holder ends, however that ends."""
+"""One process at a time builds engines in a folder: the others wait for the lock on a file in it."""
 
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 from runtime.errors import EngineError
+from runtime.locks import try_lock, unlock
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +29,7 @@ def file_lock(path: Path) -> Iterator[None]:
         raise EngineError(f"{path} cannot be made ({error.strerror}); name another folder with -o.") from error
     with stream:
         said = False
-        while not _try_lock(stream):
+        while not try_lock(stream.fileno()):
             if not said:
                 logger.info("another process builds engines in %s; waiting for it", path.parent)
                 said = True
@@ -38,33 +37,4 @@ def file_lock(path: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            _unlock(stream)
-
-
-if sys.platform == "win32":
-    import msvcrt
-
-    def _try_lock(stream: IO[bytes]) -> bool:
-        stream.seek(0)
-        try:
-            msvcrt.locking(stream.fileno(), msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        return True
-
-    def _unlock(stream: IO[bytes]) -> None:
-        stream.seek(0)
-        msvcrt.locking(stream.fileno(), msvcrt.LK_UNLCK, 1)
-
-else:
-    import fcntl
-
-    def _try_lock(stream: IO[bytes]) -> bool:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
-
-    def _unlock(stream: IO[bytes]) -> None:
-        fcntl.flock(stream, fcntl.LOCK_UN)
+            unlock(stream.fileno())

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from runtime.errors import InputError
+from runtime.locks import HAS_POSIX_LOCKS, try_lock
 from runtime.node.archive import Archive
 from runtime.node.audit import AUDIT_FILE, Audit
 from runtime.node.completeness import Completeness
@@ -217,16 +218,12 @@ class Node:
 
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """Hold the lock of a data folder: the system lets go of it when the process ends, however that ends."""
-    try:
-        import fcntl
-    except ImportError as error:
-        raise InputError("The node needs a system with POSIX file locks, such as Linux; run it there.") from error
+    """Hold the lock of a data folder."""
+    if not HAS_POSIX_LOCKS:
+        raise InputError("The node needs a system with POSIX file locks, such as Linux; run it there.")
     with path.open("a+b") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(f"Another node uses {path.parent}; give each its own node.data.") from error
+        if not try_lock(stream.fileno()):
+            raise InputError(f"Another node uses {path.parent}; give each its own node.data.")
         yield
 
 

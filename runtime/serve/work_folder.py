@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from runtime.errors import InputError
+from runtime.locks import HAS_POSIX_LOCKS, try_lock
 
 logger = logging.getLogger(__name__)
 
@@ -52,16 +53,11 @@ def _hold(folder: Path, stack: ExitStack) -> None:
 
 
 def _lock(stream: IO[bytes]) -> bool:
-    """Take the lock if nobody has it; False too where the system has none."""
+    """Take the lock if nobody has it; False too where the system or the file system has none that serves here."""
     try:
-        import fcntl
-    except ImportError:
-        return False
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return HAS_POSIX_LOCKS and try_lock(stream.fileno())
     except OSError:
         return False
-    return True
 
 
 def _remove_leftovers(home: Path) -> None:
