@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TextIO
 
+from runtime.log_lines import LINE, with_message, withheld_unless_of
 from runtime.node.identity import Redactor
 
 OURS = "runtime"
@@ -33,18 +34,14 @@ class RedactingFormatter(logging.Formatter):
     """Formats records of this software redacted, and says of others only where they come from."""
 
     def __init__(self, redact: Redactor) -> None:
-        super().__init__("%(asctime)s %(levelname)s %(message)s")
+        super().__init__(LINE)
         self._redact = redact
 
     def format(self, record: logging.LogRecord) -> str:
         """One line; traces go in as well, redacted."""
-        if record.name != OURS and not record.name.startswith(f"{OURS}."):
-            record = logging.makeLogRecord(
-                {**record.__dict__, "msg": f"{record.name}: message withheld", "args": (), "exc_info": None}
-            )
-            record.exc_text = record.stack_info = None
+        record = withheld_unless_of(record, OURS)
         if (key := _study.get()) and key not in (message := record.getMessage()):
-            record = logging.makeLogRecord({**record.__dict__, "msg": f"study {key}: {message}", "args": ()})
+            record = with_message(record, f"study {key}: {message}")
         return self._redact(super().format(record))
 
 

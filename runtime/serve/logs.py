@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from runtime.log_lines import LINE, with_message, withheld_unless_of, without_trace
+
 _OURS = ("runtime.serve", "runtime.engines", "runtime.pipeline")
 
 
@@ -20,14 +22,12 @@ class PlainFormatter(logging.Formatter):
     """Formats records of ``_OURS``, and says of others only where they come from."""
 
     def __init__(self) -> None:
-        super().__init__("%(asctime)s %(levelname)s %(message)s")
+        super().__init__(LINE)
 
     def format(self, record: logging.LogRecord) -> str:
         """One line, without traces: these quote values."""
-        known = any(record.name == name or record.name.startswith(f"{name}.") for name in _OURS)
-        message = record.getMessage() if known else f"{record.name}: message withheld"
-        plain = {"msg": " ".join(message.split()), "args": (), "exc_info": None, "exc_text": None, "stack_info": None}
-        return super().format(logging.makeLogRecord({**record.__dict__, **plain}))
+        record = without_trace(withheld_unless_of(record, *_OURS))
+        return super().format(with_message(record, " ".join(record.getMessage().split())))
 
 
 @contextmanager
