@@ -10,7 +10,6 @@ import argparse
 import json
 import logging
 import os
-import shutil
 import signal
 import tempfile
 import threading
@@ -30,7 +29,7 @@ from runtime.node.queue import QUEUE_FILE, Database, Queue
 from runtime.node.records import READY, RUNNING
 from runtime.node.service import Node, open_identity
 from runtime.node.status import summary, table
-from runtime.node.store import IMAGES, RESULTS
+from runtime.node.store import IMAGES, RESULTS, remove_files
 
 logger = logging.getLogger(__name__)
 
@@ -135,12 +134,8 @@ def _with_queue(arguments: argparse.Namespace, config: Config, hasher: Hasher) -
 
 def _forget(key: str, config: Config, queue: Queue, pulls: PullList) -> str:
     """Take a study off the list of what is fetched and out of the queue; what was done."""
-
-    def remove() -> None:
-        for folder in (IMAGES, RESULTS):
-            shutil.rmtree(config.data / folder / key, ignore_errors=True)
-
-    cancelled, state = pulls.cancel(key, queue.hasher), queue.forget(key, remove)
+    cancelled = pulls.cancel(key, queue.hasher)
+    state = queue.forget(key, lambda: remove_files(config.data, key, IMAGES, RESULTS))
     said = ["is fetched no more"] if cancelled else []
     if state in (RUNNING, READY):
         said.append(f"is {state} and stays; forget it when that is done")

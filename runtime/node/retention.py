@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import time
-from pathlib import Path
 
 from runtime.node.config import Storage
 from runtime.node.queue import Queue
 from runtime.node.records import FINAL
-from runtime.node.store import IMAGES, RESULTS, Store
+from runtime.node.store import IMAGES, RESULTS, Store, remove_files
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +58,7 @@ class Retention:
                 (key, key),
             ).rowcount
             if removed:
-                shutil.rmtree(self._store.data / Path(folder) / key, ignore_errors=True)
+                remove_files(self._store.data, key, folder)
         if removed:
             logger.info("study %s: %s of it were removed, their time was over", key, folder)
 

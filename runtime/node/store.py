@@ -184,6 +184,12 @@ class Store:
             return 0
 
 
+def remove_files(data: Path, study: str, *kinds: str) -> None:
+    """Remove a study's files of these kinds (``IMAGES``, ``RESULTS``) from the data folder."""
+    for kind in kinds:
+        shutil.rmtree(data / kind / study, ignore_errors=True)
+
+
 def secrets_of(header: Dataset) -> list[str]:
     """What of a header must not be logged: the patient's name, whole and in parts, ID and accession number."""
     name = str(header.get("PatientName", ""))
