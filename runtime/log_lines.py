@@ -8,7 +8,7 @@ LINE = "%(asctime)s %(levelname)s %(message)s"
 
 
 def withheld_unless_of(record: logging.LogRecord, *ours: str) -> logging.LogRecord:
-    """The record, or in its place one that says only whose it is, where it is of none of these loggers or below them."""
+    """The record, or one that only says whose it is where it is neither of one of these loggers nor from below them."""
     if any(record.name == name or record.name.startswith(f"{name}.") for name in ours):
         return record
     return without_trace(with_message(record, f"{record.name}: message withheld"))
