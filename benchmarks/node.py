@@ -175,7 +175,7 @@ def _wait_for(condition: Any) -> None:
 
 def _through(archive: Orthanc, running: _Running, study_uid: str, images: int) -> dict[str, float]:
     """Send a study, wait until its results are in the archive, and say what each stage took."""
-    archive.send(study_uid)
+    archive.send_to_node([archive.study(study_uid)])
     _wait_for(lambda: running.text() and archive.count(study_uid) >= images + 4)
     _wait_for(lambda: (running.study(study_uid) or {}).get("state") == "delivered")
     study = running.study(study_uid)
