@@ -215,9 +215,10 @@ def test_merged_duplicates_leave_no_gap_in_the_levels(naming, level_scan, monkey
     located = scan_access.locate
 
     def twice(*args, **options):
-        centres = located(*args, **options)
-        x, y, z = centres[1].centre_ras_mm
-        return (*centres, replace(centres[1], centre_ras_mm=(x, y, z - 9.0), confidence=0.5))
+        found = located(*args, **options)
+        x, y, z = found.centres[1].centre_ras_mm
+        again = replace(found.centres[1], centre_ras_mm=(x, y, z - 9.0), confidence=0.5)
+        return replace(found, centres=(*found.centres, again))
 
     monkeypatch.setattr(scan_access, "locate", twice)
     assert [v.level for v in naming.run(scan.volume).vertebrae] == ["L1", "L2", "L3"]
