@@ -130,19 +130,27 @@ def _link_weights(distance_mm: float, direction_weight: float) -> Float64:
     """(sizes, 26, 26): weight of the second index's level following the first's at this distance."""
     ways = _ways()
     if distance_mm < NEAREST_MM:
-        return np.zeros((len(SIZES), *ways.prior.shape[1:]))
-    usual_mm = np.array(SIZES)[:, None, None, None] * ways.length_mm
+        return np.zeros((len(SIZES), *ways.there.shape[1:]))
+    usual_mm = np.array(SIZES)[:, None] * ways.length_mm
     z = (distance_mm - usual_mm) * np.sqrt(ways.steps) / (GAP_SPREAD * usual_mm)
     fit = (1.0 + z**2 / GAP_FREEDOM) ** (-(GAP_FREEDOM + 1.0) / 2.0) / np.sqrt(ways.steps)
     fit[distance_mm < NEAREST_SHARE * usual_mm] = 0.0
-    weights: Float64 = (fit * ways.prior * MISSED ** (ways.steps - 1.0)).sum(axis=1) * direction_weight
+    each = np.zeros((len(SIZES), *ways.there.shape))
+    each[:, ways.there] = fit * ways.prior * MISSED ** (ways.steps - 1.0)
+    weights: Float64 = each.sum(axis=1) * direction_weight
     return weights
 
 
 @dataclass(frozen=True, eq=False)
 class _Ways:
-    """``runtime.anatomy.routes`` of all pairs as (3, 26, 26) arrays; prior 0, steps 1 and length 1 where is none."""
+    """``runtime.anatomy.routes`` of all pairs of levels.
 
+    Args:
+        there: (3, 26, 26) bool, which of up to three ways there are from the second index's level to the third's.
+        prior: (n,) of each way that is there, in the order of ``there``; likewise its ``steps`` and ``length_mm``.
+    """
+
+    there: npt.NDArray[np.bool_]
     prior: Float64
     steps: Float64
     length_mm: Float64
@@ -150,16 +158,14 @@ class _Ways:
 
 @cache
 def _ways() -> _Ways:
-    shape = (max(len(routes(a, b)) for a in LEVELS for b in LEVELS), len(LEVELS), len(LEVELS))
-    ways = _Ways(np.zeros(shape), np.ones(shape), np.ones(shape))
-    for (a, upper), (b, lower) in itertools.product(enumerate(LEVELS), repeat=2):
-        for k, route in enumerate(routes(upper, lower)):
-            ways.prior[k, a, b], ways.steps[k, a, b], ways.length_mm[k, a, b] = (
-                route.prior,
-                route.steps,
-                route.length_mm,
-            )
-    return ways
+    by_pair = [[routes(a, b) for b in LEVELS] for a in LEVELS]
+    most = max(len(ways) for row in by_pair for ways in row)
+    there = np.array([[[k < len(ways) for ways in row] for row in by_pair] for k in range(most)])
+    found = [by_pair[a][b][k] for k, a, b in np.argwhere(there)]
+    prior, steps, length_mm = (
+        np.array([getattr(route, name) for route in found], np.float64) for name in ("prior", "steps", "length_mm")
+    )
+    return _Ways(there, prior, steps, length_mm)
 
 
 def _size_weights() -> Float64:

@@ -80,8 +80,9 @@ def locate(
     centres: tuple[Centre, ...] = ()
     if keep.any():
         chosen = keep if exhaustive else windows_along_spine(hu, grid, plan, keep, spec, runner)
-        centres = _centres_in(runner.slabs(chosen), grid, spec)
-        if len(centres) < FEWEST and not chosen[keep].all():
+        all_chosen = bool(chosen[keep].all())
+        centres = _centres_in(runner.slabs(chosen, remember=not all_chosen), grid, spec)
+        if len(centres) < FEWEST and not all_chosen:
             centres = _centres_in(runner.slabs(keep), grid, spec)
     return Located(centres, WindowCount(runner.run_count, len(keep), runner.scouted))
 

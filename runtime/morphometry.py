@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from runtime.anatomy import is_cervical
-from runtime.body_grid import Float64
+from runtime.body_grid import BODY_GRID_MM, Float64, squared_depth
 from runtime.height_loss import MeasuredFracture, measure_loss
 from runtime.heights import BodyHeights, BodySize, HeightEnds, measure_body
 from runtime.kernels.threads import each_in_threads
@@ -100,11 +100,8 @@ def _look(vertebra: BodyMask, tangent: Float64, scan: Volume | None, field: Grid
 
 def trabecular_hu(body: Body, scan: Volume) -> float | None:
     """Mean HU of a body's trabecular bone; see :class:`Measurement`."""
-    import SimpleITK as sitk  # noqa: N813  the name all of its users know
-
-    image = sitk.GetImageFromArray(np.pad(body.inside, 1).astype(np.uint8))
-    depth = sitk.GetArrayFromImage(sitk.SignedMaurerDistanceMap(image, True, False, True))[1:-1, 1:-1, 1:-1]
-    core = depth >= min(TRABECULAR_DEPTH_MM, 0.5 * float(depth.max()))
+    squared = squared_depth(body.inside)
+    core = body.inside & ((squared >= (TRABECULAR_DEPTH_MM / BODY_GRID_MM) ** 2) | (4 * squared >= squared.max()))
     index_zyx = scan.grid.to_index_zyx(body.grid.to_ras_mm(np.argwhere(core)))
     seen = ((index_zyx >= -0.5) & (index_zyx <= np.array(scan.grid.shape_zyx) - 0.5)).all(axis=1)
     voxels = np.argwhere(core)[seen]

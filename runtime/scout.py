@@ -27,7 +27,8 @@ class WindowCount:
     """How many windows the localisation network was run on.
 
     Args:
-        run: at full resolution; one that was run twice, because too little was found at first, counts twice.
+        run: at full resolution; one that was run twice, because its outputs did not fit in memory until they were
+            needed again, counts twice.
         planned: that cover the scan, as the exhaustive pass has them; those without bone among them are never run.
         scouted: at low resolution, to find where the spine is.
     """

@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from runtime.body_grid import connected_parts
 from runtime.bundle import FracSegNetSpec
 from runtime.engines.base import Session
 from runtime.errors import EngineError
@@ -232,17 +233,9 @@ def _distance_to_edge_mm(point_ras_mm: Point, scan: Grid) -> float:
     return float((np.minimum(index_zyx, last - index_zyx) * np.array(scan.spacing_xyz_mm[::-1])).min())
 
 
-def _parts(mask: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.intp]]:
-    """Connected parts of a mask (faces touch), numbered from 1, and the voxels of each; the first number is 0's."""
-    import SimpleITK as sitk  # noqa: N813  the name all of its users know
-
-    parts = sitk.GetArrayFromImage(sitk.ConnectedComponent(sitk.GetImageFromArray(mask.view(np.uint8))))
-    return parts, np.bincount(parts.ravel())
-
-
 def _without_strays(probability: np.ndarray, threshold: float) -> np.ndarray:
     """The probabilities with small islands set to zero."""
-    parts, sizes = _parts(probability > threshold)
+    parts, sizes = connected_parts(probability > threshold)
     if len(sizes) <= 2:
         return probability
     stray = sizes < STRAY_FRACTION * sizes[1:].max()
@@ -252,7 +245,7 @@ def _without_strays(probability: np.ndarray, threshold: float) -> np.ndarray:
 
 def _main_part(probability: np.ndarray, threshold: float, grid: Grid, voted_zyx: np.ndarray) -> np.ndarray:
     """The probabilities with all but the largest island that comes near the voted centre set to zero."""
-    parts, sizes = _parts(probability > threshold)
+    parts, sizes = connected_parts(probability > threshold)
     axes = [
         np.abs(np.arange(size) - middle) * spacing_mm <= REFINE_WITHIN_MM
         for size, middle, spacing_mm in zip(probability.shape, voted_zyx, grid.spacing_xyz_mm[::-1], strict=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 
@@ -36,7 +38,7 @@ class Trail:
         window = tuple(slice(part.start - first, part.stop - first) for part, first in zip(seen, start, strict=True))
         cells = tuple(slice(part.start // CELL, -(-part.stop // CELL)) for part in seen)
         ends = [(part.start % CELL, -part.stop % CELL) for part in seen]
-        highest = _by_cell(np.pad(heatmap[window], ends)).max(axis=(1, 3, 5))
+        highest = _highest_by_cell(np.pad(heatmap[window], ends))
         z, y, x = (
             np.pad(profile[part], end).reshape(-1, CELL).mean(axis=1)
             for profile, part, end in zip(self._profiles, window, ends, strict=True)
@@ -52,11 +54,12 @@ class Trail:
     def windows_at(self, points: Points) -> Chosen:
         """Of the windows that may be chosen, those that count at one of the voxels (n, 3), bool."""
         count = np.zeros(len(self._keep), bool)
-        total = np.zeros(len(points))
+        total, weight_of = np.zeros(len(points)), self._weights_at(points)
         for i in np.flatnonzero(self._keep):
-            total += self._weights(int(i), points)
+            total += weight_of(int(i))
+        least = self._share * total
         for i in np.flatnonzero(self._keep):
-            count[i] = np.any(self._weights(int(i), points) > self._share * total)
+            count[i] = np.any(weight_of(int(i)) > least)
         return count
 
     def beyond(self, hot: Points, chosen: Chosen) -> Chosen:
@@ -76,24 +79,39 @@ class Trail:
             place = hot[np.argmin(np.abs(hot[:, 0] - middle))].copy()
             place[0] = middle
             here = np.flatnonzero(self._keep & (starts[:, 0] == first))
-            weights = [self._weights(int(i), place[None])[0] for i in here]
+            weight_of = self._weights_at(place[None])
+            weights = [weight_of(int(i))[0] for i in here]
             if max(weights) > 0:
                 pending[here[np.argmax(weights)]] = True
         return pending
 
-    def _weights(self, window: int, points: Points) -> npt.NDArray[np.float64]:
-        """A window's weight in the blend at voxels (n, 3); 0 outside of it."""
-        weights = np.ones(len(points))
-        for axis, (profile, start) in enumerate(zip(self._profiles, self._plan.starts_zyx[window], strict=True)):
-            places = points[:, axis] - start
+    def _weights_at(self, points: Points) -> Callable[[int], npt.NDArray[np.float64]]:
+        """What gives a window's weights (n,) in the blend at voxels (n, 3); 0 outside of it.
+
+        Windows share their places along each axis with many others, so the weights along each are found once.
+        """
+
+        def along(axis: int, start: int) -> npt.NDArray[np.float64]:
+            profile, places = self._profiles[axis], points[:, axis] - start
             inside = (places >= 0) & (places < profile.size)
-            weights *= np.where(inside, profile[np.where(inside, places, 0)], 0)
-        return weights
+            return np.where(inside, profile[np.where(inside, places, 0)], 0).astype(np.float64)
+
+        starts = self._plan.starts_zyx
+        tables = [{start: along(axis, start) for start in {one[axis] for one in starts}} for axis in range(3)]
+
+        def weight_of(window: int) -> npt.NDArray[np.float64]:
+            z, y, x = (table[start] for table, start in zip(tables, starts[window], strict=True))
+            return np.asarray(z * y * x)
+
+        return weight_of
 
     def _middles(self, cells: npt.NDArray[np.intp]) -> Points:
         return np.minimum(cells * CELL + CELL // 2, np.array(self._plan.shape_zyx) - 1).astype(np.int64)
 
 
-def _by_cell(block: np.ndarray) -> np.ndarray:
+def _highest_by_cell(block: np.ndarray) -> np.ndarray:
+    """The highest value of each cell; axis by axis, the fastest last, which NumPy does in a tenth of the time."""
     z, y, x = (n // CELL for n in block.shape)
-    return block.reshape(z, CELL, y, CELL, x, CELL)
+    by_plane = block.reshape(z, CELL, y * CELL * x * CELL).max(axis=1)
+    by_row = by_plane.reshape(z, y, CELL, x * CELL).max(axis=2)
+    return np.asarray(by_row.reshape(z, y, x, CELL).max(axis=3))

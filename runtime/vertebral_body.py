@@ -14,16 +14,17 @@ Where only a whole vertebra's mask is known, :mod:`runtime.arch` cuts off the ar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from runtime.arch import without_arch
-from runtime.body_grid import BODY_GRID_MM, INSIDE, Bool, Float32, Float64, main_part
+from runtime.body_grid import BODY_GRID_MM, INSIDE, Bool, Float32, Float64, main_part, squared_depth
 from runtime.errors import InputError
 from runtime.resample import resample
+from runtime.smoothing import gaussian_smoothed
 from runtime.volume import Grid, Volume
 
 SMALLEST_BODY_ML = 0.4
@@ -116,14 +117,13 @@ def find_body(vertebra: BodyMask, *, superior_ras: npt.ArrayLike = (0.0, 0.0, 1.
         superior_ras: (3,) about where its cranial side points, within some 45 degrees; see :func:`spine_tangents`.
     """
     axes = _axes(np.asarray(superior_ras, np.float64), np.array([0.0, 1.0, 0.0]))
-    voxels = np.argwhere(vertebra.outline)
-    if len(voxels) * vertebra.grid.voxel_volume_mm3 < SMALLEST_BODY_ML * 1000:
+    if np.count_nonzero(vertebra.outline) * vertebra.grid.voxel_volume_mm3 < SMALLEST_BODY_ML * 1000:
         return None
     smoothing_mm = max(_SMOOTHING_MM, _SMOOTHING_VOXELS * max(vertebra.grid.spacing_xyz_mm))
-    vertebra = _without_other_bodies(vertebra)
+    on_body_grid = _placer(_without_other_bodies(vertebra))
     core_ras_mm: Float64 | None = None
     for _ in range(_TURNS):
-        body, behind_ras_mm = _on_body_grid(vertebra, axes)
+        body, behind_ras_mm = on_body_grid(axes)
         if body.inside.sum() < SMALLEST_BODY_ML * 1000:
             return None
         superior = axes @ _superior(body.share, smoothing_mm)
@@ -135,7 +135,7 @@ def find_body(vertebra: BodyMask, *, superior_ras: npt.ArrayLike = (0.0, 0.0, 1.
         axes = turned
         if moved_deg < _STILL_DEG:
             break
-    return _on_body_grid(vertebra, axes)[0]
+    return on_body_grid(axes)[0]
 
 
 def spine_tangents(centres_ras_mm: Sequence[npt.ArrayLike]) -> Float64:
@@ -155,11 +155,8 @@ def spine_tangents(centres_ras_mm: Sequence[npt.ArrayLike]) -> Float64:
 
 def _core_ras_mm(body: Body) -> Float64:
     """(3,) centroid, RAS+ mm, of the inner half of a body, into which no process or spur reaches."""
-    import SimpleITK as sitk  # noqa: N813  the name all of its users know
-
-    image = sitk.GetImageFromArray(np.pad(body.inside, 1).astype(np.uint8))
-    depth = sitk.GetArrayFromImage(sitk.SignedMaurerDistanceMap(image, True, False, True))[1:-1, 1:-1, 1:-1]
-    return body.grid.to_ras_mm(np.argwhere(depth > 0.5 * depth.max()).mean(axis=0))
+    squared = squared_depth(body.inside)
+    return body.grid.to_ras_mm(np.argwhere(4 * squared > squared.max()).mean(axis=0))
 
 
 def _axes(superior: Float64, forwards: Float64) -> Float64:
@@ -179,21 +176,28 @@ def _without_other_bodies(vertebra: BodyMask) -> BodyMask:
     return replace(vertebra, body=main_part(np.asarray(vertebra.body, np.float32)))
 
 
-def _on_body_grid(vertebra: BodyMask, axes: Float64) -> tuple[Body, Float64 | None]:
-    """The body on the grid along ``axes``, and the arch's middle (3,), RAS+ mm, or None where there is hardly one."""
-    if vertebra.body is not None:
-        return _known_body(vertebra, vertebra.body, axes), _arch_ras_mm(vertebra, vertebra.body)
-    assert vertebra.whole is not None
-    grid = _grid_around(np.argwhere(np.asarray(vertebra.whole) > INSIDE), vertebra.grid, axes)
-    whole = _shares(vertebra.whole, vertebra.grid, grid)
-    share = without_arch(whole)
-    return Body(grid, share), _centroid_ras_mm((whole > INSIDE) & ~(share > INSIDE), grid)
+def _placer(vertebra: BodyMask) -> Callable[[Float64], tuple[Body, Float64 | None]]:
+    """What puts the body on the grid along the axes it is given, with all done before that doesn't depend on these.
 
+    It gives the arch's middle (3,), RAS+ mm, as well, or None where there is hardly an arch.
+    """
+    mask = np.asarray(vertebra.whole if vertebra.body is None else vertebra.body)
+    source = Volume(np.ascontiguousarray(mask, np.float32), vertebra.grid)
+    outline_ras_mm = vertebra.grid.to_ras_mm(np.argwhere(mask > INSIDE))
 
-def _known_body(vertebra: BodyMask, body: npt.NDArray[np.generic], axes: Float64) -> Body:
-    """The body that a mask of its own gives: only the part of the grid that it reaches is computed."""
-    grid = _grid_around(np.argwhere(np.asarray(body) > INSIDE), vertebra.grid, axes)
-    return Body(grid, _shares(body, vertebra.grid, grid))
+    def on_axes(axes: Float64) -> tuple[Grid, Float32]:
+        grid = _grid_around(outline_ras_mm, axes, margin_mm=_MARGIN_MM + 0.5 * max(vertebra.grid.spacing_xyz_mm))
+        return grid, resample(source, grid, fill_hu=0.0)
+
+    def of_whole(axes: Float64) -> tuple[Body, Float64 | None]:
+        grid, whole = on_axes(axes)
+        share = without_arch(whole)
+        return Body(grid, share), _centroid_ras_mm((whole > INSIDE) & ~(share > INSIDE), grid)
+
+    if vertebra.body is None:
+        return of_whole
+    arch_ras_mm = _arch_ras_mm(vertebra, vertebra.body)
+    return lambda axes: (Body(*on_axes(axes)), arch_ras_mm)
 
 
 def _arch_ras_mm(vertebra: BodyMask, body: npt.NDArray[np.generic]) -> Float64 | None:
@@ -211,11 +215,10 @@ def _centroid_ras_mm(arch: Bool, grid: Grid) -> Float64 | None:
     return grid.to_ras_mm(voxels.mean(axis=0))
 
 
-def _grid_around(voxels_zyx: npt.NDArray[np.intp], source: Grid, axes: Float64) -> Grid:
-    """The body grid along ``axes`` that holds these voxels of ``source`` and a margin."""
-    along = source.to_ras_mm(voxels_zyx) @ axes
-    margin = _MARGIN_MM + 0.5 * max(source.spacing_xyz_mm)
-    low, high = along.min(axis=0) - margin, along.max(axis=0) + margin
+def _grid_around(places_ras_mm: Float64, axes: Float64, *, margin_mm: float) -> Grid:
+    """The body grid along ``axes`` that holds these places (n, 3) and a margin."""
+    along = places_ras_mm @ axes
+    low, high = along.min(axis=0) - margin_mm, along.max(axis=0) + margin_mm
     x, y, z = (int(n) for n in np.ceil((high - low) / BODY_GRID_MM) + 1)
     affine = np.eye(4)
     affine[:3, :3] = axes * BODY_GRID_MM
@@ -223,18 +226,10 @@ def _grid_around(voxels_zyx: npt.NDArray[np.intp], source: Grid, axes: Float64) 
     return Grid((z, y, x), affine)
 
 
-def _shares(mask: npt.NDArray[np.generic], source: Grid, target: Grid) -> Float32:
-    """A mask on another grid, averaged or interpolated: (z, y, x) float32, 0..1."""
-    values = np.ascontiguousarray(mask, dtype=np.float32)
-    return resample(Volume(values, source), target, fill_hu=0.0)
-
-
 def _superior(share: Float32, smoothing_mm: float) -> Float64:
     """(3,) the superior axis in the grid's own (x, y, z), halfway between the endplates' normals."""
-    import SimpleITK as sitk  # noqa: N813
-
     from runtime.kernels.endplates import axis_between_endplates, surface_normals
 
-    smooth = sitk.GetArrayFromImage(sitk.SmoothingRecursiveGaussian(sitk.GetImageFromArray(share), smoothing_mm))
+    smooth = gaussian_smoothed(share, sigma_voxels=smoothing_mm / BODY_GRID_MM)
     normals, sizes = surface_normals(smooth, np.float32(_LEAST_GRADIENT))
     return np.asarray(axis_between_endplates(normals, sizes, np.array(_SHARPNESS)))

@@ -17,7 +17,7 @@ from runtime.intensity import normalise
 AIR = 0.0
 """Normalised intensity of what lies outside the volume: the low end of every intensity window."""
 REMEMBERED_BYTES = 2**28
-"""Outputs of windows that are kept until they are blended: at 64 x 64 x 64 voxels those of 64 windows."""
+"""Outputs of windows that are kept until they aren't needed any more: at 64 x 64 x 64 voxels those of 64 windows."""
 
 Start = tuple[int, int, int]
 """A window's first voxel, z, y, x."""
@@ -234,8 +234,8 @@ class WindowRunner:
             remember: keep the outputs for the next time.
 
         Yields:
-            Each window's start, and its heatmap (1, z, y, x) and offsets (c, z, y, x), if there are any: valid until
-            the next window is asked for.
+            Each window's start, and its heatmap (1, z, y, x) and offsets (c, z, y, x), if there are any; not to be
+            changed.
         """
         fresh = [start for start in starts if start not in self._remembered]
         self._planned += len(fresh)
@@ -248,10 +248,11 @@ class WindowRunner:
                 self._remember(start, blocks)
             yield start, blocks
 
-    def slabs(self, keep: np.ndarray) -> Iterator[Slab]:
-        """What the windows in ``keep`` say together; see ``window_slabs``."""
+    def slabs(self, keep: np.ndarray, *, remember: bool = False) -> Iterator[Slab]:
+        """What the windows in ``keep`` say together; see ``window_slabs``, and ``run`` for ``remember``."""
         blend, were_known = _Blend(self._plan), bool(self._remembered)
-        for start, blocks in self.run(sorted(self._plan.starts_in(keep), key=lambda start: start[0])):
+        starts = sorted(self._plan.starts_in(keep), key=lambda start: start[0])
+        for start, blocks in self.run(starts, remember=remember):
             yield from blend.complete_before(start[0])
             blend.add(start, blocks)
         if were_known:
@@ -275,7 +276,7 @@ class WindowRunner:
     def _remember(self, start: Start, blocks: list[np.ndarray]) -> None:
         size = sum(block.nbytes for block in blocks)
         if (len(self._remembered) + 1) * size <= self._most_bytes:
-            self._remembered[start] = [block.copy() for block in blocks]
+            self._remembered[start] = blocks  # the caller of a session owns what it gave
 
 
 class _Blend:

@@ -13,12 +13,19 @@ def add_window(block, wz, wy, wx, start, total):  # type: ignore[no-untyped-def]
     """
     size_z, size_y, size_x = total.shape[1:]
     first_x, last_x = max(0, -start[2]), min(wx.size, size_x - start[2])
+    along_x = wx[first_x:last_x]
     for c in range(block.shape[0]):
         for z in range(max(0, -start[0]), min(wz.size, size_z - start[0])):
             for y in range(max(0, -start[1]), min(wy.size, size_y - start[1])):
-                row, weight = total[c, z + start[0], y + start[1]], wz[z] * wy[y]
-                for x in range(first_x, last_x):
-                    row[x + start[2]] += weight * wx[x] * block[c, z, y, x]
+                row = total[c, z + start[0], y + start[1], first_x + start[2] : last_x + start[2]]
+                _add_row(block[c, z, y, first_x:last_x], wz[z] * wy[y], along_x, row)
+
+
+@njit(cache=True, nogil=True)
+def _add_row(values, weight, profile, row):  # type: ignore[no-untyped-def]
+    """A loop over rows that begin at 0 and are as long: the compiler makes it one of several voxels at once."""
+    for x in range(row.size):
+        row[x] += weight * profile[x] * values[x]
 
 
 @njit(cache=True, nogil=True)
@@ -26,11 +33,12 @@ def add_weight(wz, wy, wx, start, total):  # type: ignore[no-untyped-def]
     """Add the product of the profiles to ``total`` (z, y, x), as ``add_window`` weighs a window at ``start``."""
     size_z, size_y, size_x = total.shape
     first_x, last_x = max(0, -start[2]), min(wx.size, size_x - start[2])
+    along_x = wx[first_x:last_x]
     for z in range(max(0, -start[0]), min(wz.size, size_z - start[0])):
         for y in range(max(0, -start[1]), min(wy.size, size_y - start[1])):
-            row, weight = total[z + start[0], y + start[1]], wz[z] * wy[y]
-            for x in range(first_x, last_x):
-                row[x + start[2]] += weight * wx[x]
+            row, weight = total[z + start[0], y + start[1], first_x + start[2] : last_x + start[2]], wz[z] * wy[y]
+            for x in range(row.size):
+                row[x] += weight * along_x[x]
 
 
 @njit(cache=True, nogil=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -93,6 +94,12 @@ class VoxelCollector:
         """How many (y, x) planes make a slab of some megabytes, so that conversions need little memory."""
         return max(1, 2**21 // (self._array.shape[1] * self._array.shape[2]))
 
+    def room_for(self, first: int, planes: int, dtype: np.dtype[Any]) -> np.ndarray:
+        """(planes, y, x) memory to read the planes from ``first`` on into: their own where they hold this type."""
+        if dtype == self._array.dtype:
+            return self._array[first : first + planes]
+        return np.empty((planes, *self._array.shape[1:]), dtype)
+
     def put(self, first: int, slab: np.ndarray) -> None:
         """Stores (n, y, x) HU of any real number type as the planes from ``first`` on.
 
@@ -107,7 +114,8 @@ class VoxelCollector:
         self._require_hu_range()
         if self._array.dtype == np.int16 and not (whole and low >= -32768 and high <= 32767):
             self._widen(first)
-        self._array[first : first + len(slab)] = slab
+        if not np.may_share_memory(slab, self._array):
+            self._array[first : first + len(slab)] = slab
 
     def finish(self) -> np.ndarray:
         """The whole array (z, y, x), int16 or float32.

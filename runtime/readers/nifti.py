@@ -194,11 +194,13 @@ def _read_voxels(
             "itself."
         )
     depth, rows, columns = shape_zyx
+    is_scaled = (slope, intercept) not in ((1.0, 0.0), (None, None))
     for first in range(0, depth, voxels.planes_per_slab):
         planes = min(voxels.planes_per_slab, depth - first)
-        slab = np.empty((planes, rows, columns), dtype)
+        # What is read may still be hashed when it is put: it is not to be written over by what it is scaled to.
+        slab = np.empty((planes, rows, columns), dtype) if is_scaled else voxels.room_for(first, planes, dtype)
         _fill(stream, slab, file_name)
-        if (slope, intercept) not in ((1.0, 0.0), (None, None)):
+        if is_scaled:
             slab = slab * np.float64(slope) + np.float64(intercept or 0.0)
         voxels.put(first, slab)
 

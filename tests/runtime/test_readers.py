@@ -495,3 +495,26 @@ def test_a_collector_switches_to_float_without_losing_earlier_planes():
     voxels.put(1, np.full((1, 2, 2), 40000, np.int64))
     voxels.put(2, np.full((1, 2, 2), 0.5))
     np.testing.assert_array_equal(voxels.finish()[:, 0, 0], np.array([-1000, 40000, 0.5], np.float32))
+
+
+@pytest.mark.parametrize(("slope", "intercept"), [(1.0, 0.0), (1.0, -24.0), (0.5, -24.0)])
+@pytest.mark.parametrize("dtype", ["<i2", ">i2", "<i4", "<f4"])
+def test_voxels_and_hash_are_the_files_whatever_is_done_to_them_while_it_is_hashed(tmp_path, dtype, slope, intercept):
+    """Some types are read to where they stay; what is scaled must not be written over bytes that are still hashed."""
+    array = ct_array((30, 256, 256)).astype(dtype)
+    path = save_nifti(tmp_path / "a.nii", array)
+    edit_header(path, scl_slope=slope, scl_inter=intercept)
+    volume = read_scan(path)
+    assert volume.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    np.testing.assert_array_equal(volume.array, array * slope + intercept)
+
+
+def test_a_collector_gives_room_where_the_voxels_stay_and_elsewhere_for_other_types():
+    voxels = VoxelCollector((4, 2, 3), "a")
+    for first, dtype in ((0, np.int16), (2, np.int32), (3, np.float32)):
+        room = voxels.room_for(first, 1, np.dtype(dtype))
+        assert (room.shape, room.dtype) == ((1, 2, 3), dtype)
+        room[...] = first - 1000 if dtype != np.int32 else 50000
+        voxels.put(first, room)
+    voxels.put(1, np.full((1, 2, 3), 7, np.int16))
+    np.testing.assert_array_equal(voxels.finish()[:, 1, 2], np.float32([-1000, 7, 50000, -997]))

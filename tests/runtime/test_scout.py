@@ -151,12 +151,15 @@ def test_next_to_nothing_is_only_said_after_the_exhaustive_pass():
     """The first look and full resolution see one large blob; a vertebra too small for the first look lies elsewhere."""
     shape = (60, 80, 80)
     hu = np.maximum(scan_of(shape, [(30, 20, 20)], width=4), scan_of(shape, [(30, 60, 60)], width=1.0))
-    centres, count = found(hu, EVERYWHERE, Bright())
+    session = Bright()
+    centres, count = found(hu, EVERYWHERE, session)
     assert count.scouted > 0
-    assert count.run >= count.planned
+    assert count.run == count.planned, "windows along the spine that was none are not run again"
+    assert session.calls == count.run + count.scouted
+    np.testing.assert_array_equal(centres, found(hu, EVERYWHERE, Bright(), exhaustive=True)[0])
     assert len(centres) == 2
     nothing, count = found(np.full(shape, -200, np.float32), EVERYWHERE, Bright())
-    assert count.run >= count.planned
+    assert count.run == count.planned
     assert len(nothing) == 0
 
 
