@@ -13,6 +13,7 @@ from pydicom.dataset import Dataset
 from runtime.dicom import BINARY, FILES, PDF, SC, SEG, SR
 from runtime.dicom.capture import make_capture
 from runtime.dicom.context import ResultContext
+from runtime.dicom.encode import write_object
 from runtime.dicom.headers import text_of, tolerant_of_values
 from runtime.dicom.seg import make_seg
 from runtime.dicom.source import require_source, source_images
@@ -59,7 +60,7 @@ def write_dicom(analysis: Analysis, folder: Path, kinds: Sequence[str], *, seg_t
     """Write the DICOM objects of an analysis into a folder as ``seg.dcm`` and so on; see :func:`dicom_results`."""
     for kind, result in dicom_results(analysis, kinds, seg_type=seg_type).items():
         with tolerant_of_values():
-            result.save_as(folder / FILES[kind], enforce_file_format=True)
+            write_object(folder / FILES[kind], result)
 
 
 def _context(analysis: Analysis) -> ResultContext:
