@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,20 +40,21 @@ def dicom_results(analysis: Analysis, kinds: Sequence[str], *, seg_type: str = B
     Raises:
         InputError: the scan was not read from DICOM, or its headers lack what an object needs.
     """
-    with tolerant_of_values():
+    with tolerant_of_values(), ThreadPoolExecutor(1) as other_thread:
         context = _context(analysis)
+        # Drawn meanwhile: unlike the objects, a picture is made by code that does not hold the interpreter's lock.
+        picture = other_thread.submit(_picture, analysis, context) if SC in kinds or PDF in kinds else None
         made: dict[str, Dataset] = {}
         if SEG in kinds and context.images.labels.any():
             made[SEG] = make_seg(context, kind=seg_type)
         if SR in kinds:
             made[SR] = make_sr(context, segmentation=made.get(SEG))
-        if SC in kinds or PDF in kinds:
-            picture = _picture(analysis, context)
-            made |= {SC: make_capture(context, picture)} if SC in kinds else {}
-            if PDF in kinds:
-                from runtime.dicom.pdf import make_pdf
+        if picture is not None and SC in kinds:
+            made[SC] = make_capture(context, picture.result())
+        if picture is not None and PDF in kinds:
+            from runtime.dicom.pdf import make_pdf
 
-                made[PDF] = make_pdf(context, picture)
+            made[PDF] = make_pdf(context, picture.result())
     return made
 
 

@@ -39,7 +39,7 @@ def test_objects_about_a_multiframe_image(tmp_path):
 def test_identities_in_any_character_set(tmp_path, charset, name):
     def change(image):
         image.SpecificCharacterSet, image.PatientName = charset, name
-        image.StudyDescription = "a~b, 50 %" if charset == "ISO_IR 13" else name[-1:]
+        image.ReferringPhysicianName, image.StudyDescription = "Doe^Jane", f"a~b, 50 %, {name[:2]}"
         image.PatientComments, image.OtherPatientNames = "odd", [name, "Second^Name"]
 
     require_same_bytes(analysis_of(read_scan(write_series(tmp_path / "scan", change=change))), tmp_path)
