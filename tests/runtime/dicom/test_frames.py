@@ -13,6 +13,7 @@ pytest.importorskip("highdicom", reason="the extra 'dicom' is not installed")
 from highdicom.sr import ImageContentItem, RelationshipTypeValues
 from pydicom.sr.codedict import codes
 
+from runtime.dicom import KINDS, SEG_TYPES
 from runtime.dicom import seg as seg_module
 from runtime.dicom import sr as sr_module
 from runtime.dicom.headers import reference
@@ -84,6 +85,18 @@ def test_slices_that_are_not_evenly_spaced(tmp_path, monkeypatch):
     volume = read_scan(write_series(tmp_path / "scan", change=change), ReadOptions())
     ours = require_the_librarys(analysis_of(volume), monkeypatch)
     assert "SpacingBetweenSlices" not in ours.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+
+
+@pytest.mark.parametrize("is_multiframe", [False, True])
+@pytest.mark.parametrize("seg_type", SEG_TYPES)
+def test_the_images_own_headers_stay_as_they_are(tmp_path, seg_type, is_multiframe):
+    if is_multiframe:
+        analysis = analysis_of(read_scan(write_enhanced(tmp_path / "scan" / "enhanced.dcm")))
+    else:
+        analysis = analysed(tmp_path / "scan")
+    before = [str(header) for header in analysis.volume.source.headers()]
+    dicom_results(analysis, KINDS, seg_type=seg_type)
+    assert [str(header) for header in analysis.volume.source.headers()] == before
 
 
 def test_the_reports_images_are_the_librarys_items(tmp_path):
