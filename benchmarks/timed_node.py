@@ -15,7 +15,7 @@ import numpy as np
 import runtime.pipeline
 from benchmarks.stage_clock import TimedSession
 from runtime.device.session import offers_device_tensors
-from runtime.engines.base import Session
+from runtime.engines.base import Session, release_memory
 from runtime.node.commands import main
 from runtime.node.config import Analyse
 from runtime.node.processor import Processor, open_pipeline
@@ -36,6 +36,9 @@ class _OwnedSession(TimedSession):
         outputs = super().__call__(image)
         self.processor_s += time.process_time() - start_s
         return outputs
+
+    def release_memory(self) -> None:
+        release_memory(self._session)
 
     def close(self) -> None:
         self._session.close()
@@ -58,6 +61,9 @@ class _TimedProcessor:
             _logger.info("%s%.3f", NETWORKS, self._networks_s() - networks_s)
         _logger.info("%s%.3f", PROCESSOR, self._rest_s() - rest_s)
         return made
+
+    def rest(self) -> None:
+        self._processor.rest()
 
     def _networks_s(self) -> float:
         return sum(session.seconds for session in self._sessions)

@@ -9,7 +9,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from runtime.dicom import SC
 from runtime.dicom.context import ResultContext
-from runtime.dicom.headers import reference, take_identity, without_identity
+from runtime.dicom.headers import take_identity, without_identity
 
 
 def make_capture(context: ResultContext, picture: Image.Image) -> SCImage:
@@ -37,6 +37,6 @@ def make_capture(context: ResultContext, picture: Image.Image) -> SCImage:
     result.BurnedInAnnotation = "NO"
     result.RecognizableVisualFeatures = "NO"
     result.DerivationDescription = context.derivation
-    result.SourceImageSequence = [reference(header) for header in images.headers]
+    result.SourceImageSequence = list(images.references)
     take_identity(result, images.first)
     return result

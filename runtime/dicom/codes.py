@@ -5,7 +5,10 @@ The private codes are documented in ``docs/dicom-conformance.md``; a code never 
 
 from __future__ import annotations
 
+from functools import cache
+
 from highdicom.coding_schemes import CodingSchemeIdentificationItem
+from highdicom.sr import CodedConcept
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
@@ -114,6 +117,12 @@ VERTEBRA = codes.SCT.Vertebra
 QUALITATIVE_EVALUATIONS = Code("C0034375", "UMLS", "Qualitative Evaluations")
 MILLILITRE = codes.UCUM.CubicCentimeter
 PROBABILITY_UNIT = codes.UCUM.NoUnits
+
+
+@cache
+def concept(code: Code) -> CodedConcept:
+    """A code as objects hold it; always the same item, which takes less time to make and to write. Never change it."""
+    return CodedConcept.from_code(code)
 
 
 def level_code(level: str | None) -> Code:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 
 from highdicom.base import SOPClass
 from pydicom.dataset import Dataset
@@ -36,11 +37,14 @@ def tolerant_of_values() -> Iterator[None]:
 
 
 def without_identity(header: Dataset) -> Dataset:
-    """What the library needs of one source image; the patient's and the study's attributes are empty in it."""
+    """What the library needs of one source image; the patient's and the study's attributes are empty in it.
+
+    Its elements are its own: to set one of them changes nothing in the image's header.
+    """
     shown = Dataset()
     for keyword in _GEOMETRY:
         if keyword in header:
-            shown.add(header[keyword])
+            shown.add(copy(header[keyword]))
     for keyword in _IDENTITY:
         setattr(shown, keyword, None)
     if not shown.get("Modality"):

@@ -8,7 +8,7 @@ from pydicom.uid import EncapsulatedPDFStorage, ExplicitVRLittleEndian
 
 from runtime.dicom import PDF
 from runtime.dicom.context import TITLES, ResultContext
-from runtime.dicom.headers import reference, take_identity
+from runtime.dicom.headers import take_identity
 from runtime.dicom.page import draw_page
 
 
@@ -33,7 +33,7 @@ def make_pdf(context: ResultContext, picture: Image.Image) -> SOPClass:
     result.RecognizableVisualFeatures = "NO"
     result.DocumentTitle = f"{TITLES[PDF]}. {context.notice}".rstrip()
     result.ConceptNameCodeSequence = []
-    result.SourceInstanceSequence = [reference(header) for header in images.headers]
+    result.SourceInstanceSequence = list(images.references)
     result.MIMETypeOfEncapsulatedDocument = "application/pdf"
     document = draw_page(context, picture)
     result.EncapsulatedDocumentLength = len(document)

@@ -11,6 +11,7 @@ from runtime.dicom import BINARY, LABELMAP, LABELMAP_RLE, SEG
 from runtime.dicom.codes import declare_private_codes, level_code
 from runtime.dicom.context import LONGEST_LO, ResultContext, tracking_identifier, vertebra_name
 from runtime.dicom.headers import take_identity
+from runtime.dicom.seg_frames import put_frames, stand_in
 from runtime.findings import Vertebra
 from runtime.overview import GRADE_COLOURS, GRADE_WORDS, UNGRADED
 
@@ -25,19 +26,22 @@ def make_seg(context: ResultContext, *, kind: str = BINARY) -> Segmentation:
     Raises:
         InputError: the images have no frame of reference.
     """
-    images = context.images
+    images, vertebrae = context.images, context.findings.vertebrae
     frame_of_reference = images.frame_of_reference_uid
+    sources, pixels = stand_in(images, len(vertebrae)) if kind == BINARY else (images.shown(), images.labels)
     result = Segmentation(
-        source_images=images.shown(),
-        pixel_array=images.labels,
+        source_images=sources,
+        pixel_array=pixels,
         segmentation_type=BINARY if kind == BINARY else LABELMAP,
-        segment_descriptions=[_segment(context, vertebra) for vertebra in context.findings.vertebrae],
+        segment_descriptions=[_segment(context, vertebra) for vertebra in vertebrae],
         transfer_syntax_uid=RLELossless if kind == LABELMAP_RLE else ExplicitVRLittleEndian,
         omit_empty_frames=True,
         content_label="VERTEBRAE",
         content_description=(context.notice or "Vertebrae")[:LONGEST_LO],
         **context.instance_keywords(SEG, kind),
     )
+    if kind == BINARY:
+        put_frames(result, images)
     result.FrameOfReferenceUID = frame_of_reference
     result.BodyPartExamined = "SPINE"
     _fix_dimensions(result, context.uids.dimensions(SEG, kind))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset
+from pydicom.uid import CTImageStorage
 from pydicom.valuerep import DS
 
-from runtime.dicom.headers import text_of, without_identity
+from runtime.dicom.headers import reference, text_of, without_identity
 from runtime.errors import InputError
 from runtime.readers.dicom_source import DicomSource, labels_on_source
 from runtime.volume import Volume
@@ -46,28 +48,76 @@ class SourceImages:
         """The header that study and patient are taken from."""
         return self.headers[0]
 
+    @cached_property
+    def references(self) -> tuple[Dataset, ...]:
+        """A reference to each image, in the order of the headers; objects share them, so never change one."""
+        return tuple(reference(header) for header in self.headers)
+
     def shown(self) -> list[Dataset]:
         """The headers as the library needs them: without identity, with all geometry that it asks for."""
         shown = [without_identity(header) for header in self.headers]
-        measures = Dataset()
-        measures.PixelSpacing = [DS(mm, auto_format=True) for mm in self.spacing_mm]
-        measures.SliceThickness = DS(self.thickness_mm or self.step_mm, auto_format=True)
-        if self.even_steps:
-            measures.SpacingBetweenSlices = DS(self.step_mm, auto_format=True)
-        if "PerFrameFunctionalGroupsSequence" not in self.first:
+        measures = self._measures()
+        if not self._is_multiframe:
             for header in shown:
                 header.update(measures)
             return shown
         orientation = Dataset()
-        orientation.ImageOrientationPatient = [DS(part, auto_format=True) for part in self.orientation]
+        orientation.ImageOrientationPatient = self._orientation()
         common = Dataset()
         common.PixelMeasuresSequence, common.PlaneOrientationSequence = [measures], [orientation]
         shown[0].SharedFunctionalGroupsSequence = [common]
         shown[0].PerFrameFunctionalGroupsSequence = [_place(groups) for groups in self._frame_groups()]
         return shown
 
+    def stand_in(self) -> Dataset:
+        """One header of a single slice, as the library needs it, that lies as all of them do."""
+        header = without_identity(self.first)
+        header.update(self._measures())
+        if self._is_multiframe:
+            header.SOPClassUID = CTImageStorage
+            header.ImageOrientationPatient = self._orientation()
+            header.ImagePositionPatient = self.positions()[0]
+            header.pop("NumberOfFrames", None)
+        return header
+
+    def positions(self) -> list[Sequence[float]]:
+        """Of each slice in the order of ``labels``: Image Position (Patient), LPS mm, as its header gives it."""
+        holders = [groups.PlanePositionSequence[0] for groups in self._frame_groups()]
+        return [holder.ImagePositionPatient for holder in (holders if self._is_multiframe else self.headers)]
+
+    def plane_position(self, index: int) -> Sequence[Dataset]:
+        """The Plane Position Sequence of a slice."""
+        if self._is_multiframe:
+            sequence: Sequence[Dataset] = self._frame_groups()[index].PlanePositionSequence
+            return sequence
+        place = Dataset()
+        place.ImagePositionPatient = [DS(mm, auto_format=True) for mm in self.headers[index].ImagePositionPatient]
+        return [place]
+
+    def reference_to(self, index: int) -> Dataset:
+        """A reference to the image that holds a slice, and to its frame where it holds several."""
+        item = reference(self.first if self._is_multiframe else self.headers[index])
+        if self._is_multiframe:
+            item.ReferencedFrameNumber = index + 1
+        return item
+
+    @property
+    def _is_multiframe(self) -> bool:
+        return "PerFrameFunctionalGroupsSequence" in self.first
+
+    def _measures(self) -> Dataset:
+        measures = Dataset()
+        measures.PixelSpacing = [DS(mm, auto_format=True) for mm in self.spacing_mm]
+        measures.SliceThickness = DS(self.thickness_mm or self.step_mm, auto_format=True)
+        if self.even_steps:
+            measures.SpacingBetweenSlices = DS(self.step_mm, auto_format=True)
+        return measures
+
+    def _orientation(self) -> list[DS]:
+        return [DS(part, auto_format=True) for part in self.orientation]
+
     def _frame_groups(self) -> Sequence[Dataset]:
-        groups: Sequence[Dataset] = self.first.PerFrameFunctionalGroupsSequence
+        groups: Sequence[Dataset] = self.first.get("PerFrameFunctionalGroupsSequence", ())
         return groups
 
     @property

@@ -12,7 +12,6 @@ from highdicom.sr import (
     ContentItem,
     ContentSequence,
     DeviceObserverIdentifyingAttributes,
-    ImageContentItem,
     LanguageOfContentItemAndDescendants,
     ObservationContext,
     ObserverContext,
@@ -20,6 +19,7 @@ from highdicom.sr import (
     TextContentItem,
     UIDRefContentItem,
 )
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
@@ -29,11 +29,14 @@ from runtime.dicom import SR
 from runtime.dicom import codes as vc
 from runtime.dicom.context import MANUFACTURER, ResultContext, plain
 from runtime.dicom.headers import reference, take_identity
+from runtime.dicom.source import SourceImages
 from runtime.dicom.sr_groups import vertebra_groups
 from runtime.dicom.uids import DEVICE_UID
 from runtime.version import software_version
 
 _CONTAINS = RelationshipTypeValues.CONTAINS
+_CONTENT = 0x0040_A730
+"""Tag of the Content Sequence."""
 
 
 def make_sr(context: ResultContext, *, segmentation: Dataset | None) -> SOPClass:
@@ -60,21 +63,20 @@ def make_sr(context: ResultContext, *, segmentation: Dataset | None) -> SOPClass
     result.CompletionFlag, result.PreliminaryFlag, result.VerificationFlag = "COMPLETE", "PRELIMINARY", "UNVERIFIED"
     result.PerformedProcedureCodeSequence = []
     result.ReferencedPerformedProcedureStepSequence = []
-    referenced = [*images.headers, *([] if segmentation is None else [segmentation])]
-    result.CurrentRequestedProcedureEvidenceSequence = [_evidence(referenced)]
+    result.CurrentRequestedProcedureEvidenceSequence = [_evidence(images, segmentation)]
     result.update(_document(context, segmentation))
     vc.declare_private_codes(result)
     take_identity(result, images.first)
     return result
 
 
-def _evidence(instances: Sequence[Dataset]) -> Dataset:
+def _evidence(images: SourceImages, segmentation: Dataset | None) -> Dataset:
     """All instances that the report refers to, by their series; they are of one study."""
-    by_series: dict[str, list[Dataset]] = {}
-    for instance in instances:
-        by_series.setdefault(str(instance.SeriesInstanceUID), []).append(reference(instance))
+    by_series = {str(images.first.SeriesInstanceUID): list(images.references)}
+    if segmentation is not None:
+        by_series[str(segmentation.SeriesInstanceUID)] = [reference(segmentation)]
     study = Dataset()
-    study.StudyInstanceUID = instances[0].StudyInstanceUID
+    study.StudyInstanceUID = images.first.StudyInstanceUID
     study.ReferencedSeriesSequence = []
     for uid, references in by_series.items():
         series = Dataset()
@@ -110,7 +112,7 @@ def _document(context: ResultContext, segmentation: Dataset | None) -> Container
 
 
 def _container(name: Code, items: Sequence[ContentItem] = ()) -> ContainerContentItem:
-    container = ContainerContentItem(name=name, relationship_type=_CONTAINS)
+    container = ContainerContentItem(name=vc.concept(name), relationship_type=_CONTAINS)
     container.ContentSequence = ContentSequence(list(items))
     return container
 
@@ -142,16 +144,17 @@ def _image_library(context: ResultContext) -> ContainerContentItem:
             relationship_type=acquired,
         ),
     ]
-    images = [
-        ImageContentItem(
-            name=codes.SCT.Source,
-            referenced_sop_class_uid=header.SOPClassUID,
-            referenced_sop_instance_uid=header.SOPInstanceUID,
-            relationship_type=_CONTAINS,
-        )
-        for header in context.images.headers
-    ]
-    return _container(codes.DCM.ImageLibrary, [_container(codes.DCM.ImageLibraryGroup, [*about, *images])])
+    group = _container(codes.DCM.ImageLibraryGroup)
+    group.add(DataElement(_CONTENT, "SQ", [*about, *map(_image_item, context.images.references)]))
+    return _container(codes.DCM.ImageLibrary, [group])
+
+
+def _image_item(image: Dataset) -> Dataset:
+    """What the library's ``ImageContentItem`` holds; there are as many as images, and its own way takes far longer."""
+    item = Dataset()
+    item.RelationshipType, item.ValueType = _CONTAINS.value, "IMAGE"
+    item.ConceptNameCodeSequence, item.ReferencedSOPSequence = [vc.concept(codes.SCT.Source)], [image]
+    return item
 
 
 def _remarks(context: ResultContext) -> ContainerContentItem:

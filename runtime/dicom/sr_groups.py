@@ -7,7 +7,7 @@ carry the vertebra's Tracking UID.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -76,8 +76,8 @@ def _about(context: ResultContext, vertebra: Vertebra) -> dict[str, Any]:
         "tracking_identifier": TrackingIdentifier(
             uid=context.uids.tracking(vertebra.index), identifier=tracking_identifier(vertebra)
         ),
-        "finding_type": vc.VERTEBRA,
-        "finding_sites": [FindingSite(anatomic_location=vc.level_code(vertebra.level))],
+        "finding_type": vc.concept(vc.VERTEBRA),
+        "finding_sites": [FindingSite(anatomic_location=vc.concept(vc.level_code(vertebra.level)))],
         "algorithm_id": AlgorithmIdentification(
             name=algorithm.name,
             version=algorithm.version,
@@ -88,16 +88,13 @@ def _about(context: ResultContext, vertebra: Vertebra) -> dict[str, Any]:
 
 def _measurements(vertebra: Vertebra) -> Iterator[Measurement]:
     """The numbers that are about the whole vertebra."""
-    yield Measurement(name=codes.SCT.Volume, value=vertebra.volume_ml, unit=vc.MILLILITRE)
+    yield _measured(codes.SCT.Volume, vertebra.volume_ml, vc.MILLILITRE)
     if vertebra.mean_hu is not None:
-        yield Measurement(
-            name=codes.DCM.AttenuationCoefficient,
-            value=vertebra.mean_hu,
-            unit=codes.UCUM.HounsfieldUnit,
-            derivation=codes.SCT.Mean,
+        yield _measured(
+            codes.DCM.AttenuationCoefficient, vertebra.mean_hu, codes.UCUM.HounsfieldUnit, derivation=codes.SCT.Mean
         )
     if vertebra.trabecular_hu is not None:
-        yield Measurement(name=vc.TRABECULAR_HU, value=vertebra.trabecular_hu, unit=codes.UCUM.HounsfieldUnit)
+        yield _measured(vc.TRABECULAR_HU, vertebra.trabecular_hu, codes.UCUM.HounsfieldUnit)
     yield _probability(vc.CONFIDENCE, vertebra.confidence)
     if vertebra.level_confidence is not None:
         yield _probability(vc.LEVEL_CONFIDENCE, vertebra.level_confidence)
@@ -116,11 +113,32 @@ def _measurements(vertebra: Vertebra) -> Iterator[Measurement]:
         (vc.BY_NETWORK, None if network is None else network.height_loss),
     ):
         if loss is not None:
-            yield Measurement(name=vc.HEIGHT_LOSS[source], value=round(100 * loss, 4), unit=codes.UCUM.Percent)
+            yield _measured(vc.HEIGHT_LOSS[source], round(100 * loss, 4), codes.UCUM.Percent)
+
+
+def _measured(
+    name: Code,
+    value: float,
+    unit: Code,
+    *,
+    derivation: Code | None = None,
+    referenced_coordinates: Sequence[CoordinatesForMeasurement3D] | None = None,
+) -> Measurement:
+    return Measurement(
+        name=vc.concept(name),
+        value=value,
+        unit=vc.concept(unit),
+        derivation=None if derivation is None else vc.concept(derivation),
+        referenced_coordinates=referenced_coordinates,
+    )
+
+
+def _said(name: Code, value: Code) -> QualitativeEvaluation:
+    return QualitativeEvaluation(vc.concept(name), vc.concept(value))
 
 
 def _probability(name: Code, value: float) -> Measurement:
-    return Measurement(name=name, value=value, unit=vc.PROBABILITY_UNIT)
+    return _measured(name, value, vc.PROBABILITY_UNIT)
 
 
 def _evaluations(vertebra: Vertebra) -> Iterator[QualitativeEvaluation]:
@@ -132,15 +150,15 @@ def _evaluations(vertebra: Vertebra) -> Iterator[QualitativeEvaluation]:
         (vc.BY_NETWORK, None if network is None else network.grade),
     ):
         if grade is not None:
-            yield QualitativeEvaluation(vc.GRADE[source], vc.GRADE_VALUES[grade])
+            yield _said(vc.GRADE[source], vc.GRADE_VALUES[grade])
     if vertebra.no_grade_reason is not None:
-        yield QualitativeEvaluation(vc.NO_GRADE, vc.NO_GRADE_VALUES[vertebra.no_grade_reason])
+        yield _said(vc.NO_GRADE, vc.NO_GRADE_VALUES[vertebra.no_grade_reason])
     if vertebra.grade_from is not None:
-        yield QualitativeEvaluation(vc.GRADE_BASIS, vc.GRADE_BASIS_VALUES[vertebra.grade_from])
-        yield QualitativeEvaluation(vc.GRADES_DIFFER, vc.yes_or_no(vertebra.grades_differ))
+        yield _said(vc.GRADE_BASIS, vc.GRADE_BASIS_VALUES[vertebra.grade_from])
+        yield _said(vc.GRADES_DIFFER, vc.yes_or_no(vertebra.grades_differ))
     if vertebra.shape is not None:
-        yield QualitativeEvaluation(vc.SHAPE, vc.SHAPE_VALUES[vertebra.shape])
-    yield QualitativeEvaluation(vc.COMPLETE, vc.yes_or_no(vertebra.complete))
+        yield _said(vc.SHAPE, vc.SHAPE_VALUES[vertebra.shape])
+    yield _said(vc.COMPLETE, vc.yes_or_no(vertebra.complete))
 
 
 def _heights(context: ResultContext, vertebra: Vertebra) -> Iterator[Measurement]:
@@ -160,12 +178,8 @@ def _heights(context: ResultContext, vertebra: Vertebra) -> Iterator[Measurement
 def _three(context: ResultContext, source: str, heights: Heights, ends: HeightEnds | None) -> Iterator[Measurement]:
     for place in vc.HEIGHTS:
         points = None if ends is None else [_line(context, getattr(ends, place))]
-        yield Measurement(
-            name=vc.HEIGHT[place, source],
-            value=getattr(heights, place),
-            unit=codes.UCUM.Millimeter,
-            referenced_coordinates=points,
-        )
+        name, height_mm = vc.HEIGHT[place, source], getattr(heights, place)
+        yield _measured(name, height_mm, codes.UCUM.Millimeter, referenced_coordinates=points)
 
 
 def _line(context: ResultContext, segment: Segment) -> CoordinatesForMeasurement3D:

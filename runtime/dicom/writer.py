@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from pydicom.dataset import Dataset
 from runtime.dicom import BINARY, FILES, PDF, SC, SEG, SR
 from runtime.dicom.capture import make_capture
 from runtime.dicom.context import ResultContext
+from runtime.dicom.encode import write_object
 from runtime.dicom.headers import text_of, tolerant_of_values
 from runtime.dicom.seg import make_seg
 from runtime.dicom.source import require_source, source_images
@@ -38,20 +40,21 @@ def dicom_results(analysis: Analysis, kinds: Sequence[str], *, seg_type: str = B
     Raises:
         InputError: the scan was not read from DICOM, or its headers lack what an object needs.
     """
-    with tolerant_of_values():
+    with tolerant_of_values(), ThreadPoolExecutor(1) as other_thread:
         context = _context(analysis)
+        # Drawn meanwhile: unlike the objects, a picture is made by code that does not hold the interpreter's lock.
+        picture = other_thread.submit(_picture, analysis, context) if SC in kinds or PDF in kinds else None
         made: dict[str, Dataset] = {}
         if SEG in kinds and context.images.labels.any():
             made[SEG] = make_seg(context, kind=seg_type)
         if SR in kinds:
             made[SR] = make_sr(context, segmentation=made.get(SEG))
-        if SC in kinds or PDF in kinds:
-            picture = _picture(analysis, context)
-            made |= {SC: make_capture(context, picture)} if SC in kinds else {}
-            if PDF in kinds:
-                from runtime.dicom.pdf import make_pdf
+        if picture is not None and SC in kinds:
+            made[SC] = make_capture(context, picture.result())
+        if picture is not None and PDF in kinds:
+            from runtime.dicom.pdf import make_pdf
 
-                made[PDF] = make_pdf(context, picture)
+            made[PDF] = make_pdf(context, picture.result())
     return made
 
 
@@ -59,7 +62,7 @@ def write_dicom(analysis: Analysis, folder: Path, kinds: Sequence[str], *, seg_t
     """Write the DICOM objects of an analysis into a folder as ``seg.dcm`` and so on; see :func:`dicom_results`."""
     for kind, result in dicom_results(analysis, kinds, seg_type=seg_type).items():
         with tolerant_of_values():
-            result.save_as(folder / FILES[kind], enforce_file_format=True)
+            write_object(folder / FILES[kind], result)
 
 
 def _context(analysis: Analysis) -> ResultContext:

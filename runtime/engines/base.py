@@ -75,6 +75,16 @@ class Session(Protocol):
     def __exit__(self, *exc_info: object) -> None: ...
 
 
+def release_memory(session: Session) -> None:
+    """Free what an engine's session keeps between two runs and makes anew in the next, where it offers that.
+
+    Such sessions have a method ``release_memory()``. What they compute is the same afterwards.
+    """
+    offered = getattr(session, "release_memory", None)
+    if offered is not None:
+        offered()
+
+
 class EngineModule(Protocol):
     """What each module behind the engine table offers."""
 

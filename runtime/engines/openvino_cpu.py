@@ -145,7 +145,7 @@ class OpenVinoSession:
         self._model = model
         shape = compiled.inputs[0].get_partial_shape()
         self._declared = [axis.get_length() if axis.is_static else None for axis in shape]
-        self._request = compiled.create_infer_request()
+        self._compiled, self._request = compiled, compiled.create_infer_request()
 
     def __call__(self, image: np.ndarray) -> tuple[np.ndarray, ...]:
         """Run the network; see ``runtime.engines.base.Session``."""
@@ -164,9 +164,16 @@ class OpenVinoSession:
         outputs = (self._request.get_output_tensor(i).data for i in range(len(self.output_names)))
         return [np.array(output, dtype=np.float32) for output in outputs]
 
+    def release_memory(self) -> None:
+        """Free the tensors between the layers, and the last input and outputs; see ``runtime.engines.base``."""
+        if self._request is not None:
+            self._request = None
+            self._compiled.release_memory()
+            self._request = self._compiled.create_infer_request()
+
     def close(self) -> None:
         """Free the network."""
-        self._request = None
+        self._compiled = self._request = None
 
     def __enter__(self) -> OpenVinoSession:
         return self

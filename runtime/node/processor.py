@@ -43,6 +43,10 @@ class Processor(Protocol):
         """
         ...
 
+    def rest(self) -> None:
+        """Give back the memory that isn't needed until the next study."""
+        ...
+
 
 Opener = Callable[[Analyse], AbstractContextManager[Processor]]
 
@@ -78,6 +82,10 @@ class PipelineProcessor:
             logger.info("%s%s", SECONDS, ", ".join(f"{stage} {took_s:.2f}" for stage, took_s in seconds.items()))
         return sorted(out_dir.iterdir())
 
+    def rest(self) -> None:
+        """See ``Processor``."""
+        self._pipeline.rest()
+
 
 @contextmanager
 def open_pipeline(settings: Analyse) -> Iterator[PipelineProcessor]:
@@ -92,6 +100,8 @@ def open_pipeline(settings: Analyse) -> Iterator[PipelineProcessor]:
     from runtime.warm_up import warm_up
 
     check_installed(settings.outputs)
+    from runtime.dicom.rehearsal import rehearse
+
     with Pipeline.open(
         settings.bundle,
         engine=settings.engine,
@@ -100,4 +110,6 @@ def open_pipeline(settings: Analyse) -> Iterator[PipelineProcessor]:
         exhaustive=settings.exhaustive,
     ) as pipeline:
         warm_up(pipeline)
+        rehearse(settings.outputs)
+        pipeline.rest()
         yield PipelineProcessor(pipeline, settings.outputs)

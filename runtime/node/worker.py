@@ -26,6 +26,8 @@ from runtime.node.store import RESULTS, WORK, Store
 
 logger = logging.getLogger(__name__)
 
+_REST_AFTER_S = 3.0
+"""Without a study the processor rests: by then results are mostly on their way, which is not to be held up."""
 _TAGS = ("SOPInstanceUID", "SOPClassUID", "StudyInstanceUID")
 
 
@@ -47,12 +49,27 @@ class Worker:
         self._processor, self._redact, self._audit = processor, redact, audit
         self._destinations = destinations
         self.last_error = ""
+        self._rests_at_s: float | None = None
 
     def step(self) -> bool:
-        """Analyse the study that waits longest; whether there was one."""
+        """Analyse the study that waits longest; whether there was one. The processor rests where none came."""
         study = self._queue.claim()
         if study is None:
+            self._rest()
             return False
+        try:
+            self._run(study)
+        finally:
+            self._rests_at_s = time.monotonic() + _REST_AFTER_S
+        return True
+
+    def _rest(self) -> None:
+        """Let the processor rest, once after the last of several studies."""
+        if self._rests_at_s is not None and time.monotonic() >= self._rests_at_s:
+            self._rests_at_s = None
+            self._processor.rest()
+
+    def _run(self, study: Study) -> None:
         self._audit.write("analysis begins", study=study.key, detail=f"{study.taken} images, attempt {study.attempts}")
         logger.info("study %s: analysis begins, %d images, attempt %d", study.key, study.taken, study.attempts)
         start_s = time.perf_counter()
@@ -69,7 +86,6 @@ class Worker:
             self._failed(study, f"a defect of this software ({type(error).__name__}: {error})", retry=True)
         else:
             self._done(study, results, time.perf_counter() - start_s)
-        return True
 
     def _analyse(self, study: Study) -> list[ResultFile]:
         """Results of a study, checked and under their final names."""

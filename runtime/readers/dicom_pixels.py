@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,9 @@ from runtime.readers.dicom_headers import CtFile
 
 PADDING_HU = -1024.0
 """What pixels that a file declares to be padding become, and planes in wide gaps."""
+_INT16 = np.iinfo(np.int16)
+_FILES_AHEAD = 4
+"""Files that are read before they are due. One thread does that: two would wait for each other's memory."""
 _OPEN_FILES = 2
 """Decoded files that are kept: enhanced files may take turns."""
 _NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1")
@@ -38,6 +43,7 @@ class SliceReader:
         self._files, self._images = files, images
         self._decoded: dict[str, np.ndarray] = {}
         self._digests: dict[str, str] = {}
+        self._ahead: dict[str, Future[tuple[str, np.ndarray]]] = {}
 
     def without_memory(self) -> SliceReader:
         """A reader of the same files that has read none yet."""
@@ -56,9 +62,9 @@ class SliceReader:
         if frame.source not in self._decoded:
             while len(self._decoded) >= _OPEN_FILES:
                 self._decoded.pop(next(iter(self._decoded)))
-            data = self._files[frame.source].read()
-            self._digests[frame.source] = hashlib.sha256(data).hexdigest()
-            self._decoded[frame.source] = _stored_values(data, self._images[frame.source], frame)
+            begun = self._ahead.pop(frame.source, None)
+            digest, values = self._read(frame) if begun is None else begun.result()
+            self._digests[frame.source], self._decoded[frame.source] = digest, values
         decoded = self._decoded[frame.source]
         if frame.index >= len(decoded):
             raise InputError(
@@ -68,8 +74,29 @@ class SliceReader:
         return plane
 
     def hu(self, frame: Frame) -> np.ndarray:
-        """(rows, columns) HU of a frame: int32 where slope and intercept are whole, else float64."""
+        """(rows, columns) HU of a frame: int16 or int32 where slope and intercept are whole, else float64."""
         return to_hu(self.stored(frame), frame)
+
+    def in_turn(self, frames: Sequence[Frame]) -> Iterator[np.ndarray]:
+        """``hu`` of each frame in order; close it if it isn't used up.
+
+        Where every file holds one frame, the next files are read, hashed and decoded meanwhile, on another thread.
+        """
+        waiting = iter(frames if len({frame.source for frame in frames}) == len(frames) else ())
+        with ThreadPoolExecutor(1) as pool:
+            try:
+                for frame in frames:
+                    while len(self._ahead) < _FILES_AHEAD and (following := next(waiting, None)) is not None:
+                        self._ahead[following.source] = pool.submit(self._read, following)
+                    yield self.hu(frame)
+            finally:
+                pool.shutdown(cancel_futures=True)
+                self._ahead.clear()
+
+    def _read(self, frame: Frame) -> tuple[str, np.ndarray]:
+        """Hash and (frames, rows, columns) stored values of the file that holds a frame."""
+        data = self._files[frame.source].read()
+        return hashlib.sha256(data).hexdigest(), _stored_values(data, self._images[frame.source], frame)
 
 
 def read_voxels(reader: SliceReader, stack: Stack, voxels: VoxelCollector) -> None:
@@ -79,11 +106,22 @@ def read_voxels(reader: SliceReader, stack: Stack, voxels: VoxelCollector) -> No
         InputError: a file can't be decoded.
         GeometryError: slices in one place that should be copies differ.
     """
+    with closing(reader.in_turn(stack.frames)) as slices:
+        _put_planes(slices, stack, voxels)
+    for index, copy in stack.copies:
+        kept = stack.frames[index]
+        if not np.array_equal(reader.hu(copy), reader.hu(kept)):
+            raise GeometryError(
+                f"{kept.source} and {copy.source} lie in the same place and hold different images, so neither can be "
+                "left out. Give one acquisition or phase."
+            )
+
+
+def _put_planes(slices: Iterator[np.ndarray], stack: Stack, voxels: VoxelCollector) -> None:
     blank = {plane for first, last in stack.air for plane in range(first, last)}
-    before, after, next_plane = None, reader.hu(stack.frames[0]), 0
-    for k, position in enumerate(stack.planes):
-        if k:
-            before, after = after, reader.hu(stack.frames[k])
+    before: np.ndarray | None = None
+    next_plane = 0
+    for k, (position, after) in enumerate(zip(stack.planes, slices, strict=True)):
         while next_plane < stack.grid.shape_zyx[0] and next_plane <= position + 1e-6:
             if next_plane in blank:
                 plane = np.full(after.shape, PADDING_HU)
@@ -94,17 +132,24 @@ def read_voxels(reader: SliceReader, stack: Stack, voxels: VoxelCollector) -> No
                 plane = _between(before, after, share)
             voxels.put(next_plane, plane[None])
             next_plane += 1
-    for index, copy in stack.copies:
-        kept = stack.frames[index]
-        if not np.array_equal(reader.hu(copy), reader.hu(kept)):
-            raise GeometryError(
-                f"{kept.source} and {copy.source} lie in the same place and hold different images, so neither can be "
-                "left out. Give one acquisition or phase."
-            )
+        before = after
 
 
 def to_hu(stored: np.ndarray, frame: Frame) -> np.ndarray:
-    """HU of one frame: int32 where slope and intercept are whole and small, else float64."""
+    """HU of one frame: whole numbers where slope and intercept are whole and small, else float64.
+
+    They are int16 where that is enough and nothing is to be scaled, which is the usual case, and int32 otherwise.
+    """
+    hu = _shifted(stored, frame.intercept) if frame.slope == 1 else None
+    if hu is None:
+        hu = _scaled(stored, frame)
+    if frame.padding is not None:
+        low, high = frame.padding
+        hu[stored == low if low == high else (stored >= low) & (stored <= high)] = PADDING_HU
+    return hu
+
+
+def _scaled(stored: np.ndarray, frame: Frame) -> np.ndarray:
     whole = frame.slope.is_integer() and frame.intercept.is_integer()
     if whole and stored.dtype.itemsize <= 2 and frame.slope <= 2**10 and abs(frame.intercept) <= 2**20:
         hu: np.ndarray = stored.astype(np.int32)
@@ -113,10 +158,20 @@ def to_hu(stored: np.ndarray, frame: Frame) -> np.ndarray:
         hu += int(frame.intercept)
     else:
         hu = stored * frame.slope + frame.intercept
-    if frame.padding is not None:
-        low, high = frame.padding
-        hu[stored == low if low == high else (stored >= low) & (stored <= high)] = PADDING_HU
     return hu
+
+
+def _shifted(stored: np.ndarray, intercept: float) -> np.ndarray | None:
+    """The 16-bit values plus the intercept as int16; None where these aren't 16-bit values, or don't fit."""
+    if stored.dtype.kind not in "iu" or stored.dtype.itemsize != 2 or not intercept.is_integer():
+        return None
+    if not _INT16.min <= intercept <= _INT16.max:
+        return None
+    low, high = int(stored.min()) + int(intercept), int(stored.max()) + int(intercept)
+    if not (_INT16.min <= low and high <= _INT16.max):
+        return None
+    moved: np.ndarray = stored.astype(np.int16) + np.int16(intercept)  # wraps around, and back to what is meant
+    return moved
 
 
 def _between(before: np.ndarray, after: np.ndarray, share: float) -> np.ndarray:

@@ -16,7 +16,7 @@ pytest.importorskip("pynetdicom", reason="the extra 'node' is not installed")
 if sys.platform == "win32":
     pytest.skip("the node needs POSIX file locks", allow_module_level=True)
 
-from benchmarks.node import IDLE_S, NETWORKS_ALONE, PROCESSOR_ALONE, REST, stages_of, write_study
+from benchmarks.node import IDLE_S, NETWORKS_ALONE, PROCESSOR_ALONE, REST, judged, stages_of, write_study
 from benchmarks.orthanc import Orthanc
 
 KEY = "0123456789abcdef"
@@ -50,6 +50,12 @@ def test_sessions_on_a_gpu_are_counted_by_their_stages():
     events = [("complete", 2.0), ("analysis begins", 2.0), ("results ready", 10.0), ("delivered", 10.0)]
     untimed = "\n".join(line for line in LOG.splitlines() if "networks:" not in line)
     assert stages_of(study, events, untimed)[NETWORKS_ALONE] == 6.0
+
+
+def test_what_is_over_its_bound_is_said_to_be():
+    assert "NOT under 5 s" in judged(REST, 5.2, 5.0, "s")
+    assert "NOT" in judged(REST, 5.0, 5.0, "s")
+    assert "NOT" not in judged(REST, 4.9, 5.0, "s")
 
 
 def test_the_study_that_is_sent_is_the_volume(tmp_path):

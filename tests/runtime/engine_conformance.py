@@ -11,6 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from runtime.engines import open_session
+from runtime.engines.base import release_memory
 from runtime.engines.cuda_probe import gpu_name
 from runtime.errors import EngineError
 
@@ -139,6 +140,24 @@ class Conformance:
             np.testing.assert_array_equal(output, again)
             assert output.flags.writeable
         np.testing.assert_array_equal(image, before)
+
+    def test_a_session_that_gave_back_its_memory_gives_the_same_bits(self, session):
+        image = images(2)
+        release_memory(session)  # also before it ever ran
+        before = session(image)
+        kept = [output.copy() for output in before]
+        release_memory(session)
+        release_memory(session)
+        for output, copy, after in zip(before, kept, session(image), strict=True):
+            np.testing.assert_array_equal(output, copy)
+            np.testing.assert_array_equal(after, copy)
+
+    def test_a_closed_session_may_be_told_to_give_back_memory(self, choice, network):
+        session = open_session(choice, network)
+        session.close()
+        release_memory(session)
+        with pytest.raises(EngineError, match="closed"):
+            session(images(1))
 
     @pytest.mark.parametrize(
         "image",

@@ -30,7 +30,7 @@ class FakeProcessor:
     engine = "fake engine"
 
     def __init__(self, notes: Path) -> None:
-        self.notes, self.error = notes, None
+        self.notes, self.error, self.rests = notes, None, 0
         notes.mkdir(parents=True, exist_ok=True)
 
     def __call__(self, series_files: Sequence[Path], out_dir: Path) -> Sequence[Path]:
@@ -48,6 +48,9 @@ class FakeProcessor:
         seed = hashlib.sha256("".join(uids).encode()).hexdigest()
         made = [self._capture(study, seed, out_dir), self._pdf(study, seed, out_dir)]
         return [*made, self._strange(out_dir)] if (self.notes / "strange").exists() else made
+
+    def rest(self) -> None:
+        self.rests += 1
 
     def _strange(self, out_dir: Path) -> Path:
         """An object of a class that no archive knows."""
