@@ -21,6 +21,7 @@ from runtime.findings import COMBINED, BundleInfo, Findings, Heights, Measured, 
 from runtime.heights import HeightEnds
 from runtime.pipeline import Analysis
 from runtime.readers import read_scan
+from runtime.scout import WindowCount
 from runtime.volume import Volume
 
 _SLICES, _EDGE = 4, 16
@@ -85,4 +86,5 @@ def _analysis(volume: Volume) -> Analysis:
     labels = np.zeros(grid.shape_zyx, np.uint8)
     labels[1:3, 4:12, 4:12] = 1
     upright = ((0.0, 0.0, 0.0), (0.0, 0.0, 20.0))
-    return Analysis(findings, labels, volume, "Not for clinical use.", (HeightEnds(upright, upright, upright),))
+    ends = (HeightEnds(upright, upright, upright),)
+    return Analysis(findings, labels, volume, "Not for clinical use.", ends, WindowCount(1, 1, 0))

@@ -142,5 +142,5 @@ def _put_spacing(result: Segmentation, images: SourceImages, positions: Float64,
 
 
 def _spacing(positions: Float64, orientation: Sequence[float], *, sort: bool) -> float | None:
-    spacing_mm, _ = get_volume_positions(positions, orientation, sort=sort)
+    spacing_mm, _ = get_volume_positions(positions.tolist(), orientation, sort=sort)
     return None if spacing_mm is None else float(spacing_mm)

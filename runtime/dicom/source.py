@@ -113,7 +113,7 @@ class SourceImages:
             measures.SpacingBetweenSlices = DS(self.step_mm, auto_format=True)
         return measures
 
-    def _orientation(self) -> list[DS]:
+    def _orientation(self) -> list[object]:
         return [DS(part, auto_format=True) for part in self.orientation]
 
     def _frame_groups(self) -> Sequence[Dataset]:

@@ -6,7 +6,7 @@ import numpy as np
 
 from runtime.kernels.jit import njit
 
-_FAR = np.int32(2**28)
+_FAR, _HERE, _STEP = np.int32(2**28), np.int32(0), np.int32(1)
 
 
 @njit(cache=True, nogil=True)
@@ -42,11 +42,11 @@ def _fill_row(mask, z, y, row):  # type: ignore[no-untyped-def]
     """Squared distances to the nearest voxel of the row that is on the surface."""
     last = _FAR
     for x in range(row.size):
-        last = 0 if mask[z, y, x] and _is_on_surface(mask, z, y, x) else last + 1
+        last = _HERE if mask[z, y, x] and _is_on_surface(mask, z, y, x) else last + _STEP
         row[x] = last
     last = _FAR
     for x in range(row.size - 1, -1, -1):
-        last = 0 if row[x] == 0 else last + 1
+        last = _HERE if row[x] == 0 else last + _STEP
         nearest = min(row[x], last)
         row[x] = nearest * nearest if nearest < _FAR else _FAR
 

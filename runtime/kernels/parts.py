@@ -16,14 +16,14 @@ def number_parts(mask, numbers):  # type: ignore[no-untyped-def]
         numbers: (z, y, x) int32, written; 0 outside the mask.
     """
     parent = np.zeros(mask.size // 2 + 2, np.int64)  # of each number, a lower one of the same part, or itself
-    count = 0
+    count = np.int64(0)
     for z in range(mask.shape[0]):
         for y in range(mask.shape[1]):
             for x in range(mask.shape[2]):
                 if not mask[z, y, x]:
                     numbers[z, y, x] = 0
                     continue
-                number = 0
+                number = np.int64(0)
                 if x > 0 and mask[z, y, x - 1]:
                     number = np.int64(numbers[z, y, x - 1])
                 if y > 0 and mask[z, y - 1, x]:
@@ -36,13 +36,13 @@ def number_parts(mask, numbers):  # type: ignore[no-untyped-def]
                     parent[number] = number
                 numbers[z, y, x] = number
     parts = 0
-    for number in range(1, count + 1):
-        lower = parent[number]
-        if lower == number:
+    for given in range(1, count + 1):
+        lower = parent[given]
+        if lower == given:
             parts += 1
-            parent[number] = parts  # from here on the part's own number: all lower ones have theirs
+            parent[given] = parts  # from here on the part's own number: all lower ones have theirs
         else:
-            parent[number] = parent[lower]
+            parent[given] = parent[lower]
     sizes = np.zeros(parts, np.int64)
     for z in range(mask.shape[0]):
         for y in range(mask.shape[1]):

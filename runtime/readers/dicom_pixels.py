@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
@@ -77,7 +77,7 @@ class SliceReader:
         """(rows, columns) HU of a frame: int16 or int32 where slope and intercept are whole, else float64."""
         return to_hu(self.stored(frame), frame)
 
-    def in_turn(self, frames: Sequence[Frame]) -> Iterator[np.ndarray]:
+    def in_turn(self, frames: Sequence[Frame]) -> Generator[np.ndarray]:
         """``hu`` of each frame in order; close it if it isn't used up.
 
         Where every file holds one frame, the next files are read, hashed and decoded meanwhile, on another thread.
