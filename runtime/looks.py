@@ -47,10 +47,10 @@ def looks_together(first: Float32, second: Float32, grid: Grid, spec: FracSegNet
         (np.ascontiguousarray(one[block]), np.ascontiguousarray(other[block]))
         for one, other in zip(first, turned, strict=True)
     ]
-    return np.stack([interleaved(*pair) for pair in pairs]), _twice_as_fine(trimmed(grid, block))
+    return np.stack([mean_of_interleaved(*pair) for pair in pairs]), _twice_as_fine(trimmed(grid, block))
 
 
-def interleaved(first: Float32, second: Float32) -> Float32:
+def mean_of_interleaved(first: Float32, second: Float32) -> Float32:
     """The mean of two volumes (z, y, x), the second half a voxel further along every axis: (2z, 2y, 2x) float32.
 
     Each is interpolated trilinearly at half its spacing, from the first voxel of ``first`` on.

@@ -42,14 +42,14 @@ class TerminalLine:
 
     def show(self, text: str) -> None:
         """Put the text in the place of what the line shows; what is too long for it is cut."""
-        text = text[:_MOST_CHARACTERS]
-        self._write("\r" + text.ljust(self._width))
-        self._width = len(text)
+        shown = self._encodable(text)[:_MOST_CHARACTERS]
+        self._write("\r" + shown.ljust(self._width))
+        self._width = len(shown)
 
     def leave(self, text: str) -> None:
         """A line that stays."""
         self.wipe()
-        self._write(f"{text}\n")
+        self._write(f"{self._encodable(text)}\n")
 
     def wipe(self) -> None:
         """Clear the line, so that what comes next starts on a clean one."""
@@ -57,9 +57,13 @@ class TerminalLine:
             self._write("\r" + " " * self._width + "\r")
             self._width = 0
 
-    def _write(self, text: str) -> None:
+    def _encodable(self, text: str) -> str:
+        """With letters that the terminal can't show escaped."""
         encoding = self._stream.encoding or "ascii"
-        self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        return text.encode(encoding, "backslashreplace").decode(encoding)
+
+    def _write(self, text: str) -> None:
+        self._stream.write(text)
         self._stream.flush()
 
 

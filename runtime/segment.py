@@ -106,10 +106,10 @@ def segment(
     for start in range(0, len(centres), batch):
         part = centres[start : start + batch]
         grids = [spec.grid_around(c.centre_ras_mm) for c in part]
-        seen = _seen(grids, spec, session, access)
+        outputs = _outputs(grids, spec, session, access)
         found += [
-            _one(c, sight, spec, volume.grid, source=start + i)
-            for i, (c, sight) in enumerate(zip(part, seen, strict=True))
+            _one(c, its, spec, volume.grid, source=start + i)
+            for i, (c, its) in enumerate(zip(part, outputs, strict=True))
         ]
         if progress is not None:
             progress(start + len(part), len(centres))
@@ -117,7 +117,7 @@ def segment(
 
 
 @dataclass(frozen=True, eq=False)
-class _Sight:
+class _Outputs:
     """What the network gives for one vertebra: (k, z, y, x) mask probabilities on a grid, and the other outputs."""
 
     masks: npt.NDArray[np.float32]
@@ -125,7 +125,7 @@ class _Sight:
     others: tuple[npt.NDArray[np.float32], ...]
 
 
-def _seen(grids: Sequence[Grid], spec: FracSegNetSpec, session: Session, access: ScanAccess) -> list[_Sight]:
+def _outputs(grids: Sequence[Grid], spec: FracSegNetSpec, session: Session, access: ScanAccess) -> list[_Outputs]:
     """What the network gives for the crops on ``grids``: of one look at each, or the mean of two, one in the mirror."""
 
     def look(at: Sequence[Grid]) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -134,12 +134,12 @@ def _seen(grids: Sequence[Grid], spec: FracSegNetSpec, session: Session, access:
         return masks, others
 
     masks, others = look(grids)
-    placed = [(mask, grid) for mask, grid in zip(masks, grids, strict=True)]
+    masks_on = [(mask, grid) for mask, grid in zip(masks, grids, strict=True)]
     if spec.mirrored:
         second, second_others = look([second_look(grid, spec) for grid in grids])
-        placed = [looks_together(a, b, grid, spec) for a, b, grid in zip(masks, second, grids, strict=True)]
+        masks_on = [looks_together(a, b, grid, spec) for a, b, grid in zip(masks, second, grids, strict=True)]
         others = [np.float32(0.5) * (one + other) for one, other in zip(others, second_others, strict=True)]
-    return [_Sight(mask, grid, tuple(o[i] for o in others)) for i, (mask, grid) in enumerate(placed)]
+    return [_Outputs(mask, grid, tuple(o[i] for o in others)) for i, (mask, grid) in enumerate(masks_on)]
 
 
 def _checked_outputs(named: Mapping[str, np.ndarray], spec: FracSegNetSpec, count: int) -> list[np.ndarray]:
@@ -158,9 +158,9 @@ def _checked_outputs(named: Mapping[str, np.ndarray], spec: FracSegNetSpec, coun
     return [named[name] for name in expected]
 
 
-def _one(centre: VotedCentre, seen: _Sight, spec: FracSegNetSpec, scan: Grid, *, source: int) -> SegmentedVertebra:
+def _one(centre: VotedCentre, its: _Outputs, spec: FracSegNetSpec, scan: Grid, *, source: int) -> SegmentedVertebra:
     """Read one vertebra's outputs."""
-    masks, grid = seen.masks, seen.grid
+    masks, grid = its.masks, its.grid
     mask = _without_strays(masks[0], spec.mask_threshold)
     body = None
     refined = centre.centre_ras_mm
@@ -175,7 +175,7 @@ def _one(centre: VotedCentre, seen: _Sight, spec: FracSegNetSpec, scan: Grid, *,
     else:
         body_complete = complete or _distance_to_edge_mm(refined, scan) >= BODY_HALF_HEIGHT_MM
     block = support(mask if body is None else np.maximum(mask, body))
-    grade, *heights = seen.others
+    grade, *heights = its.others
     return SegmentedVertebra(
         source=source,
         centre_ras_mm=refined,

@@ -29,7 +29,12 @@ def gaussian_smoothed(volume: Float32, *, sigma_voxels: float) -> Float32:
     Args:
         volume: (z, y, x) float32.
         sigma_voxels: standard deviation, from about a half voxel.
+
+    Raises:
+        ValueError: the volume is empty.
     """
+    if not volume.size:
+        raise ValueError(f"An empty volume {volume.shape} can't be smoothed.")
     from runtime.kernels.smoothing import filter_rows
 
     weights = _weights(sigma_voxels)

@@ -154,9 +154,13 @@ def spine_tangents(centres_ras_mm: Sequence[npt.ArrayLike]) -> Float64:
 
 
 def _core_ras_mm(body: Body) -> Float64:
-    """(3,) centroid, RAS+ mm, of the inner half of a body, into which no process or spur reaches."""
+    """(3,) centroid, RAS+ mm, of the inner half of a body, into which no process or spur reaches.
+
+    Of a body that is surface throughout, such as a sliver at the scan's end, it is the centroid of all of it.
+    """
     squared = squared_depth(body.inside)
-    return body.grid.to_ras_mm(np.argwhere(4 * squared > squared.max()).mean(axis=0))
+    inner = 4 * squared > squared.max() if squared.any() else body.inside
+    return body.grid.to_ras_mm(np.argwhere(inner).mean(axis=0))
 
 
 def _axes(superior: Float64, forwards: Float64) -> Float64:

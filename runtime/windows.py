@@ -276,7 +276,8 @@ class WindowRunner:
     def _remember(self, start: Start, blocks: list[np.ndarray]) -> None:
         size = sum(block.nbytes for block in blocks)
         if (len(self._remembered) + 1) * size <= self._most_bytes:
-            self._remembered[start] = blocks  # the caller of a session owns what it gave
+            # The caller of a session owns what it gave; a part of a batch would keep all of it.
+            self._remembered[start] = blocks if self._batch == 1 else [block.copy() for block in blocks]
 
 
 class _Blend:

@@ -75,7 +75,7 @@ def levelnet(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def bundle(runs, levelnet, tmp_path_factory):
-    """A bundle of these tiny networks, exported once for all workers: that takes a while."""
+    """A bundle of these tiny networks, exported once for all workers, which takes a while: not to be changed."""
     from export.bundle import Choices, make_bundle
     from runtime.bundle import open_bundle
 
@@ -84,5 +84,7 @@ def bundle(runs, levelnet, tmp_path_factory):
     choices = Choices(overlap=0.25, min_level_confidence=0.6)
     with file_lock(folder.with_suffix(".lock")):
         if not folder.exists():
-            make_bundle(*runs, folder, levelnet=levelnet, name="tiny", version="1.2.3", choices=choices)
+            made = folder.with_suffix(".made")
+            make_bundle(*runs, made, levelnet=levelnet, name="tiny", version="1.2.3", choices=choices)
+            made.rename(folder)
     return open_bundle(folder)

@@ -193,7 +193,10 @@ class RayCrew:
 
     def wait(self, timeout_s: float) -> Sequence[Event]:
         """What the actors did."""
-        done, _ = ray.wait(list(self._pending), timeout=timeout_s)
+        pending = list(self._pending)
+        done, _ = ray.wait(pending, timeout=timeout_s)
+        if done:  # the first is enough to come back with, but all others that are done count, too
+            done, _ = ray.wait(pending, num_returns=len(pending), timeout=0)
         return [self._event(ref) for ref in done]
 
     def _event(self, ref: Any) -> Event:

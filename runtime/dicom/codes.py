@@ -119,10 +119,14 @@ MILLILITRE = codes.UCUM.CubicCentimeter
 PROBABILITY_UNIT = codes.UCUM.NoUnits
 
 
-@cache
 def concept(code: Code) -> CodedConcept:
     """A code as objects hold it; always the same item, which takes less time to make and to write. Never change it."""
-    return CodedConcept.from_code(code)
+    return _concept(code.value, code.scheme_designator, code.meaning, code.scheme_version)
+
+
+@cache
+def _concept(value: str, scheme_designator: str, meaning: str, scheme_version: str | None) -> CodedConcept:
+    return CodedConcept(value, scheme_designator, meaning, scheme_version)
 
 
 def level_code(level: str | None) -> Code:

@@ -18,6 +18,7 @@ from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import correct_ambiguous_vr_element, dcmwrite, write_data_element
+from pydicom.tag import tag_in_exception
 from pydicom.uid import ExplicitVRLittleEndian
 
 _ITEM = b"\xfe\xff\x00\xe0"
@@ -60,14 +61,15 @@ class _Encoder:
     """Encodes one object, explicit VR, little endian."""
 
     def __init__(self) -> None:
-        self._items: dict[int, bytes] = {}
+        self._items: dict[tuple[int, str], bytes] = {}
 
     def elements(self, dataset: Dataset, encodings: str | Sequence[str]) -> Iterator[bytes]:
-        """The parts of a dataset in their order."""
+        """The parts of a dataset in their order. An error names the element that it was met at."""
         charset: Any = dataset.get("SpecificCharacterSet", encodings)
         for tag in sorted(dataset.keys()):
             if tag.element or tag.group <= 6:  # not a group's length, which is retired
-                yield from self._element(dataset, dataset[tag], charset)
+                with tag_in_exception(tag):
+                    yield from self._element(dataset, dataset[tag], charset)
 
     def _element(self, dataset: Dataset, element: DataElement, charset: Any) -> Iterator[bytes]:
         if len(element.VR) != 2:  # such as "OB or OW", which other elements decide
@@ -86,7 +88,7 @@ class _Encoder:
     def _content(self, element: DataElement, charset: Any) -> bytes | None:
         """The value of a usual element; None for others."""
         kind, value = element.VR, element.value
-        if kind == "SQ" and _is_plain(element):
+        if kind == "SQ" and not element.is_undefined_length and all(_is_own(item) for item in value):
             return b"".join(self._item(item, charset) for item in value)
         if kind in _PADDING and isinstance(value, str) and value.isascii() and len(value) < _LONGEST_SHORT:
             text = value.encode("ascii")
@@ -97,15 +99,14 @@ class _Encoder:
 
     def _item(self, item: Dataset, charset: Any) -> bytes:
         """An item of a sequence; one that was met before is the same again, since all items live as long as this."""
-        known = self._items.get(id(item))
+        key = id(item), str(charset)
+        known = self._items.get(key)
         if known is None:
             content = b"".join(self.elements(item, charset))
-            known = self._items[id(item)] = _ITEM_HEAD.pack(_ITEM, len(content)) + content
+            known = self._items[key] = _ITEM_HEAD.pack(_ITEM, len(content)) + content
         return known
 
 
-def _is_plain(sequence: DataElement) -> bool:
-    """Whether sequence and items state their lengths, as they do unless they were read from a file that does not."""
-    return not sequence.is_undefined_length and not any(
-        getattr(item, "is_undefined_length_sequence_item", False) for item in sequence.value
-    )
+def _is_own(item: Dataset) -> bool:
+    """Whether an item was made here: what was read from a file goes on as it was, padding and oddities included."""
+    return item.original_encoding == (None, None) and not getattr(item, "is_undefined_length_sequence_item", False)

@@ -52,10 +52,18 @@ def put_frames(result: Segmentation, images: SourceImages) -> None:
     """Put the labels of all images into a binary segmentation that was made of the ``stand_in``.
 
     Frames are ordered by segment, then by place along the normal; those without a pixel are left out.
+
+    Raises:
+        ValueError: there are not as many images as slices with labels, or a label has no segment.
     """
     orientation = result.SharedFunctionalGroupsSequence[0].PlaneOrientationSequence[0].ImageOrientationPatient
     positions = np.array(images.positions(), np.float64)
+    if len(positions) != len(images.labels):
+        raise ValueError(f"{len(positions)} images have {len(images.labels)} slices of labels.")
     planes = list(_planes(images, positions, orientation))
+    unnamed = set().union(*(plane.numbers for plane in planes)) - {s.SegmentNumber for s in result.SegmentSequence}
+    if unnamed:
+        raise ValueError(f"Labels {sorted(unnamed)} have no segment.")
     several = len(result.SegmentSequence) > 1
     frames, places = [], []
     for order, segment in enumerate(result.SegmentSequence, start=1):

@@ -139,10 +139,16 @@ def source_images(volume: Volume, labels: npt.NDArray[np.uint8]) -> SourceImages
         labels: (z, y, x) uint8 on its grid.
 
     Raises:
-        InputError: the volume was not read from DICOM, or from several multiframe files.
+        InputError: the volume was not read from DICOM, or from several enhanced or multiframe files.
     """
     source = require_source(volume)
     headers = tuple(source.headers())
+    enhanced = any("PerFrameFunctionalGroupsSequence" in header for header in headers)
+    if len(headers) > 1 and (enhanced or source.is_multiframe):
+        raise InputError(
+            f"The series comes in {len(headers)} enhanced or multiframe files; DICOM results can be written for one "
+            "enhanced file or for classic single slices. Convert the series, or leave --output out."
+        )
     brought = labels_on_source(labels, volume)
     if source.is_multiframe:
         brought = _in_frame_order(brought, source)
@@ -170,11 +176,6 @@ def require_source(volume: Volume) -> DicomSource:
 
 
 def _in_frame_order(labels: npt.NDArray[np.uint8], source: DicomSource) -> npt.NDArray[np.uint8]:
-    if len(source.datasets) > 1:
-        raise InputError(
-            f"The series comes in {len(source.datasets)} multiframe files; DICOM results can be written for one file "
-            "or for single slices."
-        )
     frames = max(int(source.datasets[0].get("NumberOfFrames") or 0), *source.frame_numbers)
     ordered = np.zeros((frames, *labels.shape[1:]), labels.dtype)
     ordered[np.array(source.frame_numbers) - 1] = labels

@@ -168,8 +168,12 @@ class OpenVinoSession:
         """Free the tensors between the layers, and the last input and outputs; see ``runtime.engines.base``."""
         if self._request is not None:
             self._request = None
-            self._compiled.release_memory()
-            self._request = self._compiled.create_infer_request()
+            try:
+                self._compiled.release_memory()
+            except RuntimeError as error:
+                raise EngineError(f"OpenVINO kept the memory of {self._model}: {_first_line(error)}.") from error
+            finally:
+                self._request = self._compiled.create_infer_request()
 
     def close(self) -> None:
         """Free the network."""

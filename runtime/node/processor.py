@@ -110,6 +110,9 @@ def open_pipeline(settings: Analyse) -> Iterator[PipelineProcessor]:
         exhaustive=settings.exhaustive,
     ) as pipeline:
         warm_up(pipeline)
-        rehearse(settings.outputs)
+        try:
+            rehearse(settings.outputs)
+        except OSError as error:
+            logger.warning("no rehearsal, so the first study takes longer: %s", error.strerror)
         pipeline.rest()
         yield PipelineProcessor(pipeline, settings.outputs)

@@ -67,7 +67,10 @@ class Worker:
         """Let the processor rest, once after the last of several studies."""
         if self._rests_at_s is not None and time.monotonic() >= self._rests_at_s:
             self._rests_at_s = None
-            self._processor.rest()
+            try:
+                self._processor.rest()
+            except VertscanError as error:
+                logger.warning("memory was not given back: %s", error)
 
     def _run(self, study: Study) -> None:
         self._audit.write("analysis begins", study=study.key, detail=f"{study.taken} images, attempt {study.attempts}")

@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from runtime.kernels.sampling import average_slab, paste_slab, sample_slab
 from runtime.kernels.threads import each_in_threads, run_slabs
-from runtime.looks import interleaved
+from runtime.looks import mean_of_interleaved
 
 
 def interpolate_twin(source: np.ndarray, point: np.ndarray) -> float:
@@ -135,4 +135,4 @@ def test_interleaved_volumes_are_those_of_scipy_at_half_the_spacing(shape, seed)
         ndimage.map_coordinates(volume, at - moved, order=1, mode="nearest", output=np.float64)
         for volume, moved in ((first, 0.0), (second, 0.5))
     )
-    np.testing.assert_allclose(interleaved(first, second), expected / 2, atol=1e-6)
+    np.testing.assert_allclose(mean_of_interleaved(first, second), expected / 2, atol=1e-6)

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 
 from runtime.errors import InputError
-from runtime.vertebral_body import BodyMask, find_body, spine_tangents
-from runtime.volume import Grid
+from runtime.morphometry import trabecular_hu
+from runtime.vertebral_body import Body, BodyMask, find_body, spine_tangents
+from runtime.volume import Grid, Volume
 from tests.runtime.bodies import CENTRE_RAS_MM, Solid, grid_of, local_mm, turn
 
 
@@ -44,6 +45,28 @@ def test_a_spur_does_not_turn_the_axes():
     grid = grid_of()
     found = find_body(BodyMask(grid, Solid(spur=True).whole(local_mm(grid))))
     assert off_by_deg(found.axes_ras, np.eye(3)).max() < 2.0
+
+
+@pytest.mark.parametrize("cortex_mm", [1, 3])
+def test_trabecular_bone_is_what_lies_below_the_cortex(cortex_mm):
+    shape = (50, 60, 60)
+    body, inner = np.zeros(shape, np.float32), np.zeros(shape, bool)
+    body[12:38, 10:46, 10:50] = 1.0
+    inner[tuple(slice(a + cortex_mm, b - cortex_mm) for a, b in ((12, 38), (10, 46), (10, 50)))] = True
+    hu = np.where(inner, 110, np.where(body > 0, 900, 40)).astype(np.int16)
+    grid = Grid(shape, np.eye(4))
+    assert trabecular_hu(Body(grid, body), Volume(hu, grid)) == pytest.approx(110.0)
+
+
+@pytest.mark.parametrize("thick", [2, 3])
+def test_a_sliver_that_is_surface_throughout_has_a_place(thick):
+    """What a network may draw of a vertebra that the end of the scan all but cuts off."""
+    body = np.zeros((40, 60, 60), bool)
+    body[10 : 10 + thick, 30:50, 20:44] = True
+    whole = body.copy()
+    whole[10:16, 12:30, 28:36] = True
+    found = find_body(BodyMask(Grid(body.shape, np.eye(4)), whole, body, complete=False))
+    assert found is None or np.isfinite(found.grid.affine_ras).all()
 
 
 def test_a_body_without_an_arch_is_kept_whole_and_faces_the_patients_front():

@@ -190,6 +190,27 @@ def test_without_vertebrae_there_is_no_segmentation_but_a_report(tmp_path):
     assert "No vertebra was found" in str(made["sr"])
 
 
+def test_enhanced_files_of_one_frame_each_are_refused(tmp_path):
+    whole = pydicom.dcmread(write_enhanced(tmp_path / "whole.dcm"))
+    pixels, groups = whole.pixel_array, list(whole.PerFrameFunctionalGroupsSequence)
+    (tmp_path / "scan").mkdir()
+    for number, (frame, place) in enumerate(zip(pixels, groups, strict=True), start=1):
+        whole.SOPInstanceUID = whole.file_meta.MediaStorageSOPInstanceUID = f"1.2.3.{number}"
+        whole.InstanceNumber, whole.NumberOfFrames = number, 1
+        whole.PerFrameFunctionalGroupsSequence, whole.PixelData = [place], frame.tobytes()
+        whole.save_as(tmp_path / "scan" / f"{number}.dcm", enforce_file_format=True)
+    with pytest.raises(InputError, match=f"{len(pixels)} enhanced or multiframe files"):
+        dicom_results(analysis_of(read_scan(tmp_path / "scan")), ("seg",))
+
+
+def test_labels_without_a_segment_are_refused(tmp_path):
+    analysis = analysed(tmp_path / "scan")
+    labels = analysis.labels.copy()
+    labels[tuple(np.argwhere(labels)[0])] = 77
+    with pytest.raises(ValueError, match="77"):
+        dicom_results(replace(analysis, labels=labels), ("seg",))
+
+
 def test_a_series_in_several_multiframe_files_is_refused(tmp_path):
     for half in range(2):
         path = write_enhanced(tmp_path / "scan" / f"{half}.dcm")
@@ -200,5 +221,5 @@ def test_a_series_in_several_multiframe_files_is_refused(tmp_path):
             x, y, z = place.ImagePositionPatient
             place.ImagePositionPatient = [x, y, z + half * COUNT * GEOMETRIES["axial"].step_mm]
         dataset.save_as(path, enforce_file_format=True)
-    with pytest.raises(InputError, match="2 multiframe files"):
+    with pytest.raises(InputError, match="2 enhanced or multiframe files"):
         dicom_results(analysis_of(read_scan(tmp_path / "scan")), ("seg",))
