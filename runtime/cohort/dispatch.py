@@ -73,7 +73,7 @@ class Crew(Protocol):
         """End a worker's process, also in the middle of a scan, whatever that does; no event follows."""
 
     def wait(self, timeout_s: float) -> Sequence[Event]:
-        """All that happened since, at the latest after ``timeout_s``: a worker of which nothing is told is still at work.
+        """All that happened since, at the latest after ``timeout_s``; a worker that is not in it is still at work.
 
         Raises:
             VertscanError: a worker can't be used as it is set up, such as for another bundle on its node.
