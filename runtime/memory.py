@@ -13,10 +13,22 @@ def peak_memory_mb() -> float:
     """Peak resident memory of this process so far, MiB; 0.0 where the system does not tell."""
     if sys.platform == "win32":
         return _windows_peak_bytes() / MIB
+    if sys.platform == "linux":
+        return _linux_peak_kib() / 1024
     import resource  # there on POSIX only
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / MIB if sys.platform == "darwin" else peak * 1024 / MIB
+    return peak / MIB if sys.platform == "darwin" else peak / 1024
+
+
+def _linux_peak_kib() -> float:
+    """Of this program alone: what ``getrusage`` tells begins with the memory of the process that started it."""
+    try:
+        with open("/proc/self/status", encoding="ascii", errors="replace") as status:
+            line = next((line for line in status if line.startswith("VmHWM:")), "")
+        return float(line.split()[1]) if line else 0.0
+    except (OSError, ValueError, IndexError):
+        return 0.0
 
 
 def give_back_memory() -> None:

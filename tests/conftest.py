@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -55,36 +56,51 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def runs(tmp_path_factory) -> tuple[Path, Path]:
-    """Run folders of a tiny LocNet and a tiny FracSegNet."""
+def shared_by_workers(tmp_path_factory):
+    """Makes a folder once for all workers: ``shared_by_workers(name, make)`` calls ``make(folder)`` in the first."""
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+
+    def shared(name: str, make: Callable[[Path], object]) -> Path:
+        folder = root / name
+        with file_lock(folder.with_suffix(".lock")):
+            if not folder.exists():
+                make(made := folder.with_suffix(".half"))
+                made.rename(folder)
+        return folder
+
+    return shared
+
+
+@pytest.fixture(scope="session")
+def runs(shared_by_workers) -> tuple[Path, Path]:
+    """Run folders of a tiny LocNet and a tiny FracSegNet, not to be changed."""
     from tests.export.tiny import FRAC, LOC, trained
     from train.networks import FracSegNet, LocNet
 
-    root = tmp_path_factory.mktemp("runs")
-    return trained(LOC, LocNet(LOC.network), root / "loc"), trained(FRAC, FracSegNet(FRAC.network), root / "frac")
+    return (
+        shared_by_workers("tiny-locnet", lambda folder: trained(LOC, LocNet(LOC.network), folder)),
+        shared_by_workers("tiny-fracsegnet", lambda folder: trained(FRAC, FracSegNet(FRAC.network), folder)),
+    )
 
 
 @pytest.fixture(scope="session")
-def levelnet(tmp_path_factory) -> Path:
-    """The run folder of a tiny LevelNet."""
+def levelnet(shared_by_workers) -> Path:
+    """The run folder of a tiny LevelNet, not to be changed."""
     from tests.export.tiny import LEVEL, trained
     from train.networks import LevelNet
 
-    return trained(LEVEL, LevelNet(LEVEL.network), tmp_path_factory.mktemp("runs") / "level")
+    return shared_by_workers("tiny-levelnet", lambda folder: trained(LEVEL, LevelNet(LEVEL.network), folder))
 
 
 @pytest.fixture(scope="session")
-def bundle(runs, levelnet, tmp_path_factory):
-    """A bundle of these tiny networks, exported once for all workers, which takes a while: not to be changed."""
+def bundle(runs, levelnet, shared_by_workers):
+    """A bundle of these tiny networks, which takes a while to export; not to be changed."""
     from export.bundle import Choices, make_bundle
     from runtime.bundle import open_bundle
 
-    root = tmp_path_factory.getbasetemp()
-    folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "tiny-bundle"
-    choices = Choices(overlap=0.25, min_level_confidence=0.6)
-    with file_lock(folder.with_suffix(".lock")):
-        if not folder.exists():
-            made = folder.with_suffix(".made")
-            make_bundle(*runs, made, levelnet=levelnet, name="tiny", version="1.2.3", choices=choices)
-            made.rename(folder)
-    return open_bundle(folder)
+    def make(folder: Path) -> None:
+        choices = Choices(overlap=0.25, min_level_confidence=0.6)
+        make_bundle(*runs, folder, levelnet=levelnet, name="tiny", version="1.2.3", choices=choices)
+
+    return open_bundle(shared_by_workers("tiny-bundle", make))

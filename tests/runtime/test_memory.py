@@ -39,3 +39,12 @@ def test_what_was_freed_between_blocks_that_stay_is_given_back():
 def test_it_may_be_called_anywhere_at_any_time():
     give_back_memory()
     give_back_memory()
+
+
+def test_the_peak_is_that_of_the_program_and_not_of_what_started_it():
+    large = bytearray(b"x" * 400 * 2**20)
+    script = "from runtime.memory import peak_memory_mb as p; a = p(); b = bytearray(b'x' * 2**26); print(a, p())"
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    before, after = map(float, said.split())
+    assert len(large) / 2**20 > 400 - 1 > before > 1
+    assert 120 < after - before < 150  # the bytes and their copy

@@ -275,18 +275,19 @@ def test_a_path_and_its_volume_give_the_same_findings(pipeline, ball_scan, save,
 
 
 def test_after_a_rest_the_findings_are_the_same_and_the_networks_memory_was_given_back(
-    pipeline, ball_scan, monkeypatch
+    ball_bundle, ball_scan, monkeypatch
 ):
-    scan = ball_scan(2).volume
-    before = pipeline.run(scan).vertebrae
     released = []
     original = openvino_cpu.OpenVinoSession.release_memory
     monkeypatch.setattr(
         openvino_cpu.OpenVinoSession, "release_memory", lambda self: (released.append(self._model), original(self))
     )
-    pipeline.rest()
-    assert len(released) == len(set(released)) == len(pipeline.spec.networks)
-    assert pipeline.run(scan).vertebrae == before
+    scan = ball_scan(2).volume
+    with Pipeline.open(ball_bundle, engine="openvino", precision="fp32") as pipeline:
+        before = pipeline.run(scan).vertebrae
+        pipeline.rest()
+        assert len(released) == len(set(released)) == len(pipeline.spec.networks)
+        assert pipeline.run(scan).vertebrae == before
 
 
 def test_one_open_pipeline_serves_several_threads(pipeline, ball_scan):
