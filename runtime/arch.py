@@ -10,7 +10,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from runtime.body_grid import BODY_GRID_MM, INSIDE, Bool, Float32, Float64, main_part, numbered_parts
+from runtime.body_grid import BODY_GRID_MM, INSIDE, Bool, Float32, Float64, main_part
+from runtime.masks import numbered_parts
 
 _WALL_HALF_WIDTH_MM = 5.0
 _WALL_WITHIN_MM = 18.0

@@ -116,7 +116,7 @@ def describe(
     mask = labels[block] == number
     inside = mask
     if found.body is not None and mask.size:
-        grid = volume.grid.sub_grid([s.start for s in block], mask.shape)
+        grid = volume.grid.sub_grid_at(block)
         inside = paste_masks([(found.grid, found.body)], grid, threshold=spec.fracsegnet.mask_threshold) > 0
     level = None if call is None else call.level
     reason = CUT if not found.body_complete else CERVICAL if is_cervical(level) else None

@@ -12,10 +12,10 @@ import numpy.typing as npt
 from runtime.bundle import FracSegNetSpec
 from runtime.crops import mirrored
 from runtime.kernels.threads import run_slabs
-from runtime.volume import Grid
+from runtime.masks import filled_block
+from runtime.volume import Block, Grid
 
 Float32 = npt.NDArray[np.float32]
-Block = tuple[slice, slice, slice]
 
 KEEP_PROBABILITY = 0.01
 """Masks are trimmed to where their probability exceeds this: less memory, the same masks."""
@@ -47,7 +47,7 @@ def looks_together(first: Float32, second: Float32, grid: Grid, spec: FracSegNet
         (np.ascontiguousarray(one[block]), np.ascontiguousarray(other[block]))
         for one, other in zip(first, turned, strict=True)
     ]
-    return np.stack([mean_of_interleaved(*pair) for pair in pairs]), _twice_as_fine(trimmed(grid, block))
+    return np.stack([mean_of_interleaved(*pair) for pair in pairs]), _twice_as_fine(grid.sub_grid_at(block))
 
 
 def mean_of_interleaved(first: Float32, second: Float32) -> Float32:
@@ -64,27 +64,17 @@ def mean_of_interleaved(first: Float32, second: Float32) -> Float32:
 
 
 def support(probability: Float32) -> Block:
-    """The smallest block of (z, y, x) with every voxel above KEEP_PROBABILITY, and one voxel more on each side."""
-    inside = probability > KEEP_PROBABILITY
-    if not inside.any():
-        return slice(0, 1), slice(0, 1), slice(0, 1)
-    slices = []
-    for axis, size in enumerate(inside.shape):
-        met = np.flatnonzero(inside.any(axis=tuple(a for a in range(3) if a != axis)))
-        slices.append(slice(max(0, int(met[0]) - 1), min(size, int(met[-1]) + 2)))
-    return slices[0], slices[1], slices[2]
+    """The block of (z, y, x) with every voxel above KEEP_PROBABILITY, and one voxel more on each side.
 
-
-def trimmed(grid: Grid, block: Block) -> Grid:
-    """The part of a grid that a block of its array lies on."""
-    return grid.sub_grid([s.start for s in block], [s.stop - s.start for s in block])
+    Where there is none it is the first voxel.
+    """
+    first = slice(0, 1)
+    return filled_block(probability > KEEP_PROBABILITY, margin=1) or (first, first, first)
 
 
 def _moved(grid: Grid, voxels: float) -> Grid:
     """The same grid, so many of its voxels further along each of its axes."""
-    affine = grid.affine_ras.copy()
-    affine[:3, 3] += affine[:3, :3] @ np.full(3, voxels)
-    return Grid(grid.shape_zyx, affine)
+    return grid.sub_grid([voxels] * 3, grid.shape_zyx)
 
 
 def _twice_as_fine(grid: Grid) -> Grid:

@@ -45,18 +45,6 @@ def paste_masks(masks: Iterable[tuple[Grid, np.ndarray]], target: Grid, *, thres
     return labels
 
 
-def largest_component(mask: np.ndarray) -> np.ndarray:
-    """The largest part of a (z, y, x) mask whose voxels touch by faces: bool, all False for an empty mask."""
-    import SimpleITK
-
-    parts = SimpleITK.ConnectedComponent(SimpleITK.GetImageFromArray(np.ascontiguousarray(mask, dtype=np.uint8)))
-    labels = SimpleITK.GetArrayFromImage(parts)
-    sizes = np.bincount(labels.ravel())
-    if len(sizes) < 2:
-        return np.zeros(mask.shape, bool)
-    return labels == 1 + int(np.argmax(sizes[1:]))
-
-
 def _paste_one(
     probability: np.ndarray,
     grid: Grid,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -10,14 +9,14 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from runtime.body_grid import connected_parts
 from runtime.bundle import FracSegNetSpec
 from runtime.engines.base import Session
 from runtime.errors import EngineError
-from runtime.looks import looks_together, second_look, support, trimmed
+from runtime.looks import looks_together, second_look, support
+from runtime.masks import connected_parts, filled_block
 from runtime.order import cranial_to_caudal
 from runtime.scan_access import ScanAccess, ScanOnHost
-from runtime.volume import Grid, Volume
+from runtime.volume import Block, Grid, Volume
 
 REFINE_WITHIN_MM = 10.0
 """A body mask whose centroid is further from the voted centre is that of another vertebra, or broken."""
@@ -180,7 +179,7 @@ def _one(centre: VotedCentre, its: _Outputs, spec: FracSegNetSpec, scan: Grid, *
         source=source,
         centre_ras_mm=refined,
         confidence=float(centre.confidence),
-        grid=trimmed(grid, block),
+        grid=grid.sub_grid_at(block),
         mask=mask[block].copy(),
         body=None if body is None else body[block].copy(),
         grade_probabilities=tuple(float(p) for p in np.clip(grade, 0.0, 1.0)),
@@ -208,23 +207,14 @@ def touches_edge(
     margin = np.maximum(0.5, steps * step_mm / np.array(scan.spacing_xyz_mm[::-1]))
     last = np.array(scan.shape_zyx) - 1
 
-    def any_near(voxels_zyx: npt.ArrayLike) -> bool:
-        index_zyx = scan.to_index_zyx(grid.to_ras_mm(voxels_zyx))
+    def any_near(points_ras_mm: npt.NDArray[np.float64]) -> bool:
+        index_zyx = scan.to_index_zyx(points_ras_mm)
         return bool(((index_zyx <= margin) | (index_zyx >= last - margin)).any())
 
-    box = _box(mask)
-    return box is not None and any_near(_corners(box)) and any_near(np.argwhere(mask))
-
-
-def _box(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.intp] | None:
-    """First and last voxel, (2, 3) z, y, x, of the smallest block around a mask; None where it is empty."""
-    met = [np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
-    return np.array([[m[0] for m in met], [m[-1] for m in met]]) if len(met[0]) else None
-
-
-def _corners(box: npt.NDArray[np.number]) -> npt.NDArray[np.number]:
-    """(8, 3)."""
-    return np.array(list(itertools.product(*box.T)))
+    block = filled_block(mask)
+    if block is None or not any_near(grid.sub_grid_at(block).corners_ras_mm()):
+        return False
+    return any_near(grid.to_ras_mm(np.argwhere(mask)))
 
 
 def _distance_to_edge_mm(point_ras_mm: Point, scan: Grid) -> float:
@@ -287,12 +277,12 @@ class _Outline:
     of: SegmentedVertebra
     inside: npt.NDArray[np.bool_]
     voxels: int
-    box: npt.NDArray[np.intp] | None
+    block: Block | None
 
 
 def _outlined(vertebra: SegmentedVertebra, threshold: float) -> _Outline:
     inside = (vertebra.mask if vertebra.body is None else vertebra.body) > threshold
-    return _Outline(vertebra, inside, int(np.count_nonzero(inside)), _box(inside))
+    return _Outline(vertebra, inside, int(np.count_nonzero(inside)), filled_block(inside))
 
 
 def _same(a: _Outline, b: _Outline) -> bool:
@@ -302,9 +292,10 @@ def _same(a: _Outline, b: _Outline) -> bool:
 
 def _overlap(a: _Outline, b: _Outline) -> float:
     """Volume shared by two vertebrae's bodies (masks where there are none), as a fraction of the smaller one."""
-    if a.box is None or b.box is None:
+    if a.block is None or b.block is None:
         return 0.0
-    there = a.of.grid.to_index_zyx(b.of.grid.to_ras_mm(_corners(b.box + np.array([[-0.5], [0.5]]))))
+    around = b.of.grid.sub_grid([s.start - 1 for s in b.block], [s.stop - s.start + 2 for s in b.block])
+    there = a.of.grid.to_index_zyx(around.corners_ras_mm())
     first = np.clip(np.floor(there.min(axis=0)).astype(np.intp), 0, a.inside.shape)
     end = np.clip(np.ceil(there.max(axis=0)).astype(np.intp) + 1, 0, a.inside.shape)
     near = first + np.argwhere(a.inside[tuple(slice(f, e) for f, e in zip(first, end, strict=True))])

@@ -28,6 +28,8 @@ LPS_FROM_RAS: npt.NDArray[np.float64] = np.diag([-1.0, -1.0, 1.0, 1.0])
 LPS_FROM_RAS.setflags(write=False)
 
 Float64 = npt.NDArray[np.float64]
+Block = tuple[slice, slice, slice]
+"""Part of an array along z, y and x; each slice has a start and a stop."""
 
 
 def _readonly(values: npt.ArrayLike) -> Float64:
@@ -100,12 +102,16 @@ class Grid:
         points = np.asarray(points_ras_mm, dtype=np.float64) - self.affine_ras[:3, 3]
         return (points @ np.linalg.inv(self.affine_ras[:3, :3]).T)[..., ::-1]
 
-    def sub_grid(self, start_zyx: Sequence[int], shape_zyx: Sequence[int]) -> Grid:
-        """The grid of the block of ``shape_zyx`` voxels whose first voxel is ``start_zyx`` (which may be negative)."""
+    def sub_grid(self, start_zyx: Sequence[float], shape_zyx: Sequence[int]) -> Grid:
+        """The grid of ``shape_zyx`` voxels, the first at ``start_zyx``, which may be negative and fractional."""
         affine = self.affine_ras.copy()
         affine[:3, 3] = self.to_ras_mm(np.asarray(start_zyx))
         z, y, x = (int(n) for n in shape_zyx)
         return Grid((z, y, x), affine)
+
+    def sub_grid_at(self, block: Block) -> Grid:
+        """The grid of a block of voxels, slices with a start and a stop along z, y and x."""
+        return self.sub_grid([s.start for s in block], [s.stop - s.start for s in block])
 
     def same_as(self, other: Grid, *, tolerance_mm: float = 1e-3) -> bool:
         """Whether both grids have the same shape and put every corner within ``tolerance_mm``."""

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from runtime.masks import filled_block
+
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
@@ -203,7 +205,7 @@ def average_hausdorff_mm(predicted: Bool, true: Bool, *, spacing_zyx_mm: Sequenc
     """
     if not predicted.any() or not true.any():
         return float("nan")
-    block = _block_around(predicted | true)
+    block = filled_block(predicted | true)
     a, b = boundary(predicted[block]), boundary(true[block])
     return (_mean_distance_mm(a, b, spacing_zyx_mm) + _mean_distance_mm(b, a, spacing_zyx_mm)) / 2
 
@@ -216,11 +218,3 @@ def _mean_distance_mm(points: Bool, target: Bool, spacing_zyx_mm: Sequence[float
     image.SetSpacing([float(s) for s in reversed(list(spacing_zyx_mm))])
     distance = sitk.SignedMaurerDistanceMap(image, insideIsPositive=False, squaredDistance=False, useImageSpacing=True)
     return float(np.maximum(sitk.GetArrayViewFromImage(distance)[np.pad(points, 1)], 0).mean(dtype=np.float64))
-
-
-def _block_around(mask: Bool) -> tuple[slice, slice, slice]:
-    bounds = []
-    for axis in range(3):
-        met = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
-        bounds.append(slice(int(met[0]), int(met[-1]) + 1))
-    return bounds[0], bounds[1], bounds[2]

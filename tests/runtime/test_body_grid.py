@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime.body_grid import main_part, numbered_parts, squared_depth
+from runtime.body_grid import main_part, squared_depth
+from runtime.masks import numbered_parts
 
 
 def masks(fewest_axes: int):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from runtime.crops import crop_grid, extract_crops
-from runtime.paste import largest_component, paste_masks
+from runtime.paste import paste_masks
 from runtime.volume import Grid, Volume
 
 AFFINES = {
@@ -100,17 +100,6 @@ def test_too_many_masks_and_wrong_shapes_are_refused():
         paste_masks([(target, np.zeros((2, 2, 2), np.float32))] * 256, target, threshold=0.5)
     with pytest.raises(ValueError, match="does not match its grid"):
         paste_masks([(target, np.zeros((2, 2, 3), np.float32))], target, threshold=0.5)
-
-
-def test_the_largest_component_is_kept_alone():
-    mask = np.zeros((10, 10, 10), bool)
-    mask[1:4, 1:4, 1:4] = True
-    mask[4, 4, 4] = True  # touches by a corner only
-    mask[7:9, 7:9, 7:9] = True
-    expected = np.zeros_like(mask)
-    expected[1:4, 1:4, 1:4] = True
-    np.testing.assert_array_equal(largest_component(mask), expected)
-    assert not largest_component(np.zeros((3, 3, 3), bool)).any()
 
 
 @pytest.mark.parametrize("affine", AFFINES.values(), ids=AFFINES)

@@ -1,0 +1,49 @@
+"""What masks hold: their connected parts, and the block of voxels that they fill."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime.volume import Block
+
+Bool = npt.NDArray[np.bool_]
+
+
+def filled_block(mask: Bool, *, margin: int = 0) -> Block | None:
+    """The smallest block of voxels that holds all of a mask (z, y, x); None where the mask is empty.
+
+    ``margin`` voxels are added on each side, as far as the array goes.
+    """
+    slices = []
+    for axis, size in enumerate(mask.shape):
+        met = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
+        if not len(met):
+            return None
+        slices.append(slice(max(0, int(met[0]) - margin), min(size, int(met[-1]) + 1 + margin)))
+    return slices[0], slices[1], slices[2]
+
+
+def connected_parts(mask: Bool) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+    """Connected parts (sides touch) of a mask of two or three dimensions, numbered from 1 by their first voxels.
+
+    Returns:
+        The numbers, of the mask's shape and 0 outside of it, and how many voxels have each number, 0 included.
+    """
+    from runtime.kernels.parts import number_parts
+
+    volume = np.ascontiguousarray(mask, bool).reshape((1,) * (3 - mask.ndim) + mask.shape)
+    numbers = np.empty(volume.shape, np.int32)
+    sizes = number_parts(volume, numbers)
+    return numbers.reshape(mask.shape), np.concatenate([[mask.size - sizes.sum()], sizes])
+
+
+def numbered_parts(mask: Bool) -> npt.NDArray[np.int32]:
+    """As :func:`connected_parts`, numbered from 1 by falling size; of equal ones the first keeps the lower number."""
+    numbers, sizes = connected_parts(mask)
+    order = 1 + np.argsort(-sizes[1:], kind="stable")
+    if (np.diff(order) > 0).all():
+        return numbers
+    by_size = np.zeros(len(sizes), np.int32)
+    by_size[order] = np.arange(1, len(sizes))
+    return by_size[numbers]
