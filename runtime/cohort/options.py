@@ -76,8 +76,8 @@ def _add_cluster_options(group: argparse._ArgumentGroup) -> None:
     )  # fmt: skip
     group.add_argument(
         "--time-limit", metavar="SECONDS", type=whole_from_zero, default=_TIME_LIMIT_S,
-        help="a scan that isn't done after so long is given up and its worker's process ended, so that others get their "
-        f"turn (default: {_TIME_LIMIT_S}; 0: wait for ever)",
+        help="a scan that isn't done after so long is given up and its worker's process ended, so that others get "
+        f"their turn (default: {_TIME_LIMIT_S}; 0: wait for ever)",
     )  # fmt: skip
 
 
