@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
@@ -22,6 +23,7 @@ from runtime.engines.triton_server import TritonServer
 from runtime.errors import BundleError, EngineError, InputError, OutOfMemoryError
 from runtime.findings import BundleInfo, Findings, ScanInfo
 from runtime.heights import HeightEnds
+from runtime.kernels.threads import each_in_threads
 from runtime.levels import LevelCall, decode_levels, level_evidence
 from runtime.localise import Centre
 from runtime.memory import MIB, give_back_memory, peak_memory_mb
@@ -323,12 +325,13 @@ class Pipeline:
             heights = reported(inside, measurements, calls, grading)
         with clock.stage("paste"):
             labels = paste_masks(((v.grid, v.mask) for v in inside), volume.grid, threshold=frac.mask_threshold)
-            vertebrae = tuple(
-                describe(number, v, volume, labels, call=call, measurement=measured, heights=heights_of, spec=self.spec)
+            described = [
+                partial(describe, number, v, volume, labels, call=call, measurement=measured, heights=heights_of)
                 for number, (v, call, measured, heights_of) in enumerate(
                     zip(inside, calls, measurements, heights, strict=True), start=1
                 )
-            )
+            ]
+            vertebrae = tuple(each_in_threads(lambda told: told(spec=self.spec), described))
         dropped, padded = found.dropped, len(segmented) - len(inside)
         findings = Findings(
             scan=ScanInfo(

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from runtime.bundle import FracSegNetSpec
 from runtime.engines.base import Session
 from runtime.errors import EngineError
+from runtime.kernels.threads import each_in_threads
 from runtime.looks import looks_together, second_look, support
 from runtime.masks import connected_parts, filled_block
 from runtime.order import cranial_to_caudal
@@ -100,45 +101,50 @@ def segment(
     Raises:
         EngineError: the network's outputs do not fit the bundle or are not finite.
     """
-    found: list[SegmentedVertebra] = []
     access = access or ScanOnHost(volume)
+    outputs: list[_Outputs] = []
     for start in range(0, len(centres), batch):
-        part = centres[start : start + batch]
-        grids = [spec.grid_around(c.centre_ras_mm) for c in part]
-        outputs = _outputs(grids, spec, session, access)
-        found += [
-            _one(c, its, spec, volume.grid, source=start + i)
-            for i, (c, its) in enumerate(zip(part, outputs, strict=True))
-        ]
+        grids = [spec.grid_around(c.centre_ras_mm) for c in centres[start : start + batch]]
+        outputs += _outputs(grids, spec, session, access)
         if progress is not None:
-            progress(start + len(part), len(centres))
+            progress(len(outputs), len(centres))
+    found = each_in_threads(
+        lambda i: _read(centres[i], outputs[i], spec, volume.grid, source=i), list(range(len(centres)))
+    )
     return _merge_duplicates(found, spec.mask_threshold)
 
 
 @dataclass(frozen=True, eq=False)
 class _Outputs:
-    """What the network gives for one vertebra: (k, z, y, x) mask probabilities on a grid, and the other outputs."""
+    """What the network gives for one vertebra.
 
-    masks: npt.NDArray[np.float32]
+    Args:
+        first: (k, z, y, x) mask probabilities of the first look.
+        second: of the second, in the mirror, or None without one.
+        grid: of the first look.
+        others: the other outputs, the mean of both looks.
+    """
+
+    first: npt.NDArray[np.float32]
+    second: npt.NDArray[np.float32] | None
     grid: Grid
     others: tuple[npt.NDArray[np.float32], ...]
 
 
 def _outputs(grids: Sequence[Grid], spec: FracSegNetSpec, session: Session, access: ScanAccess) -> list[_Outputs]:
-    """What the network gives for the crops on ``grids``: of one look at each, or the mean of two, one in the mirror."""
+    """What the network gives for the crops on ``grids``, of one look at each or of two, one in the mirror."""
 
     def look(at: Sequence[Grid]) -> tuple[np.ndarray, list[np.ndarray]]:
         named = dict(zip(session.output_names, access.run_crops(session, at, spec.intensity), strict=True))
         masks, *others = _checked_outputs(named, spec, len(at))
         return masks, others
 
-    masks, others = look(grids)
-    masks_on = [(mask, grid) for mask, grid in zip(masks, grids, strict=True)]
+    first, others = look(grids)
+    second: list[np.ndarray | None] = [None] * len(grids)
     if spec.mirrored:
-        second, second_others = look([second_look(grid, spec) for grid in grids])
-        masks_on = [looks_together(a, b, grid, spec) for a, b, grid in zip(masks, second, grids, strict=True)]
+        second[:], second_others = look([second_look(grid, spec) for grid in grids])
         others = [np.float32(0.5) * (one + other) for one, other in zip(others, second_others, strict=True)]
-    return [_Outputs(mask, grid, tuple(o[i] for o in others)) for i, (mask, grid) in enumerate(masks_on)]
+    return [_Outputs(first[i], second[i], grid, tuple(of[i] for of in others)) for i, grid in enumerate(grids)]
 
 
 def _checked_outputs(named: Mapping[str, np.ndarray], spec: FracSegNetSpec, count: int) -> list[np.ndarray]:
@@ -157,9 +163,11 @@ def _checked_outputs(named: Mapping[str, np.ndarray], spec: FracSegNetSpec, coun
     return [named[name] for name in expected]
 
 
-def _one(centre: VotedCentre, its: _Outputs, spec: FracSegNetSpec, scan: Grid, *, source: int) -> SegmentedVertebra:
+def _read(centre: VotedCentre, its: _Outputs, spec: FracSegNetSpec, scan: Grid, *, source: int) -> SegmentedVertebra:
     """Read one vertebra's outputs."""
-    masks, grid = its.masks, its.grid
+    masks, grid = its.first, its.grid
+    if its.second is not None:
+        masks, grid = looks_together(masks, its.second, grid, spec)
     mask = _without_strays(masks[0], spec.mask_threshold)
     body = None
     refined = centre.centre_ras_mm
@@ -230,7 +238,7 @@ def _without_strays(probability: np.ndarray, threshold: float) -> np.ndarray:
         return probability
     stray = sizes < STRAY_FRACTION * sizes[1:].max()
     stray[0] = False
-    return np.where(stray[parts], np.float32(0.0), probability) if stray.any() else probability
+    return _without(stray, parts, probability) if stray.any() else probability
 
 
 def _main_part(probability: np.ndarray, threshold: float, grid: Grid, voted_zyx: np.ndarray) -> np.ndarray:
@@ -240,12 +248,21 @@ def _main_part(probability: np.ndarray, threshold: float, grid: Grid, voted_zyx:
         np.abs(np.arange(size) - middle) * spacing_mm <= REFINE_WITHIN_MM
         for size, middle, spacing_mm in zip(probability.shape, voted_zyx, grid.spacing_xyz_mm[::-1], strict=True)
     ]
-    near = np.unique(parts[np.ix_(*axes)])
-    candidates = near[near > 0]
-    if len(candidates) == 1 and len(sizes) == 2:
+    near = 1 + np.flatnonzero(np.bincount(parts[np.ix_(*axes)].ravel())[1:])
+    if len(near) == 1 and len(sizes) == 2:
         return probability
-    main = candidates[np.argmax(sizes[candidates])] if candidates.size else 0
-    return np.where((parts > 0) & (parts != main), np.float32(0.0), probability)
+    others = np.arange(len(sizes)) > 0
+    if len(near):
+        others[near[np.argmax(sizes[near])]] = False
+    return _without(others, parts, probability)
+
+
+def _without(dropped: npt.NDArray[np.bool_], parts: npt.NDArray[np.int32], probability: np.ndarray) -> np.ndarray:
+    """The probabilities with zeros in the parts whose numbers are dropped; number 0 never is."""
+    places = np.flatnonzero(parts)
+    kept = np.array(probability, order="C")
+    kept.ravel()[places[dropped[parts.ravel()[places]]]] = 0.0
+    return kept
 
 
 def _refined_centre(voted_ras_mm: Point, body: npt.NDArray[np.bool_], grid: Grid) -> Point:

@@ -114,7 +114,7 @@ class RealSource:
 
     def _choose(self, rng: np.random.Generator, run: FracSegNetRun) -> tuple[Case, int, int]:
         by_grade = self._by_grade()
-        if run.sampling in ("balanced", "equal"):
+        if run.sampling in ("balanced", "equal", "severe"):
             group = by_grade[sorted(by_grade)[rng.integers(len(by_grade))]]
         else:
             group = [entry for entries in by_grade.values() for entry in entries]

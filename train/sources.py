@@ -17,6 +17,7 @@ from train.phantom.spine import VertebraShape, sample_spine
 
 _BALANCED_SHARES = (0.5, 1 / 6, 1 / 6, 1 / 6)
 """Equal shares made the network call an uncertain healthy vertebra grade 1."""
+_SEVERE_SHARES = (0.45, 0.1, 0.15, 0.3)
 _TRIES = 20
 """How many patients are looked through for a vertebra of the wanted grade."""
 
@@ -29,6 +30,7 @@ def grade_shares(run: FracSegNetRun) -> tuple[float, ...] | None:
         "class_counts": tuple(count / total for count in run.class_counts),
         "balanced": _BALANCED_SHARES,
         "equal": (0.25,) * 4,
+        "severe": _SEVERE_SHARES,
     }
     return known[run.sampling]
 

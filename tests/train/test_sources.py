@@ -68,6 +68,7 @@ def test_samplings_ask_for_grades_as_often_as_they_say() -> None:
         ("class_counts", [591 / 726, 63 / 726, 50 / 726, 22 / 726]),
         ("balanced", [1 / 2, 1 / 6, 1 / 6, 1 / 6]),
         ("equal", [1 / 4] * 4),
+        ("severe", [0.45, 0.1, 0.15, 0.3]),
     ):
         assert grade_shares(replace(FRAC, sampling=sampling)) == pytest.approx(expected)
 
