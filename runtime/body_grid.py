@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from runtime.masks import filled_block, numbered_parts
+from runtime.masks import connected_parts, filled_block
 
 Float64 = npt.NDArray[np.float64]
 Float32 = npt.NDArray[np.float32]
@@ -18,7 +18,11 @@ INSIDE = 0.5
 
 def main_part(share: Float32) -> Float32:
     """Zero outside the largest connected part (with a voxel around it, where the surface is interpolated)."""
-    return np.where(numbered_parts(share > INSIDE) > 1, np.float32(0.0), share)
+    parts, sizes = connected_parts(share > INSIDE)
+    if len(sizes) <= 2:
+        return share
+    largest = 1 + int(np.argmax(sizes[1:]))
+    return np.where((parts > 0) & (parts != largest), np.float32(0.0), share)
 
 
 def squared_depth(mask: Bool) -> npt.NDArray[np.int32]:

@@ -1,4 +1,4 @@
-"""What masks hold: their connected parts, and the block of voxels that they fill."""
+"""What masks hold: their middle, their connected parts, and the block of voxels that they fill."""
 
 from __future__ import annotations
 
@@ -22,6 +22,26 @@ def filled_block(mask: Bool, *, margin: int = 0) -> Block | None:
             return None
         slices.append(slice(max(0, int(met[0]) - margin), min(size, int(met[-1]) + 1 + margin)))
     return slices[0], slices[1], slices[2]
+
+
+def centroid_zyx(mask: Bool) -> tuple[npt.NDArray[np.float64], int]:
+    """The mean index (z, y, x) of a mask's voxels, and how many there are; nan where there are none."""
+    from runtime.kernels.moments import index_sums
+
+    voxels, *sums = index_sums(mask).tolist()
+    return np.array([total / voxels if voxels else np.nan for total in sums]), voxels
+
+
+def row_ends_zyx(mask: Bool) -> npt.NDArray[np.intp]:
+    """(n, 3) indices (z, y, x) of the first and the last voxel of a mask in each of its rows along x.
+
+    No plane has a voxel of the mask further out than the furthest of these.
+    """
+    z, y = np.nonzero(mask.any(axis=2))
+    rows = mask[z, y]
+    last = mask.shape[2] - 1 - rows[:, ::-1].argmax(axis=1)
+    ends = np.concatenate([rows.argmax(axis=1), last])
+    return np.stack([np.tile(z, 2), np.tile(y, 2), ends], axis=1)
 
 
 def connected_parts(mask: Bool) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:

@@ -14,7 +14,7 @@ from runtime.engines.base import Session
 from runtime.errors import EngineError
 from runtime.kernels.threads import each_in_threads
 from runtime.looks import looks_together, second_look, support
-from runtime.masks import connected_parts, filled_block
+from runtime.masks import centroid_zyx, connected_parts, filled_block
 from runtime.order import cranial_to_caudal
 from runtime.scan_access import ScanAccess, ScanOnHost
 from runtime.volume import Block, Grid, Volume
@@ -266,11 +266,10 @@ def _without(dropped: npt.NDArray[np.bool_], parts: npt.NDArray[np.int32], proba
 
 
 def _refined_centre(voted_ras_mm: Point, body: npt.NDArray[np.bool_], grid: Grid) -> Point:
-    counts = [np.count_nonzero(body, axis=tuple(a for a in range(3) if a != axis)) for axis in range(3)]
-    total = counts[0].sum()
-    if not total:
+    centre_zyx, voxels = centroid_zyx(body)
+    if not voxels:
         return voted_ras_mm
-    centroid = grid.to_ras_mm([count @ np.arange(len(count)) / total for count in counts])
+    centroid = grid.to_ras_mm(centre_zyx)
     if np.linalg.norm(centroid - np.asarray(voted_ras_mm)) > REFINE_WITHIN_MM:
         return voted_ras_mm
     return float(centroid[0]), float(centroid[1]), float(centroid[2])

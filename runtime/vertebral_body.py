@@ -23,6 +23,7 @@ import numpy.typing as npt
 from runtime.arch import without_arch
 from runtime.body_grid import BODY_GRID_MM, INSIDE, Bool, Float32, Float64, main_part, squared_depth
 from runtime.errors import InputError
+from runtime.masks import centroid_zyx, row_ends_zyx
 from runtime.resample import resample
 from runtime.smoothing import gaussian_smoothed
 from runtime.volume import Grid, Volume
@@ -76,10 +77,10 @@ class BodyMask:
 
     def centre_ras_mm(self) -> Float64:
         """(3,) centroid of :attr:`outline`, RAS+ mm. Raises InputError when it is empty."""
-        voxels = np.argwhere(self.outline)
-        if not len(voxels):
+        centre_zyx, voxels = centroid_zyx(self.outline)
+        if not voxels:
             raise InputError("A vertebra's mask is empty: no voxel is above 0.5. Leave it out.")
-        return self.grid.to_ras_mm(voxels.mean(axis=0))
+        return self.grid.to_ras_mm(centre_zyx)
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +107,7 @@ class Body:
 
     def centre_ras_mm(self) -> Float64:
         """(3,) centroid, RAS+ mm."""
-        return self.grid.to_ras_mm(np.argwhere(self.inside).mean(axis=0))
+        return self.grid.to_ras_mm(centroid_zyx(self.inside)[0])
 
 
 def find_body(vertebra: BodyMask, *, superior_ras: npt.ArrayLike = (0.0, 0.0, 1.0)) -> Body | None:
@@ -160,7 +161,7 @@ def _core_ras_mm(body: Body) -> Float64:
     """
     squared = squared_depth(body.inside)
     inner = 4 * squared > squared.max() if squared.any() else body.inside
-    return body.grid.to_ras_mm(np.argwhere(inner).mean(axis=0))
+    return body.grid.to_ras_mm(centroid_zyx(inner)[0])
 
 
 def _axes(superior: Float64, forwards: Float64) -> Float64:
@@ -187,7 +188,7 @@ def _placer(vertebra: BodyMask) -> Callable[[Float64], tuple[Body, Float64 | Non
     """
     mask = np.asarray(vertebra.whole if vertebra.body is None else vertebra.body)
     source = Volume(np.ascontiguousarray(mask, np.float32), vertebra.grid)
-    outline_ras_mm = vertebra.grid.to_ras_mm(np.argwhere(mask > INSIDE))
+    outline_ras_mm = vertebra.grid.to_ras_mm(row_ends_zyx(mask > INSIDE))
 
     def on_axes(axes: Float64) -> tuple[Grid, Float32]:
         grid = _grid_around(outline_ras_mm, axes, margin_mm=_MARGIN_MM + 0.5 * max(vertebra.grid.spacing_xyz_mm))
@@ -213,10 +214,10 @@ def _arch_ras_mm(vertebra: BodyMask, body: npt.NDArray[np.generic]) -> Float64 |
 
 def _centroid_ras_mm(arch: Bool, grid: Grid) -> Float64 | None:
     """(3,) RAS+ mm, or None where there is hardly an arch."""
-    voxels = np.argwhere(arch)
-    if len(voxels) * grid.voxel_volume_mm3 < 1000 * SMALLEST_BODY_ML:
+    centre_zyx, voxels = centroid_zyx(arch)
+    if voxels * grid.voxel_volume_mm3 < 1000 * SMALLEST_BODY_ML:
         return None
-    return grid.to_ras_mm(voxels.mean(axis=0))
+    return grid.to_ras_mm(centre_zyx)
 
 
 def _grid_around(places_ras_mm: Float64, axes: Float64, *, margin_mm: float) -> Grid:

@@ -1,4 +1,4 @@
-"""Connected parts and depths of masks against slow twins that follow the definitions."""
+"""Middles, connected parts and depths of masks against slow twins that follow the definitions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.body_grid import main_part, squared_depth
-from runtime.masks import numbered_parts
+from runtime.masks import centroid_zyx, numbered_parts, row_ends_zyx
 
 
 def masks(fewest_axes: int):
@@ -59,6 +59,25 @@ def depth_twin(mask: np.ndarray) -> np.ndarray:
     for at in np.argwhere(mask):
         out[tuple(at)] = ((surface - at) ** 2).sum(axis=1).min()
     return out
+
+
+@settings(max_examples=100, deadline=None)
+@given(mask=masks(fewest_axes=3))
+def test_the_middle_is_the_mean_of_all_voxels(mask):
+    middle, voxels = centroid_zyx(mask[::-1, :, ::2])
+    places = np.argwhere(mask[::-1, :, ::2])
+    assert voxels == len(places)
+    np.testing.assert_allclose(middle, places.mean(axis=0) if voxels else np.nan, rtol=1e-12)
+
+
+@settings(max_examples=100, deadline=None)
+@given(mask=masks(fewest_axes=3), direction=st.tuples(*[st.floats(-1, 1)] * 3))
+def test_no_voxel_lies_further_out_than_a_row_s_end(mask, direction):
+    ends, places = row_ends_zyx(mask), np.argwhere(mask)
+    assert {tuple(end) for end in ends} <= {tuple(place) for place in places}
+    assert bool(len(ends)) == bool(len(places))
+    if len(places):
+        assert (ends @ direction).max() == pytest.approx((places @ direction).max())
 
 
 @settings(max_examples=150, deadline=None)
