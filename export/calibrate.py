@@ -18,7 +18,7 @@ import numpy as np
 
 from runtime.bundle import Bundle, open_bundle, write_bundle
 from runtime.console import INTERRUPTED, complain
-from runtime.engines.parity import LIMITS, NetworkSpec, compare_networks, faults, processor_session
+from runtime.engines.parity import LIMITS, NetworkSpec, compare_networks, faults, processor_session, rounding_session
 from runtime.errors import InputError, VertscanError
 from runtime.extras import stop_interrupted, stop_without
 from runtime.precision_plan import PrecisionPlan
@@ -90,7 +90,7 @@ def gate(
     with tempfile.TemporaryDirectory() as scratch:
         rounded = Path(scratch) / path.name
         rounded.write_bytes(rounded_graph(typed_graph(path, precision, plan=plan)))
-        with processor_session(path) as reference, processor_session(rounded) as candidate:
+        with processor_session(path) as reference, rounding_session(rounded) as candidate:
             found = compare_networks(reference, candidate, spec, images)
     figures = {**asdict(found), "dice": found.dice}
     figures.pop("failed")

@@ -322,6 +322,23 @@ def processor_session(onnx: Path) -> Session:
     return openvino_cpu.open_session(onnx, precision="fp32", device=0, threads=None, reason="the reference")
 
 
+def rounding_session(graph: Path) -> Session:
+    """A graph of ``runtime.rounded_graph`` on this machine's processor: by onnxruntime alone.
+
+    OpenVINO takes a number's way to FP16 and back for nothing and leaves it out, so that a graph that overflows on a
+    GPU would pass.
+
+    Raises:
+        EngineError: onnxruntime can't run it here.
+    """
+    from runtime.engines import ort
+
+    unusable = ort.why_not_loadable()
+    if unusable:
+        raise EngineError(f"Without its GPU an engine's rounding can be checked by onnxruntime alone: {unusable}.")
+    return ort.processor_session(graph, reason="rounded as on a GPU")
+
+
 def probe_images(spec: NetworkSpec) -> list[np.ndarray]:
     """Inputs (1, 1, z, y, x) float32 that are drawn: a spine, another with noise, and one flat value.
 

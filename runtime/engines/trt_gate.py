@@ -38,13 +38,13 @@ def gate_for(onnx: Path, *, precision: str, library: str, device: int = 0, trust
 
 def _gate_graph(onnx: Path, typed: Path, *, precision: str) -> None:
     """The typed graph, rounded at every step as a GPU would."""
-    from runtime.engines.parity import processor_session, short_gate
+    from runtime.engines.parity import rounding_session, short_gate
     from runtime.rounded_graph import rounded_graph
 
     with tempfile.TemporaryDirectory() as scratch:
         rounded = Path(scratch) / typed.name
         rounded.write_bytes(rounded_graph(typed.read_bytes()))
-        with processor_session(rounded) as session:
+        with rounding_session(rounded) as session:
             short_gate(onnx, session, precision=precision)
 
 

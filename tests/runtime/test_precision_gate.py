@@ -6,7 +6,10 @@ import pytest
 from onnx import numpy_helper
 
 from runtime.bundle import DEFAULT_BUNDLE, open_bundle
-from runtime.engines.parity import LIMITS, compare_crops, compare_maps, faults, probe_images, processor_session
+from runtime.engines import openvino_cpu, ort_library
+from runtime.engines.parity import LIMITS, compare_crops, compare_maps, faults, probe_images, rounding_session
+from runtime.engines.trt_gate import gate_for
+from runtime.errors import EngineError
 from runtime.precision_plan import PrecisionPlan
 from runtime.rounded_graph import rounded_graph
 from runtime.typed_graph import load_graph, serialise, typed_graph, typed_model
@@ -22,7 +25,7 @@ OVERFLOW = 2000.0
 def run(tmp_path, content, image):
     """What a graph gives, by name."""
     (tmp_path / "network.onnx").write_bytes(content)
-    with processor_session(tmp_path / "network.onnx") as session:
+    with rounding_session(tmp_path / "network.onnx") as session:
         return dict(zip(session.output_names, session(image), strict=True))
 
 
@@ -60,23 +63,41 @@ def test_the_factor_changes_nothing_in_fp32():
     assert all((weights[n] == before[n]).all() for n in before if n != FIRST_WEIGHT["locnet"])
 
 
-def test_what_is_typed_fp16_is_in_range_on_every_drawn_window(tmp_path):
-    """Every tensor of the FP16 graph of LocNet, looked at in its rounded twin: none infinite, and far from the end."""
-    content = rounded_graph(typed_graph(DEFAULT_BUNDLE / "locnet.onnx", "fp16", plan=PrecisionPlan()))
+def test_rounding_is_not_left_to_an_engine_that_leaves_it_out(monkeypatch, tmp_path):
+    """OpenVINO gives what FP32 gives: the gate would pass whatever overflows."""
+    image = probe_images(SPEC.fracsegnet)[0]
+    model = scaled(load_graph(DEFAULT_BUNDLE / "fracsegnet.onnx"), FIRST_WEIGHT["fracsegnet"], OVERFLOW)
+    naive = tmp_path / "naive.onnx"
+    naive.write_bytes(rounded_graph(naive_fp16(model)))
+    with openvino_cpu.open_session(naive, precision="fp32", device=0, threads=None, reason="") as session:
+        unrounded = dict(zip(session.output_names, session(image), strict=True))
+    assert judge("fracsegnet", run(tmp_path, serialise(model), image), unrounded)[1] == ()
+
+    monkeypatch.setattr(ort_library, "find_spec", lambda name: None)
+    gate = gate_for(DEFAULT_BUNDLE / "fracsegnet.onnx", precision="fp16", library="tensorrt-rtx")
+    (tmp_path / "typed.onnx").write_bytes(serialise(typed_model(model, "fp16")))
+    with pytest.raises(EngineError, match=r"pip install onnxruntime\."):
+        gate(tmp_path / "typed.onnx")
+
+
+@pytest.mark.parametrize("name", ["locnet", "fracsegnet"])
+def test_what_is_typed_fp16_is_in_range_on_every_drawn_window(name, tmp_path):
+    """Every tensor of the FP16 graph, looked at in its rounded twin: none infinite, and far from the end."""
+    content = rounded_graph(typed_graph(DEFAULT_BUNDLE / f"{name}.onnx", "fp16", plan=PrecisionPlan()))
     model = onnx.load_from_string(content)
     rounded = [node.output[0] for node in model.graph.node if node.name.startswith("widen.")]
-    largest = [f"{name}.largest" for name in rounded]
-    for name in rounded:
+    largest = [f"{tensor}.largest" for tensor in rounded]
+    for tensor in rounded:
         model.graph.node.extend(
             [
-                onnx.helper.make_node("Abs", [name], [f"{name}.abs"]),
-                onnx.helper.make_node("ReduceMax", [f"{name}.abs"], [f"{name}.largest"], keepdims=0),
+                onnx.helper.make_node("Abs", [tensor], [f"{tensor}.abs"]),
+                onnx.helper.make_node("ReduceMax", [f"{tensor}.abs"], [f"{tensor}.largest"], keepdims=0),
             ]
         )
-        model.graph.output.append(onnx.helper.make_tensor_value_info(f"{name}.largest", 1, []))
+        model.graph.output.append(onnx.helper.make_tensor_value_info(f"{tensor}.largest", 1, []))
     (tmp_path / "watched.onnx").write_bytes(model.SerializeToString())
-    with processor_session(tmp_path / "watched.onnx") as session:
-        for image in probe_images(SPEC.locnet)[:1]:
+    assert len(rounded) > 40
+    with rounding_session(tmp_path / "watched.onnx") as session:
+        for image in probe_images(getattr(SPEC, name)):
             met = dict(zip(session.output_names, session._session.run(None, {"image": image}), strict=True))
-            assert len(rounded) > 40
-            assert max(float(met[name]) for name in largest) < 65504 / 8
+            assert max(float(met[one]) for one in largest) < 65504 / 8
