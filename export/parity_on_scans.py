@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from runtime.bundle import Bundle, BundleSpec
+from runtime.bundle import Bundle, BundleSpec, FracSegNetSpec
 from runtime.crops import extract_crops
 from runtime.engines import EngineChoice, open_session
 from runtime.engines.base import Session
@@ -18,12 +18,15 @@ from runtime.errors import EngineError
 from runtime.intensity import normalise
 from runtime.levels import level_evidence
 from runtime.localise import centres_of
+from runtime.looks import mean_of_interleaved, second_look
 from runtime.resample import resample, working_grid
 from runtime.volume import Grid, Volume
 from runtime.windows import WindowPlan, plan_windows, sliding_windows, windows_reaching
 
 MOST_CENTRES = 60
 """As the pipeline: more come from a network that sees vertebrae everywhere."""
+Said = tuple[Mapping[str, np.ndarray], ...]
+"""The second network's outputs by name for each look at one vertebra."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,8 +61,9 @@ class Prepared:
         keep: bool, which of them are run.
         maps: the reference's heatmap and offsets.
         centres_ras_mm: those that the reference found; crops are taken around them for every engine.
-        crops: (n, 1, z, y, x) float32, the second network's inputs.
-        outputs: the reference's for the crops, by name.
+        looks: the second network's inputs, (1, 1, z, y, x) float32, at each centre: one, or two where the bundle looks
+            twice.
+        outputs: the reference's for each of them.
         evidence: (n, 27) the reference's for the levels, or None where the bundle has no network for them.
         seconds: that the reference took.
     """
@@ -71,8 +75,8 @@ class Prepared:
     keep: np.ndarray
     maps: tuple[np.ndarray, np.ndarray]
     centres_ras_mm: tuple[tuple[float, float, float], ...]
-    crops: np.ndarray
-    outputs: Mapping[str, np.ndarray]
+    looks: tuple[tuple[np.ndarray, ...], ...]
+    outputs: tuple[Said, ...]
     evidence: np.ndarray | None
     seconds: float
 
@@ -90,21 +94,39 @@ def prepare(spec: BundleSpec, scan: Volume, reference: Networks) -> Prepared:
     found = centres_of(*maps, grid, loc) if keep.any() else ()
     likeliest = sorted(found, key=lambda centre: -centre.confidence)[:MOST_CENTRES]
     centres = tuple(centre.centre_ras_mm for centre in likeliest)
-    grids = [frac.grid_around(c) for c in centres]
-    voxels = extract_crops(scan, grids) if grids else np.zeros((0, *frac.crop_zyx), np.float32)
-    crops = normalise(voxels, frac.intensity)[:, None]
-    outputs = run_crops(reference.fracsegnet, crops)
+    looks = tuple(_looks(scan, frac.grid_around(centre), frac) for centre in centres)
+    outputs = tuple(_run(reference.fracsegnet, at_one) for at_one in looks)
     evidence = _levels(spec, scan, centres, reference)
     seconds = time.perf_counter() - start
-    return Prepared(scan, grid, image, plan, keep, maps, centres, crops, outputs, evidence, seconds)
+    return Prepared(scan, grid, image, plan, keep, maps, centres, looks, outputs, evidence, seconds)
 
 
-def run_crops(session: Session, crops: np.ndarray) -> dict[str, np.ndarray]:
-    """A crop network's outputs by name, crop by crop, joined along the first axis; empty without crops."""
-    outputs = [session(np.ascontiguousarray(crops[i : i + 1])) for i in range(len(crops))]
-    return dict(
-        zip(session.output_names, (np.concatenate(parts) for parts in zip(*outputs, strict=True)), strict=False)
-    )
+def _looks(scan: Volume, grid: Grid, spec: FracSegNetSpec) -> tuple[np.ndarray, ...]:
+    grids = [grid, second_look(grid, spec)] if spec.mirrored else [grid]
+    return tuple(crop[None, None] for crop in normalise(extract_crops(scan, grids), spec.intensity))
+
+
+def _run(session: Session, looks: Sequence[np.ndarray]) -> Said:
+    return tuple(dict(zip(session.output_names, session(np.ascontiguousarray(look)), strict=True)) for look in looks)
+
+
+def said_together(said: Said, spec: FracSegNetSpec) -> Mapping[str, np.ndarray]:
+    """What the looks at one vertebra say together, as the pipeline puts it: outputs by name, a batch of one each.
+
+    Args:
+        said: each look's outputs.
+        spec: says how the second look lies. Masks of interleaved looks come out twice as fine, and are not trimmed.
+    """
+    if len(said) == 1:
+        return said[0]
+    first, second = said
+    means = {name: np.float32(0.5) * (first[name] + second[name]) for name in first if name != "mask"}
+    ours, theirs = first["mask"][0], np.ascontiguousarray(second["mask"][0][..., ::-1])
+    if spec.interleaved:
+        mask = np.stack([mean_of_interleaved(a, b) for a, b in zip(ours, theirs, strict=True)])
+    else:
+        mask = np.float32(0.5) * (ours + theirs)
+    return {**means, "mask": mask[None]}
 
 
 def compare_on_scan(spec: BundleSpec, prepared: Prepared, met: Networks) -> tuple[Parity, float]:
@@ -112,15 +134,18 @@ def compare_on_scan(spec: BundleSpec, prepared: Prepared, met: Networks) -> tupl
 
     An engine that fails on the scan is a finding, not an error.
     """
-    start = time.perf_counter()
+    start, frac = time.perf_counter(), spec.fracsegnet
     try:
         maps = sliding_windows(prepared.image, prepared.plan, met.locnet, keep=prepared.keep)
-        outputs = run_crops(met.fracsegnet, prepared.crops)
+        outputs = [_run(met.fracsegnet, looks) for looks in prepared.looks]
         evidence = _levels(spec, prepared.scan, prepared.centres_ras_mm, met)
     except EngineError as error:
         return Parity(failed=f"{prepared.scan.name}: {str(error).rstrip('.')}"), time.perf_counter() - start
     seconds = time.perf_counter() - start
-    parts = [compare_crops(prepared.outputs, outputs, threshold=spec.fracsegnet.mask_threshold)]
+    parts = [
+        compare_crops(said_together(right, frac), said_together(found, frac), threshold=frac.mask_threshold)
+        for right, found in zip(prepared.outputs, outputs, strict=True)
+    ]
     if prepared.keep.any():
         parts.append(compare_maps(prepared.maps, maps, prepared.grid, spec.locnet))
     if prepared.evidence is not None and evidence is not None:
@@ -137,8 +162,8 @@ def compare_with_itself(prepared: Prepared, met: Networks) -> Parity:
     window[0, 0, : seen.shape[0], : seen.shape[1], : seen.shape[2]] = seen
     try:
         parts = [compare_batches(met.locnet, window)]
-        if len(prepared.crops):
-            parts.append(compare_batches(met.fracsegnet, np.ascontiguousarray(prepared.crops[:1])))
+        if prepared.looks:
+            parts.append(compare_batches(met.fracsegnet, np.ascontiguousarray(prepared.looks[0][0])))
     except EngineError as error:
         return Parity(failed=str(error).rstrip("."))
     return joined(parts)

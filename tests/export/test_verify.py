@@ -8,13 +8,14 @@ import pytest
 
 from export import parity_on_scans
 from export import verify as command
-from export.parity_on_scans import Networks, compare_on_scan, opened, prepare
+from export.parity_on_scans import Networks, compare_on_scan, opened, prepare, said_together
 from export.verify import candidates, main, phantoms, reference_networks, short_gate
 from runtime.bundle import open_bundle
 from runtime.engines import open_session, select_engine
 from runtime.engines.parity import LIMITS, faults, probe_images, processor_session
 from runtime.errors import EngineError
 from runtime.localise import Centre
+from runtime.looks import looks_together
 from runtime.precision_plan import PrecisionPlan
 from runtime.volume import Grid, Volume
 from tests.remembering import Remembering
@@ -56,6 +57,18 @@ class Broken:
         return tuple(self.change(output) for output in self.session(image))
 
 
+class SecondWrong(Broken):
+    """Every other run's outputs are made wrong."""
+
+    def __init__(self, session):
+        super().__init__(session, lambda output: output if self.runs % 2 else output * 1.5)
+        self.runs = 0
+
+    def __call__(self, image):
+        self.runs += 1
+        return super().__call__(image)
+
+
 def test_vertebrae_are_compared_where_there_are_some(drawn):
     bundle = open_bundle(None)
     right = reference_networks(bundle)
@@ -81,6 +94,35 @@ def test_a_wrong_or_failing_engine_is_found_out(bundle, prepared):
     dead = Networks(right.locnet, right.fracsegnet, Broken(right.levelnet))
     found, _ = compare_on_scan(bundle.spec, prepared, dead)
     assert faults(found, LIMITS["bf16"]) == ("small: The engine gave up",)
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_both_looks_are_put_together_as_the_pipeline_does(interleaved):
+    """An engine that is wrong in one look alone is as wrong as what its user gets."""
+    spec = replace(open_bundle(None).spec.fracsegnet, mirrored=True, interleaved=interleaved)
+    rng = np.random.default_rng(3)
+    grid = spec.grid_around((3.0, -4.0, 5.0))
+    masks = rng.random((2, len(spec.mask_channels), *spec.crop_zyx), np.float32)
+    masks *= np.linspace(-0.2, 1.0, spec.crop_zyx[0], dtype=np.float32).clip(0)[:, None, None]
+    grades = rng.dirichlet(np.ones(4), 2).astype(np.float32)
+    said = tuple({"mask": mask[None], "grade": grade[None]} for mask, grade in zip(masks, grades, strict=True))
+    together = said_together(said, spec)
+    np.testing.assert_allclose(together["grade"][0], grades.mean(axis=0), rtol=1e-6)
+    expected, finer = looks_together(masks[0], masks[1], grid, spec)
+    first = np.rint(grid.to_index_zyx(finer.to_ras_mm([0, 0, 0])) * (2 if interleaved else 1)).astype(int)
+    block = tuple(slice(a, a + n) for a, n in zip(first, finer.shape_zyx, strict=True))
+    inner = (slice(None), slice(None), *[slice(2, -2)] * 2)  # the pipeline ends trimmed masks at their block's edge
+    np.testing.assert_allclose(
+        together["mask"][(0, slice(None), *block)][inner][:, 2:-2], expected[inner][:, 2:-2], atol=1e-6
+    )
+
+
+def test_an_error_in_the_second_look_alone_is_found_out(bundle, small):
+    twice = replace(bundle.spec, fracsegnet=replace(bundle.spec.fracsegnet, mirrored=True))
+    right = reference_networks(bundle)
+    broken = Networks(right.locnet, SecondWrong(right.fracsegnet), right.levelnet)
+    found, _ = compare_on_scan(twice, prepare(twice, small, right), broken)
+    assert found.dice < LIMITS["fp16"].dice
 
 
 def test_an_empty_scan_is_compared_too(bundle):
