@@ -158,7 +158,7 @@ def _fastest(precision: str, device: int) -> tuple[str, Preflight, str]:
 
 def _found(device: int) -> dict[str, Preflight]:
     """What the preflights of the engines say that ``auto`` may take."""
-    return {name: one for name, one in preflights(device=device).items() if name not in ONLY_BY_NAME}
+    return {name: engine_module(name).preflight(device=device) for name in ENGINES if name not in ONLY_BY_NAME}
 
 
 def _able(found: Mapping[str, Preflight], precision: str) -> dict[str, Preflight]:
