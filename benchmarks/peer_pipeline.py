@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +15,10 @@ import torch
 from benchmarks import peer_steps
 from benchmarks.contenders import TorchVariant
 from export.parity_on_scans import Networks
-from runtime.bundle import Bundle
+from runtime.bundle import Bundle, FracSegNetSpec
 from runtime.crops import crop_grid
 from runtime.intensity import normalise
+from runtime.looks import second_look
 from runtime.resample import working_grid
 from runtime.volume import Grid
 
@@ -27,11 +28,21 @@ MOST_CENTRES = 60
 
 @dataclass(frozen=True)
 class PeerRun:
-    """Seconds by stage (names as ``stage_clock.STAGES``), windows run, and the centres found (n, 3), RAS+ mm."""
+    """One run.
+
+    Args:
+        seconds: by stage, names as ``stage_clock.STAGES``.
+        windows: that the first network was run on.
+        centres_ras_mm: (n, 3) of the vertebral bodies found, RAS+ mm.
+        grades: (n,) the network's likeliest.
+        labels: (z, y, x) uint8, 1..n on the scan's grid.
+    """
 
     seconds: dict[str, float]
     windows: int
     centres_ras_mm: np.ndarray
+    grades: np.ndarray
+    labels: np.ndarray
 
     @property
     def total_s(self) -> float:
@@ -54,7 +65,8 @@ def peer_run(bundle: Bundle, networks: Networks, scan: Path, folder: Path) -> Pe
     """From a NIfTI file to a label volume in ``folder``.
 
     nibabel reads, SimpleITK resamples, MONAI's SlidingWindowInferer runs the windows of the bundle's size and overlap,
-    NumPy votes, scikit-image finds the peaks, and every crop is resampled by SimpleITK.
+    NumPy votes, scikit-image finds the peaks, and every crop is resampled by SimpleITK: a second time, mirrored, where
+    the bundle looks twice, so that the networks have the same work.
 
     Args:
         bundle: sizes and thresholds.
@@ -78,13 +90,14 @@ def peer_run(bundle: Bundle, networks: Networks, scan: Path, folder: Path) -> Pe
         )
         centres = target.to_ras_mm(peaks[:MOST_CENTRES])
     _levels(bundle, networks, image, centres, clock)
-    masks = _crops(bundle, networks, image, centres, clock)
+    seen = [_seen(bundle.spec.fracsegnet, networks, image, centre, clock) for centre in centres]
     with clock.stage("paste"):
-        level = bundle.spec.fracsegnet.mask_threshold
+        masks, level = [(one.grid, one.masks[0]) for one in seen], bundle.spec.fracsegnet.mask_threshold
         labels = peer_steps.paste(masks, grid, peer_steps.simpleitk_onto, threshold=level)
     with clock.stage("write"):
         peer_steps.write_with_nibabel(folder / "labels.nii.gz", labels, grid)
-    return PeerRun(clock.seconds, windows, centres)
+    refined = np.array([one.centre_ras_mm for one in seen]).reshape(-1, 3)
+    return PeerRun(clock.seconds, windows, refined, np.array([one.grade for one in seen], np.intp), labels)
 
 
 def _variant(session: Any) -> TorchVariant:
@@ -129,17 +142,49 @@ def _levels(bundle: Bundle, networks: Networks, image: Any, centres: np.ndarray,
             networks.levelnet(crop[None, None])
 
 
-def _crops(
-    bundle: Bundle, networks: Networks, image: Any, centres: Sequence[Any] | np.ndarray, clock: _Clock
-) -> list[tuple[Grid, np.ndarray]]:
-    spec = bundle.spec.fracsegnet
-    mask_at = networks.fracsegnet.output_names.index("mask")
-    masks = []
-    for centre in centres:
-        with clock.stage("crops: rest"):
-            grid = spec.grid_around((float(centre[0]), float(centre[1]), float(centre[2])))
-            crop = normalise(peer_steps.resample_with_simpleitk(image, grid), spec.intensity)
-        with clock.stage("crops: network"):
-            outputs = networks.fracsegnet(crop[None, None])
-        masks.append((grid, np.ascontiguousarray(outputs[mask_at][0, 0])))
-    return masks
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """What the second network says of one vertebra: (k, z, y, x) mask probabilities on a grid, grade and centre."""
+
+    grid: Grid
+    masks: np.ndarray
+    grade: int
+    centre_ras_mm: np.ndarray
+
+
+def _seen(spec: FracSegNetSpec, networks: Networks, image: Any, centre: np.ndarray, clock: _Clock) -> _Seen:
+    with clock.stage("crops: rest"):
+        first = spec.grid_around((float(centre[0]), float(centre[1]), float(centre[2])))
+        grids = [first, second_look(first, spec)] if spec.mirrored else [first]
+        crops = [normalise(peer_steps.resample_with_simpleitk(image, grid), spec.intensity) for grid in grids]
+    with clock.stage("crops: network"):
+        names = networks.fracsegnet.output_names
+        looks = [dict(zip(names, networks.fracsegnet(crop[None, None]), strict=True)) for crop in crops]
+    with clock.stage("crops: rest"):
+        grid = _twice_as_fine(first) if spec.interleaved else first
+        masks = np.mean(
+            [
+                [np.clip(peer_steps.simpleitk_onto(np.ascontiguousarray(m), at, grid), 0, 1) for m in look["mask"][0]]
+                for look, at in zip(looks, grids, strict=True)
+            ],
+            axis=0,
+        )
+        grade = int(np.mean([look["grade"][0] for look in looks], axis=0).argmax())
+        return _Seen(grid, masks, grade, _refined(masks[-1], grid, centre, threshold=spec.mask_threshold))
+
+
+def _twice_as_fine(grid: Grid) -> Grid:
+    z, y, x = (2 * n for n in grid.shape_zyx)
+    return Grid((z, y, x), grid.affine_ras @ np.diag([0.5, 0.5, 0.5, 1.0]))
+
+
+def _refined(body: np.ndarray, grid: Grid, voted_ras_mm: np.ndarray, *, threshold: float) -> np.ndarray:
+    """The middle of a body's largest part, RAS+ mm, or the voted centre where there is none."""
+    from scipy import ndimage
+
+    parts, count = ndimage.label(body > threshold)
+    if not count:
+        return voted_ras_mm
+    largest = 1 + int(np.bincount(parts.ravel())[1:].argmax())
+    centre: np.ndarray = grid.to_ras_mm(ndimage.center_of_mass(parts == largest))
+    return centre

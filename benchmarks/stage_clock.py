@@ -85,11 +85,13 @@ class StagedRun:
         seconds: of each of ``STAGES`` that can be told; without the networks' parts where the tensors stay on a GPU.
         windows: that the first network was run on; None likewise.
         findings: what came out.
+        labels: (z, y, x) uint8, the vertebrae on the scan's grid.
     """
 
     seconds: dict[str, float]
     windows: int | None
     findings: Findings
+    labels: np.ndarray
 
     @property
     def total_s(self) -> float:
@@ -110,10 +112,10 @@ def staged_run(bundle: Bundle, networks: Networks, scan: Path, folder: Path, *, 
         analysis = pipeline.analyse(scan, progress=marks)
         findings = write_results(analysis, folder, outputs=Outputs(), progress=marks)
     if on_gpu:
-        return StagedRun(_with_rest(dict(findings.timings_s)), None, findings)
+        return StagedRun(_with_rest(dict(findings.timings_s)), None, findings, analysis.labels)
     in_networks = (timed[0].seconds, 0.0 if level is None else timed[2].seconds, timed[1].seconds)
     network_s = dict(zip(NETWORK_STAGES, in_networks, strict=True))
-    return StagedRun(_split(dict(findings.timings_s), network_s, marks), timed[0].windows, findings)
+    return StagedRun(_split(dict(findings.timings_s), network_s, marks), timed[0].windows, findings, analysis.labels)
 
 
 def _split(times: dict[str, float], network_s: dict[str, float], marks: Marks) -> dict[str, float]:

@@ -22,13 +22,13 @@ from benchmarks.report import Report, Table, number
 from benchmarks.stage_clock import NETWORK_STAGES, STAGES, StagedRun, staged_run
 from export.parity_on_scans import Networks
 from runtime.bundle import Bundle
-from runtime.engines.parity import SAME_CENTRE_MM, nearest_mm
 from runtime.readers import read_scan
 from runtime.resample import working_grid
 from runtime.windows import plan_windows
 
 NO_PEER_FOR = ("heights", "overview", "rest")
 EXHAUSTIVE_MM = 1.0
+HALF_A_VOXEL = 0.5
 TOTAL, NETWORKS, ALL_BUT = "total", "networks", "all but the networks"
 
 
@@ -189,9 +189,13 @@ def _table(scan: Path, runs: Runs) -> Table:
 def _details(bundle: Bundle, scan: Path, runners: Sequence[Runner], runs: Runs) -> dict[str, Any]:
     """Windows of each, whether peers find what we find, and what an exhaustive pass at 1 mm would take torch."""
     first = next(runs[runner.contender.title][-1] for runner in runners if not runner.is_peer)
-    ours = np.array([v.centre_ras_mm for v in first.findings.vertebrae]).reshape(-1, 3)  # type: ignore[union-attr]
-    details: dict[str, Any] = {"vertebrae": len(ours), "windows": {t: of[-1].windows for t, of in runs.items()}}
-    grid = working_grid(read_scan(scan).grid, EXHAUSTIVE_MM)
+    assert isinstance(first, StagedRun)
+    details: dict[str, Any] = {
+        "vertebrae": len(first.findings.vertebrae),
+        "windows": {t: of[-1].windows for t, of in runs.items()},
+    }
+    own = read_scan(scan).grid
+    grid = working_grid(own, EXHAUSTIVE_MM)
     at_1_mm = len(plan_windows(grid.shape_zyx, bundle.spec.locnet.window_zyx, bundle.spec.locnet.overlap).starts_zyx)
     details["windows_at_1_mm"] = at_1_mm
     for title, of_one in runs.items():
@@ -202,11 +206,28 @@ def _details(bundle: Bundle, scan: Path, runners: Sequence[Runner], runs: Runs) 
             total_s = statistics.median(run.total_s for run in runs[next(iter(runs))])
             details[title] = {
                 "centres": len(last.centres_ras_mm),
-                "centres_as_ours": int((nearest_mm(ours, last.centres_ras_mm)[0] <= SAME_CENTRE_MM).sum()),
+                **_agreement(first, last, within_mm=HALF_A_VOXEL * min(own.spacing_xyz_mm)),
                 "exhaustive_1_mm_s_calculated": round(per_window * at_1_mm + rest, 1),
                 "exhaustive_1_mm_over_ours_calculated": round((per_window * at_1_mm + rest) / total_s, 2),
             }
     return details
+
+
+def _agreement(ours: StagedRun, peer: PeerRun, *, within_mm: float) -> dict[str, float]:
+    """How many of our vertebrae the peers have at the same place, with the same network's grade, and Dice of all."""
+    vertebrae = ours.findings.vertebrae
+    centres = np.array([v.centre_ras_mm for v in vertebrae]).reshape(-1, 3)
+    apart_mm = np.linalg.norm(centres[:, None] - peer.centres_ras_mm[None], axis=-1)
+    same = [(v, int(row.argmin())) for v, row in zip(vertebrae, apart_mm, strict=True) if (row <= within_mm).any()]
+    graded = [(v.network.grade, int(peer.grades[k])) for v, k in same if v.network is not None]
+    shared = int(np.count_nonzero((ours.labels > 0) & (peer.labels > 0)))
+    both = int(np.count_nonzero(ours.labels) + np.count_nonzero(peer.labels))
+    return {
+        "centres_as_ours": len(same),
+        "graded": len(graded),
+        "grades_as_ours": sum(a == b for a, b in graded),
+        "dice": round(2 * shared / both, 5) if both else 1.0,
+    }
 
 
 def _said(name: str, details: Mapping[str, Any]) -> str:
@@ -215,8 +236,9 @@ def _said(name: str, details: Mapping[str, Any]) -> str:
     for title, one in details.items():
         if isinstance(one, dict) and "centres" in one:
             lines.append(
-                f"  {title}: {one['centres']} centres, {one['centres_as_ours']} of ours among them; all windows at "
-                f"1 mm ({details['windows_at_1_mm']}) would take {one['exhaustive_1_mm_s_calculated']} s (calculated), "
-                f"{one['exhaustive_1_mm_over_ours_calculated']} times ours"
+                f"  {title}: {one['centres']} centres, {one['centres_as_ours']} of ours within half a voxel, "
+                f"{one['grades_as_ours']} of {one['graded']} network grades the same, Dice {one['dice']}; all windows "
+                f"at 1 mm ({details['windows_at_1_mm']}) would take {one['exhaustive_1_mm_s_calculated']} s "
+                f"(calculated), {one['exhaustive_1_mm_over_ours_calculated']} times ours"
             )
     return "\n".join(lines)

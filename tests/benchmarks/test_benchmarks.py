@@ -2,7 +2,9 @@
 
 import json
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import jsonschema
 import numpy as np
@@ -13,8 +15,10 @@ import benchmarks
 from benchmarks import accuracy, latency, scaling, startup
 from benchmarks.__main__ import main
 from benchmarks.contenders import HALF, Contender, TorchVariant
+from benchmarks.peer_pipeline import PeerRun
 from benchmarks.scans import enlarged_scan, phantom_scan, save
-from benchmarks.stage_clock import NETWORK_STAGES
+from benchmarks.stage_clock import NETWORK_STAGES, StagedRun
+from benchmarks.stages import _agreement
 from runtime.engines.base import EngineInfo
 from runtime.engines.parity import Parity
 from runtime.errors import EngineError
@@ -74,10 +78,34 @@ def test_stages_of_a_file(bundle, capsys, tmp_path) -> None:
         assert figures[f"{title}/share of all but the networks"]["median"] == pytest.approx(share, abs=1e-3)
     windows = found["details"]["scan.nii.gz"]["windows"]
     assert windows["openvino fp32"] == windows["MONAI, torch eager fp32"] > 0, "the same windows"
+    assert found["details"]["scan.nii.gz"]["MONAI, torch eager fp32"]["dice"] <= 1.0
     over = figures[f"{peer}/networks"]["median"] / figures[f"{ours}/networks"]["median"]
     told = found["ratios"]["scan.nii.gz: networks/MONAI, torch eager fp32 / openvino fp32"]["median"]
     assert told == pytest.approx(over, rel=1e-3)
     assert "svg" in plot.read_text(encoding="utf-8")
+
+
+def test_peers_who_find_the_same_are_told_from_those_who_do_not() -> None:
+    """By twins of our own run: the same, moved by less and more than half a voxel, graded otherwise, with less mask."""
+    labels = np.zeros((4, 6, 6), np.uint8)
+    labels[1:3, 1:5, 1:3] = 1
+    vertebrae = [
+        SimpleNamespace(centre_ras_mm=(0.0, 0.0, z), network=SimpleNamespace(grade=grade))
+        for z, grade in ((0.0, 2), (30.0, 0))
+    ]
+    ours = StagedRun({}, 1, SimpleNamespace(vertebrae=vertebrae), labels)  # type: ignore[arg-type]
+    centres, grades = np.array([(0.0, 0.0, 30.0), (0.0, 0.0, 0.0)]), np.array([0, 2])
+
+    def met(**changed: np.ndarray) -> dict[str, float]:
+        return _agreement(ours, replace(PeerRun({}, 1, centres, grades, labels), **changed), within_mm=0.4)
+
+    assert met() == {"centres_as_ours": 2, "graded": 2, "grades_as_ours": 2, "dice": 1.0}
+    assert met(centres_ras_mm=centres + 0.2)["centres_as_ours"] == 2
+    assert met(centres_ras_mm=centres + np.array([[0, 0.5, 0], [0, 0, 0]]))["centres_as_ours"] == 1
+    assert met(grades=np.array([0, 3]))["grades_as_ours"] == 1
+    assert met(labels=np.where(np.arange(6) < 2, labels, 0))["dice"] == pytest.approx(2 / 3, abs=1e-5)
+    nobody = met(centres_ras_mm=np.zeros((0, 3)), grades=np.zeros(0, int))
+    assert (nobody["centres_as_ours"], nobody["graded"]) == (0, 0)
 
 
 def test_latency_of_all_that_is_here_on_tiny_networks(bundle, capsys, tmp_path) -> None:
