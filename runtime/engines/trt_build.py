@@ -19,6 +19,7 @@ from runtime.bundle_json import to_json
 from runtime.engines.cuda_probe import Gpu, find_gpu
 from runtime.engines.current_gpu import current_gpu
 from runtime.engines.trt_cache import (
+    TIMINGS,
     engine_folder,
     find_engine,
     find_engine_for,
@@ -344,7 +345,7 @@ def _gate_graph(graph: bytes, onnx: Path, gate: Gate) -> None:
 def _timing_file(job: _Job, build: EngineBuild) -> Path:
     """Where this library's measurements on this GPU are kept: they help every network and precision alike."""
     gpu = hashlib.sha256(f"{job.key.library_version} {build.gpu} {build.driver}".encode()).hexdigest()[:16]
-    return job.folder / f"timing-{gpu}.cache"
+    return job.folder / f"{TIMINGS}{gpu}.cache"
 
 
 def _read_timing(path: Path | None) -> bytes | None:

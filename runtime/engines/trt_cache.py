@@ -37,7 +37,7 @@ from runtime.errors import BundleError, EngineError
 
 logger = logging.getLogger(__name__)
 
-SIDECAR, TEMPORARY = ".json", ".build-"
+SIDECAR, TEMPORARY, TIMINGS = ".json", ".build-", "timing-"
 
 
 def engine_folder() -> Path:
@@ -243,7 +243,7 @@ def list_engines(folder: Path) -> Iterator[tuple[Path, Sidecar | EngineError]]:
 
 def prune(folder: Path, is_kept: Callable[[Sidecar], bool]) -> list[Path]:
     """Remove damaged engines, what interrupted builds left, and engines that ``is_kept`` says no to, with the kernels
-    that were compiled for them.
+    that were compiled for them. With the last engine what builds measured goes, too.
 
     Returns:
         The files that were removed.
@@ -260,6 +260,7 @@ def prune(folder: Path, is_kept: Callable[[Sidecar], bool]) -> list[Path]:
         doomed += [path for path in folder.glob(f"*{KERNELS}") if path.stem.rpartition("-")[0] not in kept]
         doomed += [path.with_suffix(SIDECAR) for path in engines if path in doomed]
         doomed += [path for path in folder.glob(f"*{SIDECAR}") if not path.with_suffix(ENGINE).exists()]
+        doomed += [] if kept else list(folder.glob(f"{TIMINGS}*"))
         doomed += list(folder.glob(f"{TEMPORARY}*/*"))
         removed = [path for path in doomed if path.exists()]
         try:

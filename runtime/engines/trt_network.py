@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -10,6 +11,8 @@ from runtime.engines.trt_key import EngineBuild, EngineKey
 from runtime.engines.trt_library import first_error, new_log
 from runtime.errors import EngineError
 from runtime.progress import Progress
+
+logger = logging.getLogger(__name__)
 
 _LOW = {"fp32": None, "fp16": "HALF", "bf16": "BF16", "int8": "HALF"}
 """The library's name for the type that convolutions have in an engine of each precision, besides FLOAT."""
@@ -208,7 +211,9 @@ def _timing_cache(config: Any, stored: bytes | None) -> Any:
     if stored is None:
         return None
     cache = config.create_timing_cache(stored)
-    config.set_timing_cache(cache, ignore_mismatch=False)
+    if not config.set_timing_cache(cache, ignore_mismatch=False) and stored:
+        logger.info("what earlier builds measured is of another GPU or damaged; it is measured anew")
+        return _timing_cache(config, b"")
     return cache
 
 

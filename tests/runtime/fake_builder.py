@@ -90,6 +90,7 @@ class _Config:
 
     def set_timing_cache(self, cache, ignore_mismatch):
         assert ignore_mismatch is False
+        return self.timing != b"of another GPU"
 
 
 class _Tensor:

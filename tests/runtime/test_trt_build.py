@@ -524,6 +524,15 @@ def test_tensorrts_timing_cache_goes_from_build_to_build(fake, small, folder):
     assert [config.timing for config in fake.configs] == [b"", cache.read_bytes()[:-1]]
 
 
+def test_timings_that_the_library_does_not_take_are_measured_anew(fake, small, folder):
+    build(small, folder)
+    (cache,) = folder.glob("timing-*.cache")
+    cache.write_bytes(b"of another GPU")
+    build(small, folder, max_batch=2)
+    assert fake.configs[-1].timing == b""
+    assert cache.read_bytes() == b"+"
+
+
 def test_compatibility_is_asked_for_and_written_down(fake, small, folder):
     path = build(small, folder, hardware_compatibility="ampere_plus", version_compatible=True)
     assert fake.configs[0].hardware_compatibility_level == "AMPERE_PLUS"

@@ -236,6 +236,11 @@ def test_list_and_prune_tell_sound_from_damaged_and_wanted_from_old(engine, tmp_
     assert {p.name for p in tmp_path.iterdir()} == remaining
     assert orphans in removed
     assert find_engine(tmp_path, KEY, BUILD) == engine
+    timings = tmp_path / "timing-0123.cache"
+    timings.write_bytes(b"measured")
+    assert prune(tmp_path, lambda one: True) == []
+    assert timings in prune(tmp_path, lambda one: False)
+    assert [p.name for p in tmp_path.iterdir()] == [".lock"]
     assert prune(tmp_path / "nowhere", lambda one: True) == []
 
 

@@ -12,6 +12,7 @@ from runtime.device import scan as device_scan
 from runtime.device.scan import DevicePath
 from runtime.engines import EngineChoice, engine_module
 from runtime.errors import EngineError
+from runtime.looks import second_look
 from runtime.resample import working_grid
 from runtime.scan_access import ScanOnHost
 from runtime.volume import Volume
@@ -122,6 +123,21 @@ def test_crops_that_are_shifted_are_those_of_the_host(scan, shift):
         found, unshifted = (there.run_crops(session, which, INTENSITY) for which in (grids, plain))
     same(found, ScanOnHost(scan).run_crops(session, grids, INTENSITY))
     assert not np.array_equal(found[0][0], unshifted[0][0])
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_second_looks_are_those_of_the_host(scan, interleaved):
+    spec = replace(conftest.ball_spec().fracsegnet, spacing_mm=5.0, crop_zyx=(5, 4, 6), mirrored=True)
+    spec = replace(spec, interleaved=interleaved)
+    session = FakeDeviceSession(bright, spec.crop_zyx)
+    corners = scan.grid.corners_ras_mm()
+    first = spec.grid_around((corners.min(axis=0) + corners.max(axis=0)) / 2)
+    grids = [first, second_look(first, spec)]
+    with DevicePath(0) as path, path.scan(scan) as there:
+        found = there.run_crops(session, grids, INTENSITY)
+    same(found, ScanOnHost(scan).run_crops(session, grids, INTENSITY))
+    turned = np.array_equal(found[0][0], found[0][1][..., ::-1])
+    assert turned is not interleaved
 
 
 def test_another_crop_than_the_networks_is_refused(scan):
