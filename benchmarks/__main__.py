@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from runtime.argument_types import whole_from_one, whole_from_zero
 from runtime.bundle import Bundle, open_bundle
 from runtime.console import INTERRUPTED, complain
-from runtime.engines import ENGINES
+from runtime.engines import ENGINES, PRECISIONS
 from runtime.errors import EngineError, InputError, VertscanError
 from runtime.extras import stop_without
 from runtime.readers import read_scan
@@ -71,6 +71,8 @@ def _own_options(parser: argparse.ArgumentParser, name: str) -> None:
         parser.add_argument("--spacing", metavar="MM", type=float, help="of the phantom")
     if name == "latency":
         parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out: it takes minutes")
+        parser.add_argument("--precisions", nargs="+", default=[], choices=PRECISIONS,
+                            help="of the engines, only these; torch runs in its own")  # fmt: skip
         parser.add_argument("--no-scan", action="store_true", help="windows and crops alone, no whole scans")
     if name == "stages":
         parser.add_argument("--no-peers", action="store_true", help="this software alone")
@@ -103,6 +105,7 @@ class Frame:
         ceiling: of the machine, or None where it was left out.
         costs: of the bundle's networks.
         folder: for scans that are made; removed in the end.
+        keep: writes the document of what was measured so far to ``--out``, where that is given.
     """
 
     args: argparse.Namespace
@@ -111,6 +114,7 @@ class Frame:
     ceiling: Ceiling | None
     costs: dict[str, Cost]
     folder: Path
+    keep: Callable[[Report], None]
 
     @property
     def engine(self) -> str:
@@ -135,7 +139,8 @@ def _latency(frame: Frame) -> Report:
         scans = [phantom_scan(args.shape or SCAN_ZYX, spacing_mm=args.spacing or SCAN_SPACING_MM)]
     return latency(
         frame.bundle, scans, args.repeats, engines=args.engines, device=args.device, threads=frame.threads,
-        compiled=not args.no_compile, ceiling=frame.ceiling, costs=frame.costs,
+        precisions=args.precisions, compiled=not args.no_compile, ceiling=frame.ceiling, costs=frame.costs,
+        keep=frame.keep,
     )  # fmt: skip
 
 
@@ -272,21 +277,29 @@ def _measured(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         ceiling = measure_ceiling(side=args.matrix) if args.matrix else None
         costs = network_costs(bundle) if ceiling else {}
-        report = COMMANDS[args.command][0](Frame(args, bundle, threads, ceiling, costs, folder))
-    machine["load_average_after"] = load_average()
-    document = {
-        "schema_version": SCHEMA_VERSION,
-        "command": args.command,
-        "machine": machine,
-        "versions": versions(),
-        "threads": threads,
-        "repeats": args.repeats,
-        "bundle": {"name": bundle.spec.name, "version": bundle.spec.version, "sha256": bundle.sha256},
-        "ceiling": None if ceiling is None else ceiling_json(ceiling, costs),
-        **report.as_json(),
-    }
-    document["settings"] = {**document["settings"], "threads": threads, "processor": machine["processor"],
-                            "bundle": bundle.sha256}  # fmt: skip
+
+        def document_of(found: Report) -> dict[str, Any]:
+            own = found.as_json()
+            asked = {"threads": threads, "processor": machine["processor"], "bundle": bundle.sha256}
+            return {
+                "schema_version": SCHEMA_VERSION,
+                "command": args.command,
+                "machine": {**machine, "load_average_after": load_average()},
+                "versions": versions(),
+                "threads": threads,
+                "repeats": args.repeats,
+                "bundle": {"name": bundle.spec.name, "version": bundle.spec.version, "sha256": bundle.sha256},
+                "ceiling": None if ceiling is None else ceiling_json(ceiling, costs),
+                **own,
+                "settings": {**own["settings"], **asked},
+            }
+
+        def keep(found: Report) -> None:
+            if args.out is not None:
+                _write(args.out, json.dumps(document_of(found)))
+
+        report = COMMANDS[args.command][0](Frame(args, bundle, threads, ceiling, costs, folder, keep))
+    document = document_of(report)
     heading = f"{machine['processor']}, {threads} of {machine['cores']} threads, load {machine['load_average']}"
     said = ", ".join(f"{name} {version}" for name, version in document["versions"].items())
     tables = [] if ceiling is None else [table.text() for table in ceiling_tables(ceiling, costs)]

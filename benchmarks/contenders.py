@@ -126,13 +126,15 @@ def _closed(image: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 
 def contenders(
-    bundle: Bundle, *, engines: Sequence[str] = (), device: int = 0, threads: int | None = None, compiled: bool = True
-) -> tuple[list[Contender], list[Missing]]:
+    bundle: Bundle, *, engines: Sequence[str] = (), precisions: Sequence[str] = (), device: int = 0,
+    threads: int | None = None, compiled: bool = True,
+) -> tuple[list[Contender], list[Missing]]:  # fmt: skip
     """Those that can run here, torch eager first; and those that can't, with why.
 
     Args:
         bundle: whose networks are run.
         engines: names of the engine table, or none for all.
+        precisions: of the engines, or none for all; torch runs in its own.
         device: GPU number; without a GPU, torch runs on the processor.
         threads: on the processor; None for all.
         compiled: whether torch.compile takes part where it can.
@@ -143,7 +145,7 @@ def contenders(
     there, missing = _torch_variants(bundle, device=device, compiled=compiled)
     names = engines or [name for name in ENGINES if name not in ONLY_BY_NAME]
     ours, absent = our_contenders(bundle, engines=names, device=device, threads=threads, verify_only=True)
-    return [*there, *ours], [*missing, *absent]
+    return [*there, *(one for one in ours if not precisions or one.precision in precisions)], [*missing, *absent]
 
 
 def our_contenders(

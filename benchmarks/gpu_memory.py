@@ -10,7 +10,10 @@ _MIB = 2**20
 
 
 class PeakGpuMemory:
-    """By how much the GPU's used memory rose at most meanwhile, whoever used it, MiB; None without a GPU in torch."""
+    """By how much the GPU's used memory rises at most, whoever uses it, MiB; None without a GPU in torch.
+
+    From its level at the beginning, once it is watched: what is needed for building an engine does not count.
+    """
 
     def __init__(self, device: int, *, every_s: float = 0.005) -> None:
         self.rise_mb: float | None = None
@@ -21,8 +24,12 @@ class PeakGpuMemory:
     def __enter__(self) -> PeakGpuMemory:
         if torch.cuda.is_available():
             self._before = self._used()
-            self._thread.start()
         return self
+
+    def watch(self) -> None:
+        """From now on."""
+        if torch.cuda.is_available():
+            self._thread.start()
 
     def __exit__(self, *exc_info: object) -> None:
         self._done.set()

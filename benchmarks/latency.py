@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,6 +14,7 @@ from benchmarks.ceiling import Ceiling, Cost, share_of_ceiling
 from benchmarks.contenders import TORCH_EAGER, Contender, TorchVariant, contenders
 from benchmarks.figures import Figure, ratio, repeated
 from benchmarks.gpu_memory import PeakGpuMemory
+from benchmarks.peers import Missing
 from benchmarks.report import Report, Table, number
 from export.parity_on_scans import Networks
 from export.verify import reference_networks
@@ -63,7 +64,8 @@ class Met:
 
 def latency(
     bundle: Bundle, scans: Sequence[Volume], repeats: int, *, engines: Sequence[str], device: int, threads: int,
-    compiled: bool, ceiling: Ceiling | None, costs: Mapping[str, Cost],
+    precisions: Sequence[str] = (), compiled: bool, ceiling: Ceiling | None, costs: Mapping[str, Cost],
+    keep: Callable[[Report], None] = lambda report: None,
 ) -> Report:  # fmt: skip
     """Time, memory and parity of every contender, and how many times as fast as torch eager FP32 it is.
 
@@ -74,12 +76,27 @@ def latency(
         engines: names of the engine table; none for all that can run here.
         device: GPU number.
         threads: on the processor.
+        precisions: of the engines, not of torch; none for all.
         compiled: whether torch.compile takes part.
         ceiling: of this machine, or None.
         costs: of the networks.
+        keep: is given the report of those measured so far, after each of them.
     """
-    there, missing = contenders(bundle, engines=engines, device=device, threads=threads, compiled=compiled)
-    met = [measured(one, bundle, scans, repeats, device) for one in there]
+    there, missing = contenders(
+        bundle, engines=engines, precisions=precisions, device=device, threads=threads, compiled=compiled
+    )
+    met: list[Met] = []
+    for one in there:
+        met.append(measured(one, bundle, scans, repeats, device))
+        report = _report(met, missing, bundle, scans, ceiling, costs)
+        keep(report)
+    return report
+
+
+def _report(
+    met: Sequence[Met], missing: Sequence[Missing], bundle: Bundle, scans: Sequence[Volume],
+    ceiling: Ceiling | None, costs: Mapping[str, Cost],
+) -> Report:  # fmt: skip
     figures = [figure for one in met for figure in one.figures]
     if ceiling is not None and "locnet" in costs:
         shares = (
@@ -109,6 +126,7 @@ def measured(one: Contender, bundle: Bundle, scans: Sequence[Volume], repeats: i
         try:
             opened = repeated(lambda: details.update(networks=stack.enter_context(one.opened())), 1, warmups=0)
             networks: Networks = details.pop("networks")
+            memory.watch()
             figures.append(Figure("open", one.title, "s", opened))
             details["device"] = networks.locnet.info.device
             figures += _windows(one.title, networks, bundle, repeats)

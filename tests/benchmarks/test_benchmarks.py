@@ -14,7 +14,7 @@ import torch
 import benchmarks
 from benchmarks import accuracy, latency, scaling, startup
 from benchmarks.__main__ import main
-from benchmarks.contenders import HALF, Contender, TorchVariant
+from benchmarks.contenders import HALF, Contender, TorchVariant, contenders
 from benchmarks.peer_pipeline import PeerRun
 from benchmarks.scans import enlarged_scan, phantom_scan, save
 from benchmarks.stage_clock import NETWORK_STAGES, StagedRun
@@ -128,6 +128,30 @@ def test_latency_of_all_that_is_here_on_tiny_networks(bundle, capsys, tmp_path) 
     assert "tensorrt fp32" in contenders or "tensorrt" in reasons
     assert reasons[HALF["cpu"].compiled_name] == "left out by --no-compile"
     assert plot.stat().st_size > 0
+
+
+def test_what_was_measured_is_kept_when_a_later_contender_takes_too_long(bundle, monkeypatch, tmp_path, capsys) -> None:
+    """As when a machine is lent for a time: what comes back is the document of those before."""
+    run, met = latency.measured, []
+
+    def impatient(one: Contender, *rest: object) -> object:
+        if len(met) == 2:
+            raise KeyboardInterrupt
+        met.append(one.title)
+        return run(one, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(latency, "measured", impatient)
+    out = tmp_path / "latency.json"
+    options = [*TINY, "--bundle", str(bundle.folder), "--no-compile", "--no-scan", "-o", str(out)]
+    assert main(["latency", *options, "--engines", "openvino", "onnxruntime", "--precisions", "fp32"]) == 130
+    kept = json.loads(out.read_text(encoding="utf-8"))
+    jsonschema.validate(kept, SCHEMA)
+    assert list(kept["details"]["contenders"]) == met == ["torch eager fp32", f"{HALF['cpu'].name} bf16"]
+
+
+def test_engines_take_part_in_the_precisions_that_are_named(bundle) -> None:
+    there, _ = contenders(bundle, engines=["openvino", "onnxruntime"], precisions=["fp32"], compiled=False)
+    assert [one.title for one in there[2:]] == ["openvino fp32", "onnxruntime fp32"]
 
 
 def test_accuracy_says_what_is_exact(bundle, capsys) -> None:
