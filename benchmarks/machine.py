@@ -10,6 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from runtime.kernels.threads import limit_threads
+
 VERSIONS_OF = (
     "vertscan", "numpy", "numba", "openvino", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "torch",
     "monai", "scikit-image", "scipy", "SimpleITK", "nibabel",
@@ -63,19 +65,16 @@ def using_threads(count: int) -> Iterator[None]:
     scipy and scikit-image use one thread, whatever is asked for; they have no other way.
     """
     import numba
-    import SimpleITK as sitk  # noqa: N813  the name all of its users know
     import torch
 
-    kept = numba.config.NUMBA_NUM_THREADS, sitk.ProcessObject.GetGlobalDefaultNumberOfThreads(), torch.get_num_threads()
-    numba.config.NUMBA_NUM_THREADS = count
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(count)
+    kept = numba.config.NUMBA_NUM_THREADS, torch.get_num_threads()
+    limit_threads(count)
     torch.set_num_threads(count)
     try:
         yield
     finally:
-        numba.config.NUMBA_NUM_THREADS = kept[0]
-        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(kept[1])
-        torch.set_num_threads(kept[2])
+        limit_threads(kept[0])
+        torch.set_num_threads(kept[1])
 
 
 def _cpuinfo() -> dict[str, str]:

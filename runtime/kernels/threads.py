@@ -6,6 +6,8 @@ at once, and one open pipeline serves several.
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -14,6 +16,8 @@ S = TypeVar("S")
 T = TypeVar("T")
 
 
+_ITK_THREADS = "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"
+"""What ITK reads when it is loaded, which takes long enough to be left until it is needed."""
 _WORTH_A_THREAD = 2**16
 """Voxels that take a few times as long as starting a thread does."""
 
@@ -54,7 +58,8 @@ def ranges_in_threads(work: Callable[[int, int], T], count: int, *, least: int) 
 def limit_threads(count: int) -> None:
     """Let this process's kernels and SimpleITK use so many threads; engines are told at opening."""
     import numba
-    import SimpleITK as sitk  # noqa: N813  the name all of its users know
 
     numba.config.NUMBA_NUM_THREADS = count
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(count)
+    os.environ[_ITK_THREADS] = str(count)
+    if "SimpleITK" in sys.modules:
+        sys.modules["SimpleITK"].ProcessObject.SetGlobalDefaultNumberOfThreads(count)
