@@ -19,6 +19,7 @@ def test_itk_uses_as_many_threads_as_it_is_told(loaded):
 
 
 def test_telling_does_not_load_itk():
-    code = "import sys; from runtime.kernels.threads import limit_threads; limit_threads(2); print('SimpleITK' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    limit = "import sys; from runtime.kernels.threads import limit_threads; limit_threads(2)"
+    asked = "print('SimpleITK' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", f"{limit}\n{asked}"], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False"]
