@@ -61,5 +61,6 @@ def limit_threads(count: int) -> None:
 
     numba.config.NUMBA_NUM_THREADS = count
     os.environ[_ITK_THREADS] = str(count)
-    if "SimpleITK" in sys.modules:
-        sys.modules["SimpleITK"].ProcessObject.SetGlobalDefaultNumberOfThreads(count)
+    loaded = sys.modules.get("SimpleITK")
+    if loaded is not None:
+        loaded.ProcessObject.SetGlobalDefaultNumberOfThreads(count)
