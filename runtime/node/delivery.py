@@ -137,11 +137,12 @@ class Delivery:
         self._audit.write("dead letter", study=result.study, peer=self._peer.name, detail=f"{path.name}: {reason}")
 
     def _check_commitments(self) -> None:
-        """Commitments that were not answered in time: noted, or sent anew where they are required."""
-        if not isinstance(self._peer, DicomPeer):
-            return
+        """What is not kept is sent anew, later; so is what was not answered in time where an answer is required."""
+        required = isinstance(self._peer, DicomPeer) and self._peer.commitment == "require"
+        for result in self._outbox.uncommitted(self._peer.name):
+            self._later(result, f"{self._peer.name} did not commit to it")
         for result in self._outbox.unanswered(self._peer.name):
-            if self._peer.commitment == "require":
+            if required:
                 self._later(result, f"{self._peer.name} did not answer the request to commit to it")
             else:
                 self._outbox.sent(result, note="the request to commit to it was not answered")

@@ -9,7 +9,17 @@ from collections.abc import Sequence
 
 from runtime.node.identity import Hasher
 from runtime.node.queue import Database, settle
-from runtime.node.records import COMMITTED, COMMITTING, DEAD, PENDING, SENT, SUPERSEDED, PullRecord, ResultRecord
+from runtime.node.records import (
+    COMMITTED,
+    COMMITTING,
+    DEAD,
+    PENDING,
+    SENT,
+    SUPERSEDED,
+    UNCOMMITTED,
+    PullRecord,
+    ResultRecord,
+)
 
 _ARRIVED = f"('{SENT}', '{COMMITTING}')"
 _REMEMBERED = 100
@@ -73,7 +83,7 @@ class Outbox:
             settle(db, result.study)
 
     def commitment(self, transaction_uid: str, stored: Sequence[str], failed: Sequence[str]) -> list[ResultRecord]:
-        """A destination answered: what it keeps is COMMITTED, what it doesn't is PENDING again; the latter.
+        """A destination answered: what it keeps is COMMITTED, what it doesn't UNCOMMITTED; the latter.
 
         A quick answer comes before ``asked`` was noted: the last ones are remembered for that.
         """
@@ -90,18 +100,25 @@ class Outbox:
             ).fetchall()
             for row in rows:
                 if row["sop_uid"] in stored:
-                    _set_state(db, row, COMMITTED, "")
+                    _set_state(db, row, COMMITTED)
                 elif row["sop_uid"] in failed:
-                    _set_state(db, row, PENDING, "the destination did not commit to it")
+                    _set_state(db, row, UNCOMMITTED)
             for study in {row["study"] for row in rows}:
                 settle(db, study)
         return [_result_of(row) for row in rows if row["sop_uid"] in failed]
 
     def unanswered(self, destination: str) -> list[ResultRecord]:
         """Results whose commitment was not answered in time."""
+        return self._in_state(destination, COMMITTING)
+
+    def uncommitted(self, destination: str) -> list[ResultRecord]:
+        """Results that the destination answered it does not keep."""
+        return self._in_state(destination, UNCOMMITTED)
+
+    def _in_state(self, destination: str, state: str) -> list[ResultRecord]:
         rows = self._database.rows(
             "SELECT * FROM result WHERE destination = ? AND state = ? AND next_s <= ?",
-            (destination, COMMITTING, time.time()),
+            (destination, state, time.time()),
         )
         return [_result_of(row) for row in rows]
 
@@ -163,10 +180,10 @@ class PullList:
             )
 
 
-def _set_state(db: sqlite3.Connection, row: sqlite3.Row, state: str, reason: str) -> None:
+def _set_state(db: sqlite3.Connection, row: sqlite3.Row, state: str) -> None:
     db.execute(
-        "UPDATE result SET state = ?, reason = ?, next_s = 0 WHERE destination = ? AND sop_uid = ?",
-        (state, reason, row["destination"], row["sop_uid"]),
+        "UPDATE result SET state = ?, reason = '', next_s = 0 WHERE destination = ? AND sop_uid = ?",
+        (state, row["destination"], row["sop_uid"]),
     )
 
 

@@ -17,7 +17,6 @@ from typing import Any
 from runtime.errors import InputError
 from runtime.node.identity import Hasher
 from runtime.node.records import (
-    COMMITTING,
     DEAD,
     DELIVERED,
     PENDING,
@@ -28,6 +27,8 @@ from runtime.node.records import (
     SCHEMA,
     STATES,
     SUPERSEDED,
+    UNCOMMITTED,
+    UNDERWAY,
     ImageRecord,
     ResultFile,
     Study,
@@ -112,7 +113,10 @@ class Queue:
             (now_s, RECEIVED, now_s, key, RUNNING),
         )
         db.execute("UPDATE study SET last_s = ? WHERE key = ?", (now_s, key))
-        db.execute("UPDATE result SET state = ? WHERE study = ? AND state IN (?, ?)", (SUPERSEDED, key, PENDING, DEAD))
+        db.execute(
+            "UPDATE result SET state = ? WHERE study = ? AND state IN (?, ?, ?)",
+            (SUPERSEDED, key, PENDING, UNCOMMITTED, DEAD),
+        )
 
     def mention(self, study_uid: str) -> None:
         """Something came of a study, though no image: it is known from now on, so that ``status`` names it."""
@@ -204,7 +208,7 @@ class Queue:
                         "next_s) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (destination, sop_uid) DO UPDATE SET "
                         "path = excluded.path, bytes = excluded.bytes, state = excluded.state, attempts = 0, "
                         "first_s = excluded.first_s, next_s = excluded.next_s, reason = '' "
-                        f"WHERE state IN ('{PENDING}', '{DEAD}', '{SUPERSEDED}')",
+                        f"WHERE state IN ('{PENDING}', '{UNCOMMITTED}', '{DEAD}', '{SUPERSEDED}')",
                         (destination, result.sop_uid, result.sop_class, key, result.path, result.size_bytes, PENDING,
                          now_s, now_s),
                     )  # fmt: skip
@@ -321,7 +325,7 @@ def settle(db: sqlite3.Connection, key: str) -> None:
     """A READY study whose results are all at their destinations is DELIVERED; DEAD if some were given up."""
     rows = db.execute("SELECT state, COUNT(*) AS n FROM result WHERE study = ? GROUP BY state", (key,)).fetchall()
     counts = {row["state"]: row["n"] for row in rows}
-    if counts.get(PENDING) or counts.get(COMMITTING):
+    if any(counts.get(state) for state in UNDERWAY):
         return
     dead = counts.get(DEAD, 0)
     reason = f"{dead} result(s) could not be delivered" if dead else ""

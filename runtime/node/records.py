@@ -12,7 +12,11 @@ STATES = (RECEIVED, QUEUED, RUNNING, READY, DELIVERED, DEAD, IGNORED)
 FINAL = (DELIVERED, DEAD, IGNORED)
 
 PENDING, SENT, COMMITTING, COMMITTED, SUPERSEDED = "pending", "sent", "committing", "committed", "superseded"
-"""Of a result at one destination, besides DEAD: COMMITTING is sent and asked for a commitment."""
+UNCOMMITTED = "uncommitted"
+"""Of a result at one destination, besides DEAD: COMMITTING is sent and asked for a commitment, UNCOMMITTED the answer
+that it isn't kept, which the delivery has yet to act on."""
+UNDERWAY = (PENDING, COMMITTING, UNCOMMITTED)
+"""While a result of a study is in one of these, the study is READY."""
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS study (

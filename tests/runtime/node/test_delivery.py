@@ -111,6 +111,17 @@ def test_commitment_is_waited_for_and_what_is_not_kept_is_sent_again(tmp_path, s
     assert [len(uids) for uids in asked] == ([2] if kept else [2, 1])
 
 
+def test_what_an_archive_never_commits_to_is_given_up(tmp_path, study):
+    archive = Archive()
+    archive.commit = lambda request: ([], [item.ReferencedSOPInstanceUID for item in request.ReferencedSOPSequence])
+    values = {"commitment": "ask", "name": "keeper", "ae_title": "ARCHIVE", "host": "127.0.0.1"}
+    changes = {"dicom": [{**values, "port": archive.port}], "deliver": {"to": ["keeper"], "give_up_s": 1.5}}
+    with running(archive), node_with(tmp_path, study, archive.port, **changes) as node:
+        archive.node_port = node.receiver.port
+        wait_for(node, study, "dead")
+        assert {r.reason for r in results_of(node, study)} == {"keeper did not commit to it; tried for 1.5 s"}
+
+
 def test_a_commitment_that_nobody_answers_is_noted_where_it_was_only_asked_for(tmp_path, study):
     archive = Archive()
     archive.commit = lambda request: ([], [])

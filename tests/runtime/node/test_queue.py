@@ -272,5 +272,6 @@ def test_a_commitment_that_is_answered_before_it_was_noted_counts(queue, databas
     for step in steps:
         step()
     states = {result.sop_uid: result.state for result in outbox.results(KEY)}
-    assert states == {kept.sop_uid: "committed", lost.sop_uid: "pending"}
-    assert [result.sop_uid for result in outbox.due("a")] == [lost.sop_uid]
+    assert states == {kept.sop_uid: "committed", lost.sop_uid: "uncommitted"}
+    assert outbox.due("a") == []
+    assert [result.sop_uid for result in outbox.uncommitted("a")] == [lost.sop_uid]

@@ -1,0 +1,146 @@
+"""Deliveries step by step on a clock that is set by hand, with a destination that answers what it is told."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from itertools import pairwise
+from types import SimpleNamespace
+
+import pytest
+
+pytest.importorskip("pynetdicom", reason="the extra 'node' is not installed")
+
+from runtime.node import delivery as delivery_module
+from runtime.node import dimse
+from runtime.node import outbox as outbox_module
+from runtime.node import queue as queue_module
+from runtime.node.audit import Audit
+from runtime.node.config import Deliver, DicomPeer
+from runtime.node.delivery import Delivery
+from runtime.node.identity import Hasher, Redactor
+from runtime.node.outbox import Outbox
+from runtime.node.queue import Database, Queue
+from runtime.node.records import QUEUED, ImageRecord, ResultFile
+
+HOUR_S, DAY_S = 3600.0, 86400.0
+HASHER = Hasher(bytes(32))
+STUDY = "2.25.1"
+KEY = HASHER.short(STUDY)
+SETTINGS = Deliver(to=("keeper",), first_retry_s=10, max_retry_s=1800, give_up_s=DAY_S, commitment_s=HOUR_S)
+PEER = DicomPeer(
+    name="keeper",
+    ae_title="KEEPER",
+    host="127.0.0.1",
+    port=1,
+    senders=(),
+    retrieve="move",
+    commitment="off",
+    tls=None,
+    timeout_s=5,
+)
+
+
+class Rig:
+    """A queue with one study whose results are due, and the delivery of them."""
+
+    def __init__(self, data, clock, *, names=("a.dcm", "b.dcm"), destinations=("keeper",)):
+        self.data, self.clock = data, clock
+        self.database = Database(data / "queue.sqlite")
+        self.queue, self.outbox = Queue(self.database, HASHER), Outbox(self.database)
+        self.audit, self.redact = Audit(data / "audit.jsonl"), Redactor(HASHER)
+        self.sends: list[tuple[float, list[str]]] = []
+        self.answer = lambda result: 0
+        self._enter(names, destinations)
+
+    def _enter(self, names, destinations):
+        results = []
+        for number, name in enumerate(names):
+            (self.data / name).write_bytes(b"result")
+            results.append(ResultFile(f"2.25.90{number}", "1.2.3", name, 6))
+        self.queue.add_image(ImageRecord(STUDY, "2.25.10", "2.25.100", "images/1", 5, True))
+        assert self.queue.decide(self.queue.study(KEY), QUEUED)
+        assert self.queue.claim() is not None
+        assert self.queue.finish(KEY, results, destinations)
+
+    def delivery(self, **changes):
+        peer = replace(PEER, **changes)
+        return Delivery(SETTINGS, peer, "NODE", self.data, self.outbox, self.redact, self.audit)
+
+    def send(self, peer, ae_title, files, *, transaction_uid):
+        self.sends.append((self.clock.now_s, [result.sop_uid for result, _ in files]))
+        return {result.sop_uid: self.answer(result) for result, _ in files}, bool(transaction_uid)
+
+    def run(self, delivery, seconds, *, every_s=1.0, after_step=lambda: None):
+        """Steps as the loop makes them, for so long on the clock."""
+        end_s = self.clock.now_s + seconds
+        while self.clock.now_s < end_s:
+            while delivery.step():
+                after_step()
+            self.clock.now_s += every_s
+
+    @property
+    def state(self):
+        return self.queue.study(KEY).state
+
+    @property
+    def results(self):
+        return self.outbox.results(KEY)
+
+    def letters(self, destination="keeper"):
+        folder = self.data / "dead-letters" / destination / KEY
+        return {path.name: json.loads(path.read_text())["reason"] for path in folder.glob("*.json")}
+
+
+@pytest.fixture
+def rig(tmp_path, monkeypatch):
+    clock = SimpleNamespace(now_s=1e9)
+    clock.time = clock.monotonic = lambda: clock.now_s
+    for module in (delivery_module, outbox_module, queue_module):
+        monkeypatch.setattr(module, "time", clock)
+    rig = Rig(tmp_path, clock)
+    monkeypatch.setattr(dimse, "send", rig.send)
+    yield rig
+    rig.database.close()
+
+
+def test_what_is_never_committed_to_is_sent_at_growing_intervals_and_given_up_in_the_end(rig):
+    def refuse():
+        for result in rig.results:
+            if result.state == "committing":
+                rig.outbox.commitment(result.transaction_uid, [], [r.sop_uid for r in rig.results])
+
+    rig.run(rig.delivery(commitment="ask"), 1.1 * DAY_S, every_s=20.0, after_step=refuse)
+    times = [at_s for at_s, _ in rig.sends]
+    waits = [after - before for before, after in pairwise(times)]
+    assert waits[:8] == pytest.approx([10, 20, 40, 80, 160, 320, 640, 1280], abs=45)
+    assert waits[8:] == pytest.approx([1800] * len(waits[8:]), abs=45)
+    assert times[-1] - times[0] == pytest.approx(DAY_S, abs=HOUR_S)
+    assert rig.state == "dead"
+    reason = "keeper did not commit to it; tried for 86400 s"
+    assert rig.letters() == {"a.dcm.json": reason, "b.dcm.json": reason}
+
+
+def test_what_is_committed_to_at_the_second_time_is_done(rig):
+    answers = [lambda uids: (uids[:1], uids[1:]), lambda uids: (uids, [])]
+
+    def answer():
+        uids = [r.sop_uid for r in rig.results if r.state == "committing"]
+        transactions = {r.transaction_uid for r in rig.results if r.state == "committing"}
+        for transaction in transactions:
+            rig.outbox.commitment(transaction, *answers.pop(0)(uids))
+
+    rig.run(rig.delivery(commitment="require"), 60, after_step=answer)
+    assert [len(uids) for _, uids in rig.sends] == [2, 1]
+    assert rig.state == "delivered"
+
+
+@pytest.mark.parametrize("state", ["uncommitted", "committing"])
+def test_a_destination_that_is_no_dicom_peer_any_more_gets_what_it_did_not_commit_to(rig, state):
+
+    for result in rig.results:
+        rig.outbox.asked(result, "2.25.7", until_s=rig.clock.now_s + 5)
+    if state == "uncommitted":
+        rig.outbox.commitment("2.25.7", [], [r.sop_uid for r in rig.results])
+    rig.run(rig.delivery(commitment="off"), 60)
+    assert rig.state == "delivered"
