@@ -7,6 +7,7 @@ import logging
 import shutil
 import time
 import uuid
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,17 +19,13 @@ from runtime.node.identity import Redactor
 from runtime.node.outbox import Outbox
 from runtime.node.peer_errors import PeerError, RefusedError
 from runtime.node.records import ResultRecord
+from runtime.node.statuses import NO_ROOM, TRANSIENT, is_stored, meaning
 from runtime.node.store import DEAD_LETTERS
 
 logger = logging.getLogger(__name__)
 
-REASONS = {
-    0x0122: "it does not take objects of this class",
-    0x0110: "it failed to process it",
-    0x0124: "we are not authorised",
-}
 _ILL_WILL_ATTEMPTS = 5
-"""So often is an object sent that the destination answers with a failure that may pass, such as a full disk."""
+"""So often is an object sent that the destination answers with a failure that may lie in the object."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +44,7 @@ class Delivery:
     ) -> None:
         self._settings, self._peer, self._ae_title, self._data = settings, peer, ae_title, data
         self._outbox, self._redact, self._audit = outbox, redact, audit
+        self._failures: Counter[str] = Counter()
         self.last_error = ""
 
     def step(self) -> bool:
@@ -90,10 +88,9 @@ class Delivery:
         return _Sent(statuses, transaction_uid if asked else "")
 
     def _judge(self, result: ResultRecord, sent: _Sent) -> None:
-        from runtime.node import dimse
-
         status = sent.statuses.get(result.sop_uid)
-        if dimse.is_stored(status):
+        if is_stored(status):
+            self._failures.pop(result.sop_uid, None)
             if sent.transaction_uid:
                 until_s = time.time() + self._settings.commitment_s
                 self._outbox.asked(result, sent.transaction_uid, until_s=until_s)
@@ -104,11 +101,16 @@ class Delivery:
         elif status is None:
             self._later(result, f"{self._peer.name} did not say that it kept it")
         else:
-            reason = f"{self._peer.name} refused it with status {status:04X}: {REASONS.get(status, 'see its log')}"
-            if status in dimse.TRANSIENT and result.attempts + 1 < _ILL_WILL_ATTEMPTS:
+            reason = f"{self._peer.name} refused it with status {status:04X}: {meaning(status)}"
+            if status in NO_ROOM or (status in TRANSIENT and self._failed_again(result) < _ILL_WILL_ATTEMPTS):
                 self._later(result, reason)
             else:
                 self._give_up(result, reason)
+
+    def _failed_again(self, result: ResultRecord) -> int:
+        """How often the destination failed on this object since the node started; it may have been down in between."""
+        self._failures[result.sop_uid] += 1
+        return self._failures[result.sop_uid]
 
     def _later(self, result: ResultRecord, reason: str) -> None:
         if time.time() - result.first_s > self._settings.give_up_s:
@@ -124,6 +126,7 @@ class Delivery:
 
     def _give_up(self, result: ResultRecord, reason: str) -> None:
         """The object and the reason go to the folder of dead letters."""
+        self._failures.pop(result.sop_uid, None)
         self.last_error = reason = self._redact(reason)
         path = self._data / result.path
         folder = self._data / DEAD_LETTERS / self._peer.name / result.study

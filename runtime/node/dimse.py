@@ -26,15 +26,13 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 from runtime.node.config import DicomPeer
 from runtime.node.peer_errors import PeerError
 from runtime.node.records import ResultRecord
+from runtime.node.statuses import SUCCESS, is_stored
 from runtime.node.store import CT_CLASSES
 from runtime.node.tls import client_context
 
 logger = logging.getLogger(__name__)
 
-SUCCESS, PENDING_STATUSES = 0x0000, (0xFF00, 0xFF01)
-TRANSIENT = frozenset({0x0110, 0x0210, 0x0211, *range(0xA700, 0xA800), *range(0xC000, 0xD000)})
-"""C-STORE statuses after which it is worth to try again: out of resources, processing failure, cannot understand (which
-common archives also answer when their disk is full)."""
+PENDING_STATUSES = (0xFF00, 0xFF01)
 
 IMAGE_SYNTAXES = [
     uid for uid in ALL_TRANSFER_SYNTAXES if not uid.startswith(("1.2.840.10008.1.2.4.10", "1.2.840.10008.1.2.7."))
@@ -232,11 +230,6 @@ def send(
         if asked:
             asked = _ask(association, stored, transaction_uid)
     return statuses, asked
-
-
-def is_stored(status: int | None) -> bool:
-    """Whether a C-STORE status says that the object is there, warnings included."""
-    return status is not None and (status in (SUCCESS, 0x0001, 0x0107, 0x0116) or 0xB000 <= status < 0xC000)
 
 
 def _ask(association: Association, stored: Sequence[ResultRecord], transaction_uid: str) -> bool:

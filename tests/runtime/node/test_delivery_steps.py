@@ -75,8 +75,12 @@ class Rig:
         """Steps as the loop makes them, for so long on the clock."""
         end_s = self.clock.now_s + seconds
         while self.clock.now_s < end_s:
-            while delivery.step():
+            for _ in range(50):
+                if not delivery.step():
+                    break
                 after_step()
+            else:
+                pytest.fail("it sends without a pause")
             self.clock.now_s += every_s
 
     @property
@@ -143,4 +147,38 @@ def test_a_destination_that_is_no_dicom_peer_any_more_gets_what_it_did_not_commi
     if state == "uncommitted":
         rig.outbox.commitment("2.25.7", [], [r.sop_uid for r in rig.results])
     rig.run(rig.delivery(commitment="off"), 60)
+    assert rig.state == "delivered"
+
+
+@pytest.mark.parametrize("status", [0xA700, 0xA7FF, 0x0213])
+def test_an_archive_whose_disk_is_full_for_half_a_day_gets_them_when_there_is_room(rig, status):
+    full_until_s = rig.clock.now_s + DAY_S / 2
+    rig.answer = lambda result: status if rig.clock.now_s < full_until_s else 0
+    rig.run(rig.delivery(), DAY_S / 2, every_s=20.0)
+    assert rig.state == "ready"
+    assert {r.reason for r in rig.results} == {f"keeper refused it with status {status:04X}: it has no room"}
+    rig.run(rig.delivery(), HOUR_S, every_s=20.0)
+    assert rig.state == "delivered"
+    assert rig.letters() == {}
+
+
+def test_an_archive_whose_disk_stays_full_is_given_up_after_the_time_for_trying(rig):
+    rig.answer = lambda result: 0xA700
+    rig.run(rig.delivery(), 1.1 * DAY_S, every_s=20.0)
+    assert rig.state == "dead"
+    reason = "keeper refused it with status A700: it has no room; tried for 86400 s"
+    assert rig.letters() == {"a.dcm.json": reason, "b.dcm.json": reason}
+
+
+@pytest.mark.parametrize(("status", "sends"), [(0xC000, 5), (0x0110, 5), (0x0122, 1), (0xA900, 1)])
+def test_other_failures_are_given_up_sooner(rig, status, sends):
+    rig.answer = lambda result: status
+    rig.run(rig.delivery(), HOUR_S, every_s=20.0)
+    assert (rig.state, len(rig.sends)) == ("dead", sends)
+
+
+def test_attempts_while_the_archive_was_down_or_full_are_not_held_against_the_object(rig):
+    answers = {result.sop_uid: [0xA700] * 8 + [0xC000] * 4 + [0] for result in rig.results}
+    rig.answer = lambda result: answers[result.sop_uid].pop(0)
+    rig.run(rig.delivery(), DAY_S / 2, every_s=20.0)
     assert rig.state == "delivered"
