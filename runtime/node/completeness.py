@@ -6,9 +6,11 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+from runtime.errors import InputError
 from runtime.node.archive import Archive
 from runtime.node.audit import Audit
 from runtime.node.config import Complete
+from runtime.node.loops import log_defect
 from runtime.node.peer_errors import PeerError
 from runtime.node.queue import Queue
 from runtime.node.records import DEAD, IGNORED, QUEUED, Study
@@ -40,7 +42,10 @@ class Completeness:
         """Look at every study that is idle; whether one was queued."""
         queued = False
         for study in self._queue.idle(self._settings.idle_s):
-            queued |= self._look_at(study)
+            try:
+                queued |= self._look_at(study)
+            except Exception:  # noqa: BLE001  one study must not keep the others waiting
+                self._wait(study, log_defect(f"study {study.key}"))
         return queued
 
     def _look_at(self, study: Study) -> bool:
@@ -57,7 +62,7 @@ class Completeness:
             return self._to_queue(study, f"idle for {self._settings.idle_s:g} s; nobody can count")
         try:
             theirs = self._counts(study.uid)
-        except PeerError as error:
+        except (PeerError, InputError) as error:
             return self._wait(study, f"the count can't be checked: {error}")
         if not theirs:
             return self._to_queue(study, f"idle for {self._settings.idle_s:g} s; no archive knows the study")
@@ -68,12 +73,12 @@ class Completeness:
         return self._wait(study, f"incomplete: {have} of {need} images in {len(short)} series")
 
     def _counts(self, study_uid: str) -> Mapping[str, int]:
-        """Of the first archive that knows the study; raises PeerError if one doesn't answer and none knows it."""
-        silent: PeerError | None = None
+        """Of the first archive that knows the study; raises what one met that doesn't answer, if none knows it."""
+        silent: PeerError | InputError | None = None
         for archive in self._archives:
             try:
                 counts = archive.series_counts(study_uid)
-            except PeerError as error:
+            except (PeerError, InputError) as error:
                 silent = error
                 continue
             if counts:

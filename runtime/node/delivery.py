@@ -16,6 +16,7 @@ from runtime.errors import InputError
 from runtime.node.audit import Audit
 from runtime.node.config import Deliver, DicomPeer, FolderPeer, Peer, WebPeer
 from runtime.node.identity import Redactor
+from runtime.node.loops import log_defect
 from runtime.node.outbox import Outbox
 from runtime.node.peer_errors import PeerError, RefusedError
 from runtime.node.records import ResultRecord
@@ -68,6 +69,10 @@ class Delivery:
         except (PeerError, InputError) as error:
             for result, _ in files:
                 self._later(result, str(error))
+        except Exception:  # noqa: BLE001  one study must not keep the others waiting
+            reason = log_defect(f"delivery to {self._peer.name}")
+            for result, _ in files:
+                self._later(result, reason)
         else:
             for result, _ in files:
                 self._judge(result, sent)
@@ -129,12 +134,13 @@ class Delivery:
         self._failures.pop(result.sop_uid, None)
         self.last_error = reason = self._redact(reason)
         path = self._data / result.path
-        folder = self._data / DEAD_LETTERS / self._peer.name / result.study
-        folder.mkdir(parents=True, exist_ok=True)
-        if path.is_file():
-            shutil.copy2(path, folder / path.name)
-        letter = {"study": result.study, "destination": self._peer.name, "file": path.name, "reason": reason}
-        (folder / f"{path.name}.json").write_text(json.dumps(letter, indent=1) + "\n", encoding="ascii")
+        try:
+            _write_letter(self._data, result, reason)
+        except OSError as error:
+            wait_s = self._settings.max_retry_s
+            self._outbox.later(result, f"{reason}; no dead letter can be written ({error.strerror})", wait_s=wait_s)
+            logger.error("study %s: a dead letter can't be written (%s)", result.study, error.strerror)
+            return
         self._outbox.dead(result, reason)
         logger.error("study %s: %s is given up for %s: %s", result.study, path.name, self._peer.name, reason)
         self._audit.write("dead letter", study=result.study, peer=self._peer.name, detail=f"{path.name}: {reason}")
@@ -150,6 +156,17 @@ class Delivery:
             else:
                 self._outbox.sent(result, note="the request to commit to it was not answered")
                 logger.warning("study %s: %s did not answer the request to commit", result.study, self._peer.name)
+
+
+def _write_letter(data: Path, result: ResultRecord, reason: str) -> None:
+    """Put the object, if it is still there, and the reason into the folder of dead letters; raises OSError."""
+    path = data / result.path
+    folder = data / DEAD_LETTERS / result.destination / result.study
+    folder.mkdir(parents=True, exist_ok=True)
+    if path.is_file():
+        shutil.copy2(path, folder / path.name)
+    letter = {"study": result.study, "destination": result.destination, "file": path.name, "reason": reason}
+    (folder / f"{path.name}.json").write_text(json.dumps(letter, indent=1) + "\n", encoding="ascii")
 
 
 def _copy(peer: FolderPeer, files: Sequence[tuple[ResultRecord, Path]]) -> dict[str, int]:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE, build_context, build_role, evt
@@ -24,11 +23,13 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 )
 
 from runtime.node.config import DicomPeer
+from runtime.node.own import read_result
 from runtime.node.peer_errors import PeerError
 from runtime.node.records import ResultRecord
 from runtime.node.statuses import SUCCESS, is_stored
 from runtime.node.store import CT_CLASSES
 from runtime.node.tls import client_context
+from runtime.readers.dicom_damage import damage
 
 logger = logging.getLogger(__name__)
 
@@ -49,15 +50,17 @@ def associated(
     ae_title: str,
     contexts: Sequence[PresentationContext],
     *,
+    needs: str = "",
     get: Callable[[evt.Event], int] | None = None,
 ) -> Iterator[Association]:
     """An association with a peer, released at the end.
 
     Args:
+        needs: the UID of a service without which the association is of no use.
         get: receives what the peer sends on it after a C-GET; then contexts of storage classes take the SCP's role.
 
     Raises:
-        PeerError: it can't be had; whether it is worth to try again is in the error.
+        PeerError: it can't be had, the peer does not offer what is needed, or it answered what can't be used.
     """
     entity = AE(ae_title=ae_title)
     entity.maximum_pdu_size = 0
@@ -78,7 +81,11 @@ def associated(
     if not association.is_established:
         raise PeerError(_why_not(peer, association))
     try:
+        if needs and needs not in {context.abstract_syntax for context in association.accepted_contexts}:
+            raise PeerError(_not_offered(peer, [needs]))
         yield association
+    except damage() as error:  # what pynetdicom and pydicom raise at what a peer answers, or where it hangs up
+        raise PeerError(f"the exchange with {peer.name} failed ({type(error).__name__})") from error
     finally:
         if association.is_established:
             association.release()
@@ -88,9 +95,16 @@ def _why_not(peer: DicomPeer, association: Association) -> str:
     if association.is_rejected:
         answer = association.acceptor.primitive
         return f"{peer.name} rejected the association ({'no reason' if answer is None else answer.reason_str})"
+    if association.rejected_contexts:  # all of them, else it would be established
+        return _not_offered(peer, [str(context.abstract_syntax) for context in association.rejected_contexts])
     where = f"{peer.name} at {peer.host}:{peer.port}"
     tls = " or its TLS handshake failed" if peer.tls else ""
     return f"{where} did not answer{tls}; check that it runs, its address, and its whitelist"
+
+
+def _not_offered(peer: DicomPeer, services: Sequence[str]) -> str:
+    names = ", ".join(sorted({UID(uid).name for uid in services}))
+    return f"{peer.name} does not offer {names}; let it accept that from us"
 
 
 def echo(peer: DicomPeer, ae_title: str) -> None:
@@ -99,7 +113,7 @@ def echo(peer: DicomPeer, ae_title: str) -> None:
     Raises:
         PeerError: no answer, or not success.
     """
-    with associated(peer, ae_title, [build_context(Verification)]) as association:
+    with associated(peer, ae_title, [build_context(Verification)], needs=Verification) as association:
         _checked(peer, "C-ECHO", association.send_c_echo())
 
 
@@ -131,7 +145,7 @@ def series_counts(peer: DicomPeer, ae_title: str, study_uid: str) -> Mapping[str
     """
     query = _identifier("SERIES", StudyInstanceUID=study_uid, SeriesInstanceUID="", NumberOfSeriesRelatedInstances="")
     counts = {}
-    with associated(peer, ae_title, [build_context(_FIND)]) as association:
+    with associated(peer, ae_title, [build_context(_FIND)], needs=_FIND) as association:
         for series in _find(peer, association, query):
             uid, count = str(series.SeriesInstanceUID), series.get("NumberOfSeriesRelatedInstances")
             if count is None:
@@ -148,7 +162,7 @@ def recent_studies(peer: DicomPeer, ae_title: str, since: str) -> list[str]:
         PeerError: no answer, or not success.
     """
     query = _identifier("STUDY", StudyInstanceUID="", StudyDate=f"{since}-", ModalitiesInStudy="CT")
-    with associated(peer, ae_title, [build_context(_FIND)]) as association:
+    with associated(peer, ae_title, [build_context(_FIND)], needs=_FIND) as association:
         return [str(study.StudyInstanceUID) for study in _find(peer, association, query)]
 
 
@@ -159,7 +173,7 @@ def ct_series(peer: DicomPeer, ae_title: str, study_uid: str) -> list[str]:
         PeerError: no answer, or not success.
     """
     query = _identifier("SERIES", StudyInstanceUID=study_uid, SeriesInstanceUID="", Modality="")
-    with associated(peer, ae_title, [build_context(_FIND)]) as association:
+    with associated(peer, ae_title, [build_context(_FIND)], needs=_FIND) as association:
         series = _find(peer, association, query)
     return [str(one.SeriesInstanceUID) for one in series if one.get("Modality") == "CT"]
 
@@ -172,7 +186,7 @@ def move(peer: DicomPeer, ae_title: str, study_uid: str, series_uid: str) -> Non
     """
     query = _identifier("SERIES", StudyInstanceUID=study_uid, SeriesInstanceUID=series_uid)
     model = StudyRootQueryRetrieveInformationModelMove
-    with associated(peer, ae_title, [build_context(model)]) as association:
+    with associated(peer, ae_title, [build_context(model)], needs=model) as association:
         for answer, _ in association.send_c_move(query, ae_title, model):
             _check_all(peer, "C-MOVE", answer)
 
@@ -188,7 +202,8 @@ def get(peer: DicomPeer, ae_title: str, study_uid: str, series_uid: str, take: C
     for syntax in IMAGE_SYNTAXES:
         contexts += [build_context(UID(uid), syntax) for uid in sorted(CT_CLASSES)]
     query = _identifier("SERIES", StudyInstanceUID=study_uid, SeriesInstanceUID=series_uid)
-    with associated(peer, ae_title, contexts, get=lambda event: take(event.encoded_dataset())) as association:
+    received = lambda event: take(event.encoded_dataset())  # noqa: E731
+    with associated(peer, ae_title, contexts, needs=model, get=received) as association:
         for answer, _ in association.send_c_get(query, model):
             _check_all(peer, "C-GET", answer)
 
@@ -211,6 +226,7 @@ def send(
 
     Raises:
         PeerError: there is no association.
+        InputError: a result can't be read.
     """
     contexts = [] if not transaction_uid else [build_context(StorageCommitmentPushModel)]
     for uid in sorted({result.sop_class for result, _ in files}):
@@ -222,7 +238,7 @@ def send(
             if result.sop_class not in accepted:
                 statuses[result.sop_uid] = 0x0122
             elif association.is_established:
-                answer = association.send_c_store(dcmread(path))
+                answer = association.send_c_store(read_result(path))
                 if "Status" in answer:
                     statuses[result.sop_uid] = int(answer.Status)
         stored = [result for result, _ in files if is_stored(statuses.get(result.sop_uid))]

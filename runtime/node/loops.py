@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 import traceback
@@ -13,8 +14,21 @@ logger = logging.getLogger(__name__)
 _AFTER_DEFECT_S = 5.0
 
 
+def log_defect(where: str) -> str:
+    """Log the exception that is handled now, which nobody foresaw, with its trace; what to say of it as a reason.
+
+    A part of the node that works on one thing after the other calls this for each, and puts the thing off: one that
+    meets a defect every time must not keep the others waiting.
+    """
+    logger.error("%s met a defect:\n%s", where, traceback.format_exc())
+    return f"a defect of this software ({type(sys.exception()).__name__}); its log has the trace"
+
+
 class Loop:
-    """Calls ``step`` from a thread of its own: at once again while it returns true, else every ``pause_s``."""
+    """Calls ``step`` from a thread of its own: at once again while it returns true, else every ``pause_s``.
+
+    ``last_error`` says what the last step met, if that was a defect.
+    """
 
     def __init__(self, name: str, step: Callable[[], bool], *, pause_s: float) -> None:
         self.name, self.last_error = name, ""
@@ -46,12 +60,15 @@ class Loop:
         while not self._stop.is_set():
             pause_s = self._pause_s
             try:
-                if self._step():
-                    continue
+                again = self._step()
             except Exception as error:  # noqa: BLE001  the node goes on; the defect is logged and shown by its health
+                log_defect(self.name)
                 self.last_error = f"{type(error).__name__} in {self.name}"
-                logger.error("%s met a defect:\n%s", self.name, traceback.format_exc())
                 pause_s = max(pause_s, _AFTER_DEFECT_S)
+            else:
+                self.last_error = ""
+                if again:
+                    continue
             self._wake.wait(pause_s)
             self._wake.clear()
 

@@ -27,6 +27,7 @@ from runtime.node.identity import Redactor
 from runtime.node.own import is_own
 from runtime.node.processor import Opener, Processor
 from runtime.node.store import KEPT_CLASSES, secrets_of
+from runtime.readers.dicom_damage import damage
 
 logger = logging.getLogger(__name__)
 
@@ -130,19 +131,26 @@ def _checked(settings: Mapping[str, Any], path: Path) -> Analyse:
 
 
 def _studies(folder: Path, redact: Redactor) -> Mapping[str, list[Path]]:
-    """Images of each study; results of ours that are among them are left aside."""
+    """Images of each study; what is no DICOM, and results of ours, are left aside. Raises InputError."""
     studies: dict[str, list[Path]] = defaultdict(list)
+    failures: tuple[type[Exception], ...] = (OSError, *damage())
     for path in sorted(folder.rglob("*")):
         if not path.is_file() or path.name in (TASK_FILE, RESULT_FILE):
             continue
         try:
             header = dcmread(path, stop_before_pixels=True)
+            sop_class, study = str(header.get("SOPClassUID", "")), str(header.get("StudyInstanceUID", ""))
+            own, secrets = is_own(header), secrets_of(header)
         except InvalidDicomError:
             logger.warning("a file that is no DICOM file was left aside")
             continue
-        redact.remember(secrets_of(header))
-        if header.get("SOPClassUID") in KEPT_CLASSES and not is_own(header):
-            studies[str(header.get("StudyInstanceUID", ""))].append(path)
+        except failures as error:
+            raise InputError(
+                f"A DICOM file in {folder} can't be read ({type(error).__name__}); have the study sent again."
+            ) from error
+        redact.remember(secrets)
+        if sop_class in KEPT_CLASSES and not own:
+            studies[study].append(path)
     if not studies:
         raise InputError(f"There is no CT image in {folder}; check the rule that sends studies to this module.")
     return studies

@@ -11,10 +11,11 @@ from runtime.node.archive import Archive
 from runtime.node.audit import Audit
 from runtime.node.config import Reconcile
 from runtime.node.identity import Redactor
+from runtime.node.loops import log_defect
 from runtime.node.outbox import PullList
 from runtime.node.peer_errors import NotFoundError, PeerError
 from runtime.node.queue import Queue
-from runtime.node.records import IGNORED, RECEIVED
+from runtime.node.records import IGNORED, RECEIVED, PullRecord
 
 logger = logging.getLogger(__name__)
 
@@ -49,16 +50,22 @@ class Puller:
                 raise InputError(f"there is no peer {pull.peer}")
             series = archive.fetch(pull.study_uid, lambda encoded: self._take(encoded, pull.peer))
         except (PeerError, InputError) as error:
-            reason = self._redact(str(error))
-            last = pull.attempts + 1 >= _ATTEMPTS or isinstance(error, (InputError, NotFoundError))
-            wait_s = None if last else min(_FIRST_WAIT_S * 2**pull.attempts, _LONGEST_WAIT_S)
-            self._pulls.failed(pull, reason, wait_s=wait_s)
-            logger.warning("study %s did not come from %s: %s", key, pull.peer, reason)
+            self._failed(pull, str(error), last=isinstance(error, (InputError, NotFoundError)))
+        except Exception:  # noqa: BLE001  one study must not keep the others waiting
+            self._failed(pull, log_defect(f"fetching study {key}"), last=False)
         else:
             self._pulls.done(pull)
             logger.info("study %s came from %s: %d series", key, pull.peer, series)
             self._audit.write("fetched", study=key, peer=pull.peer)
         return True
+
+    def _failed(self, pull: PullRecord, reason: str, *, last: bool) -> None:
+        reason = self._redact(reason)
+        last |= pull.attempts + 1 >= _ATTEMPTS
+        wait_s = None if last else min(_FIRST_WAIT_S * 2**pull.attempts, _LONGEST_WAIT_S)
+        self._pulls.failed(pull, reason, wait_s=wait_s)
+        key = self._queue.hasher.short(pull.study_uid)
+        logger.warning("study %s did not come from %s: %s", key, pull.peer, reason)
 
 
 class Reconciler:
@@ -85,8 +92,11 @@ class Reconciler:
         try:
             studies = archive.recent_studies(since)
             missing = [uid for uid in studies if self._is_missing(archive, uid, first=first)]
-        except PeerError as error:
+        except (PeerError, InputError) as error:
             logger.warning("%s could not be asked for studies that did not come: %s", archive.name, error)
+            return False
+        except Exception:  # noqa: BLE001  one archive must not keep the others waiting
+            log_defect(f"asking {archive.name} for studies")
             return False
         for uid in missing:
             if first or uid in self._seen_missing:

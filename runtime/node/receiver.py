@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import logging
 import socket
+import sqlite3
 import ssl
 import threading
 from collections.abc import Callable, Sequence
@@ -18,12 +19,13 @@ from pynetdicom.transport import ThreadedAssociationServer
 
 from runtime.errors import InputError
 from runtime.node.config import DicomPeer, Receive
+from runtime.node.loops import log_defect
 from runtime.node.store import DiskFullError, Store
 from runtime.node.tls import server_context
 
 logger = logging.getLogger(__name__)
 
-SUCCESS, OUT_OF_RESOURCES, CANNOT_UNDERSTAND = 0x0000, 0xA700, 0xC000
+SUCCESS, OUT_OF_RESOURCES, CANNOT_UNDERSTAND, PROCESSING_FAILURE = 0x0000, 0xA700, 0xC000, 0x0110
 HANDSHAKE_S = 10.0
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -169,6 +171,13 @@ class Receiver:
         except InputError as error:
             logger.warning("an object from %s was refused: %s", peer, error)
             return CANNOT_UNDERSTAND
+        except (OSError, sqlite3.OperationalError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            logger.error("an image from %s was refused: it can't be kept (%s)", peer, reason)
+            return OUT_OF_RESOURCES
+        except Exception:  # noqa: BLE001  one object must not keep the others waiting
+            log_defect(f"taking an object from {peer}")
+            return PROCESSING_FAILURE
         logger.debug("study %s from %s: %s object", taken.study, peer, taken.outcome)
         return SUCCESS
 

@@ -7,13 +7,14 @@ import os
 import shutil
 import threading
 import uuid
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
 from pydicom import dcmread
 from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
 from pydicom.uid import (
     CTImageStorage,
     EnhancedCTImageStorage,
@@ -28,6 +29,7 @@ from runtime.node.identity import Redactor
 from runtime.node.own import is_own
 from runtime.node.queue import Queue
 from runtime.node.records import ImageRecord
+from runtime.readers.dicom_damage import damage
 
 logger = logging.getLogger(__name__)
 
@@ -37,11 +39,9 @@ KEPT_CLASSES = CT_CLASSES | {SecondaryCaptureImageStorage}
 
 IMAGES, RESULTS, WORK, DEAD_LETTERS = "images", "results", "work", "dead-letters"
 _TEMPORARY = ".part"
+_UIDS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
 _TAGS = (
-    "SOPClassUID",
-    "SOPInstanceUID",
-    "StudyInstanceUID",
-    "SeriesInstanceUID",
+    *_UIDS,
     "Manufacturer",
     "ManufacturerModelName",
     "PatientName",
@@ -63,6 +63,18 @@ class Taken:
     study: str
 
 
+@dataclass(frozen=True)
+class _Header:
+    """What is to be known of an object; ``secrets`` must not be logged."""
+
+    sop_class: str
+    sop_uid: str
+    study_uid: str
+    series_uid: str
+    is_own: bool
+    secrets: Sequence[str]
+
+
 class Store:
     """Files under the data folder: ``images/STUDY/SERIES/IMAGE.dcm``, all by keyed hashes."""
 
@@ -80,52 +92,42 @@ class Store:
             InputError: it is no DICOM object, or lacks one of its UIDs.
             DiskFullError: there is no room.
         """
-        header = self._header(encoded)
-        study = self._queue.hasher.short(header.StudyInstanceUID)
-        if is_own(header) or self._queue.is_result(header.SOPInstanceUID):
+        header = _header_of(encoded)
+        self._redact.remember(header.secrets)
+        study = self._queue.hasher.short(header.study_uid)
+        if header.is_own or self._queue.is_result(header.sop_uid):
             self._audit.write("own result came back", study=study, peer=peer)
             return Taken("own", study)
-        if header.SOPClassUID not in KEPT_CLASSES:
-            self._queue.mention(header.StudyInstanceUID)
+        if header.sop_class not in KEPT_CLASSES:
+            self._queue.mention(header.study_uid)
             return Taken("other", study)
-        if self._queue.knows_image(header.SOPInstanceUID):
+        if self._queue.knows_image(header.sop_uid):
             return Taken("known", study)
         self._check_room(len(encoded))
         path = self._path_of(header)
         self._write(path, encoded)
         new = self._queue.add_image(
             ImageRecord(
-                study_uid=header.StudyInstanceUID,
-                series_uid=header.SeriesInstanceUID,
-                sop_uid=header.SOPInstanceUID,
+                study_uid=header.study_uid,
+                series_uid=header.series_uid,
+                sop_uid=header.sop_uid,
                 path=str(path.relative_to(self.data)),
                 size_bytes=len(encoded),
-                is_ct=header.SOPClassUID in CT_CLASSES,
+                is_ct=header.sop_class in CT_CLASSES,
             )
         )
         return Taken("new" if new else "known", study)
 
-    def _header(self, encoded: bytes) -> Dataset:
-        try:
-            header = dcmread(BytesIO(encoded), stop_before_pixels=True, specific_tags=list(_TAGS))
-        except (InvalidDicomError, EOFError, ValueError, AttributeError, KeyError) as error:
-            raise InputError(f"an object is no DICOM file that can be read ({type(error).__name__})") from error
-        for field in ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"):
-            if not header.get(field):
-                raise InputError(f"an object has no {field}")
-        self._redact.remember(secrets_of(header))
-        return header
-
-    def _path_of(self, header: Dataset) -> Path:
+    def _path_of(self, header: _Header) -> Path:
         hasher = self._queue.hasher
-        folder = self.data / IMAGES / hasher.short(header.StudyInstanceUID) / hasher.short(header.SeriesInstanceUID)
-        return folder / f"{hasher.long(header.SOPInstanceUID)}.dcm"
+        folder = self.data / IMAGES / hasher.short(header.study_uid) / hasher.short(header.series_uid)
+        return folder / f"{hasher.long(header.sop_uid)}.dcm"
 
     def _write(self, path: Path, encoded: bytes) -> None:
         """Write under a temporary name, then rename: what has its own name is whole."""
         temporary = path.with_name(f"{path.stem}.{uuid.uuid4().hex}{_TEMPORARY}")
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             with temporary.open("wb") as stream:
                 stream.write(encoded)
                 if self._settings.fsync:
@@ -133,7 +135,8 @@ class Store:
                     os.fsync(stream.fileno())
             os.replace(temporary, path)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
             raise DiskFullError(f"an image can't be written ({error.strerror}); free some disk space") from error
 
     def _check_room(self, size_bytes: int) -> None:
@@ -182,6 +185,25 @@ class Store:
         except InputError as error:
             logger.warning("a file in the data folder was removed: %s", error)
             return 0
+
+
+def _header_of(encoded: bytes) -> _Header:
+    """Read the header of a whole file.
+
+    Raises:
+        InputError: it is no DICOM object, or lacks one of its UIDs.
+    """
+    try:
+        header = dcmread(BytesIO(encoded), stop_before_pixels=True, specific_tags=list(_TAGS))
+        uids = {field: header.get(field) for field in _UIDS}
+        own, secrets = is_own(header), secrets_of(header)
+    except damage() as error:
+        raise InputError(f"an object is no DICOM file that can be read ({type(error).__name__})") from error
+    for field, uid in uids.items():
+        if not isinstance(uid, str) or not uid.strip():
+            raise InputError(f"an object has {'several values in' if uid else 'no'} {field}")
+    sop_class, sop_uid, study_uid, series_uid = (str(uid) for uid in uids.values())
+    return _Header(sop_class, sop_uid, study_uid, series_uid, own, secrets)
 
 
 def remove_files(data: Path, study: str, *kinds: str) -> None:

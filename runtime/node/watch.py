@@ -10,6 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.node.config import Watch
@@ -18,74 +19,107 @@ from runtime.node.receiver import CANNOT_UNDERSTAND, SUCCESS
 logger = logging.getLogger(__name__)
 
 REFUSED = "refused"
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 1.0, 60.0
+
+
+State = tuple[int, int]
+"""Of a file: its size and the time of its last change."""
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """A file that is to be taken in at ``due_s``, and, if that fails, again after ``wait_s``."""
+
+    state: State
+    due_s: float
+    wait_s: float
 
 
 class FolderWatch:
     """Takes in files that haven't changed for a while, and removes them; what is no DICOM goes to ``refused/``.
 
-    Files in linked folders are neither removed nor moved, and taken in once for as long as they don't change.
+    What can't be taken in now, such as for want of room on the disk, is tried again after growing waits and keeps no
+    other file waiting. Files in linked folders, and those that can't be removed, stay and are taken in once for as long
+    as they don't change.
     """
 
     def __init__(self, settings: Watch, take: Callable[[bytes, str], int]) -> None:
+        """``take`` keeps one object, given with a name for where it comes from, and returns a C-STORE status."""
         self._settings, self._take = settings, take
-        self._seen: dict[Path, tuple[int, int, float]] = {}
-        self._left: dict[Path, tuple[int, int]] = {}
+        self._waiting: dict[Path, _Waiting] = {}
+        self._done: dict[Path, State] = {}
+        self._trouble = ""
 
     def step(self) -> bool:
         """Look once; false, since what is left needs time."""
         root = self._settings.path
-        root.mkdir(parents=True, exist_ok=True)
-        seen: dict[Path, tuple[int, int, float]] = {}
-        left: dict[Path, tuple[int, int]] = {}
-        for path, linked in _files_below(root):
-            state = _state(path)
-            if state is None or (linked and self._left.get(path) == state):
-                left |= {} if state is None else {path: state}
-                continue
-            self._look_at(path, state, seen, left if linked else None)
-        self._seen, self._left = seen, left
+        waiting: dict[Path, _Waiting] = {}
+        done: dict[Path, State] = {}
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            for path, linked in _files_below(root):
+                state = _state(path)
+                if state is not None and self._done.get(path) == state:
+                    done[path] = state
+                elif state is not None:
+                    self._look_at(path, state, linked, waiting, done)
+        except OSError as error:
+            self._say_once(f"the watched folder can't be looked through ({error.strerror})")
+            return False
+        self._waiting, self._done, self._trouble = waiting, done, ""
         return False
 
-    def _look_at(
-        self,
-        path: Path,
-        state: tuple[int, int],
-        seen: dict[Path, tuple[int, int, float]],
-        left: dict[Path, tuple[int, int]] | None,
-    ) -> None:
-        """Take a file in if it has settled; ``left`` is where it is noted instead of being removed."""
-        *before, since_s = self._seen.get(path, (-1, -1, 0.0))
-        if tuple(before) != state:
-            seen[path] = (*state, time.monotonic())
-        elif time.monotonic() - since_s < self._settings.settle_s or not self._take_in(path, stays=left is not None):
-            seen[path] = (*state, since_s)
-        elif left is not None:
-            left[path] = state
+    def _say_once(self, trouble: str) -> None:
+        if trouble != self._trouble:
+            logger.error("%s", trouble)
+        self._trouble = trouble
 
-    def _take_in(self, path: Path, *, stays: bool) -> bool:
-        """Take in one file; False if it must wait, such as for room on the disk."""
+    def _look_at(
+        self, path: Path, state: State, linked: bool, waiting: dict[Path, _Waiting], done: dict[Path, State]
+    ) -> None:
+        """Take a file in if it has settled; noted in ``done`` if it is and stays, in ``waiting`` if it isn't yet."""
+        now_s, known = time.monotonic(), self._waiting.get(path)
+        if known is None or known.state != state:
+            waiting[path] = _Waiting(state, now_s + self._settings.settle_s, _FIRST_WAIT_S)
+        elif now_s < known.due_s:
+            waiting[path] = known
+        elif not self._take_in(path, linked, state, done):
+            waiting[path] = _Waiting(state, now_s + known.wait_s, min(2 * known.wait_s, _LONGEST_WAIT_S))
+
+    def _take_in(self, path: Path, linked: bool, state: State, done: dict[Path, State]) -> bool:
+        """Take in one file; False if that is to be tried again."""
         try:
             encoded = path.read_bytes()
-        except (FileNotFoundError, PermissionError) as error:
+        except OSError as error:
             logger.warning("a file in the watched folder can't be read (%s)", error.strerror)
             return False
         status = self._take(encoded, "folder")
-        if stays:
-            return status in (SUCCESS, CANNOT_UNDERSTAND)
-        if status == CANNOT_UNDERSTAND:
-            refused = self._settings.path / REFUSED
-            refused.mkdir(exist_ok=True)
-            path.replace(refused / path.name)
-        elif status == SUCCESS:
-            path.unlink()
-        return status in (SUCCESS, CANNOT_UNDERSTAND)
+        if status not in (SUCCESS, CANNOT_UNDERSTAND):
+            return False
+        if linked or not self._remove(path, refused=status == CANNOT_UNDERSTAND):
+            done[path] = state
+        return True
+
+    def _remove(self, path: Path, *, refused: bool) -> bool:
+        """Take a file out of the folder's way; whether that could be done."""
+        try:
+            if refused:
+                folder = self._settings.path / REFUSED
+                folder.mkdir(exist_ok=True)
+                path.replace(folder / path.name)
+            else:
+                path.unlink()
+        except OSError as error:
+            logger.warning("a file in the watched folder was taken in and can't be removed (%s)", error.strerror)
+            return False
+        return True
 
 
-def _state(path: Path) -> tuple[int, int] | None:
-    """Size and time of the last change; None if the file is gone."""
+def _state(path: Path) -> State | None:
+    """None if the file is gone, or can't be looked at."""
     try:
         state = path.stat()
-    except FileNotFoundError:
+    except OSError:
         return None
     return state.st_size, state.st_mtime_ns
 

@@ -10,13 +10,14 @@ from typing import Any
 
 import requests
 from dicomweb_client.api import DICOMwebClient
-from pydicom import dcmread
 from pydicom.dataset import Dataset
 
 from runtime.errors import InputError
 from runtime.node.config import WebPeer
+from runtime.node.own import read_result
 from runtime.node.peer_errors import PeerError, RefusedError
 from runtime.node.records import ResultRecord
+from runtime.readers.dicom_damage import damage
 
 CHUNK_BYTES = 1 << 26
 _WORTH_RETRYING = (401, 403, 404, 408, 425, 429)
@@ -27,10 +28,10 @@ _SERIES_UID, _STUDY_UID, _MODALITY, _COUNT = "0020000E", "0020000D", "00080060",
 
 @contextmanager
 def connected(peer: WebPeer) -> Iterator[DICOMwebClient]:
-    """A client of the peer; what ``requests`` raises inside comes out as a PeerError.
+    """A client of the peer; what is raised inside, of its answers or for want of them, comes out as a PeerError.
 
     Raises:
-        PeerError: it did not answer, or with an error.
+        PeerError: it did not answer, or with an error, or what can't be used.
         RefusedError: it refused what was asked for good.
         InputError: a file with a password or token can't be read.
     """
@@ -57,6 +58,9 @@ def connected(peer: WebPeer) -> Iterator[DICOMwebClient]:
             raise _http_error(peer, error) from error
         except (requests.RequestException, OSError) as error:
             raise PeerError(f"{peer.name} at {peer.url} did not answer ({type(error).__name__})") from error
+        except damage() as error:  # what dicomweb-client and pydicom raise at an answer of another kind, or a cut one
+            reason = f"answered what is not DICOMweb's ({type(error).__name__})"
+            raise PeerError(f"{peer.name} at {peer.url} {reason}") from error
 
 
 def _secret(path: Path) -> str:
@@ -157,10 +161,12 @@ def store(peer: WebPeer, files: Sequence[tuple[ResultRecord, Path]]) -> dict[str
 
     Raises:
         PeerError: no answer, or an error that says nothing of the single results.
+        InputError: a result can't be read.
     """
+    results = [read_result(path) for _, path in files]
     with connected(peer) as client:
         try:
-            answer = client.store_instances([dcmread(path) for _, path in files])
+            answer = client.store_instances(results)
         except requests.HTTPError as error:
             if error.response is None or error.response.status_code not in (409, 202):
                 raise

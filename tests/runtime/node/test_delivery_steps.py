@@ -51,17 +51,18 @@ class Rig:
         self.audit, self.redact = Audit(data / "audit.jsonl"), Redactor(HASHER)
         self.sends: list[tuple[float, list[str]]] = []
         self.answer = lambda result: 0
-        self._enter(names, destinations)
+        self.enter(STUDY, names, destinations)
 
-    def _enter(self, names, destinations):
-        results = []
-        for number, name in enumerate(names):
+    def enter(self, study, names, destinations, *, number=0):
+        """Have results of a study due; their UIDs begin with a number."""
+        results, key = [], HASHER.short(study)
+        for n, name in enumerate(names, start=number):
             (self.data / name).write_bytes(b"result")
-            results.append(ResultFile(f"2.25.90{number}", "1.2.3", name, 6))
-        self.queue.add_image(ImageRecord(STUDY, "2.25.10", "2.25.100", "images/1", 5, True))
-        assert self.queue.decide(self.queue.study(KEY), QUEUED)
+            results.append(ResultFile(f"2.25.90{n}", "1.2.3", name, 6))
+        self.queue.add_image(ImageRecord(study, "2.25.10", f"2.25.100{number}", "images/1", 5, True))
+        assert self.queue.decide(self.queue.study(key), QUEUED)
         assert self.queue.claim() is not None
-        assert self.queue.finish(KEY, results, destinations)
+        assert self.queue.finish(key, results, destinations)
 
     def delivery(self, **changes):
         peer = replace(PEER, **changes)
@@ -182,3 +183,34 @@ def test_attempts_while_the_archive_was_down_or_full_are_not_held_against_the_ob
     rig.answer = lambda result: answers[result.sop_uid].pop(0)
     rig.run(rig.delivery(), DAY_S / 2, every_s=20.0)
     assert rig.state == "delivered"
+
+
+def test_a_study_whose_delivery_meets_a_defect_is_put_off_and_the_next_one_goes(rig):
+    other = "2.25.2"
+    rig.enter(other, ("c.dcm",), ("keeper",), number=5)
+
+    def answer(result):
+        if result.study == KEY:
+            raise TypeError("odd")
+        return 0
+
+    rig.answer = answer
+    rig.run(rig.delivery(), 1)
+    assert rig.queue.study(HASHER.short(other)).state == "delivered"
+    assert {(r.state, r.attempts) for r in rig.results} == {("pending", 1)}
+    assert {r.reason for r in rig.results} == {"a defect of this software (TypeError); its log has the trace"}
+    rig.run(rig.delivery(), 2 * DAY_S, every_s=60.0)
+    assert rig.state == "dead"
+
+
+def test_a_dead_letter_that_cant_be_written_leaves_the_result_for_later(rig, monkeypatch):
+    rig.answer = lambda result: 0x0122
+    monkeypatch.setattr(delivery_module.shutil, "copy2", _full_disk)
+    rig.run(rig.delivery(), 60)
+    assert len(rig.sends) == 1
+    assert rig.state == "ready"
+    assert "no dead letter can be written (No space left on device)" in rig.results[0].reason
+
+
+def _full_disk(*_):
+    raise OSError(28, "No space left on device")

@@ -96,6 +96,17 @@ def test_a_mercure_task_ends_with_objects_and_a_result(tmp_path, mercure):
     assert mercure.runs == [6]
 
 
+def test_a_damaged_image_in_a_mercure_task_is_refused_and_what_is_no_dicom_left_aside(tmp_path, mercure, capsys):
+    (tmp_path / "in" / "note").write_bytes(b"no DICOM")
+    assert main(["module"], opener=opener_of(mercure)) == 0
+    assert mercure.runs == [6]
+    first = min((tmp_path / "in").glob("*.dcm"))
+    first.write_bytes(first.read_bytes()[:154])
+    assert main(["module"], opener=opener_of(mercure)) == 2
+    assert "A DICOM file in " in capsys.readouterr().err
+    assert mercure.runs == [6]
+
+
 def test_a_mercure_task_that_fails_says_why_and_ends_with_the_errors_status(tmp_path, mercure):
     mercure.error = GeometryError("slices are missing")
     assert main(["module"], opener=opener_of(mercure)) == 2
