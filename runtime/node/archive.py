@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 from runtime.node.config import DicomPeer, Peer, WebPeer
 from runtime.node.peer_errors import NotFoundError, PeerError
+from runtime.node.records import ArchivedSeries
 
 
 class Archive:
@@ -25,13 +26,13 @@ class Archive:
         """The peer's name."""
         return self.peer.name
 
-    def series_counts(self, study_uid: str) -> Mapping[str, int]:
-        """Images of each of a study's series; empty if the archive doesn't know it. Raises PeerError."""
+    def series(self, study_uid: str) -> Mapping[str, ArchivedSeries]:
+        """Each of a study's series, by its UID; empty if the archive doesn't know it. Raises PeerError."""
         from runtime.node import dimse, web
 
         if isinstance(self.peer, WebPeer):
-            return web.series_counts(self.peer, study_uid)
-        return dimse.series_counts(self.peer, self._ae_title, study_uid)
+            return web.series(self.peer, study_uid)
+        return dimse.series(self.peer, self._ae_title, study_uid)
 
     def recent_studies(self, since: str) -> list[str]:
         """UIDs of studies with CT since a date (``YYYYMMDD``). Raises PeerError."""

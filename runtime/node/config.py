@@ -16,6 +16,7 @@ from runtime.errors import InputError
 from runtime.node.toml_table import Table
 
 OUTPUTS = ("seg", "sr", "sc", "pdf")
+SERIES = ("sent", "all")
 DAY_S = 86400.0
 YEAR_S = 366 * DAY_S
 AE_TITLE_LENGTH = 16
@@ -106,10 +107,11 @@ class Receive:
 
 @dataclass(frozen=True)
 class Complete:
-    """When a study is held to have arrived."""
+    """When a study is held to have arrived; ``series`` that must be whole: ``"sent"`` or ``"all"`` in the archive."""
 
     idle_s: float
     ask: tuple[str, ...]
+    series: str
     ask_every_s: float
     give_up_s: float
 
@@ -141,9 +143,14 @@ class Deliver:
 
 @dataclass(frozen=True)
 class Reconcile:
-    """Which archives are asked, at start and then every ``every_s`` (0: never), for studies that never came."""
+    """Which archives are asked, at start and then every ``every_s`` (0: never), for studies that never came.
+
+    Args:
+        series: ``"all"``: a CT series that didn't come is missing; ``"sent"``: only images of series that did.
+    """
 
     ask: tuple[str, ...]
+    series: str
     days: int
     every_s: float
 
@@ -274,6 +281,7 @@ def _complete(table: Table) -> Complete:
     complete = Complete(
         idle_s=table.number("idle_s", 30, least=0.1, most=DAY_S),
         ask=table.texts("ask"),
+        series=table.choice("series", SERIES, "sent"),
         ask_every_s=table.number("ask_every_s", 15, least=0.1, most=3600),
         give_up_s=table.number("give_up_s", 3600, least=1, most=YEAR_S),
     )
@@ -318,6 +326,7 @@ def _deliver(table: Table) -> Deliver:
 def _reconcile(table: Table) -> Reconcile:
     reconcile = Reconcile(
         ask=table.texts("ask"),
+        series=table.choice("series", SERIES, "all"),
         days=table.whole("days", 2, least=1, most=366),
         every_s=table.number("every_s", 900, least=0, most=7 * DAY_S),
     )

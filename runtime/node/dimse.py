@@ -25,7 +25,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 from runtime.node.config import DicomPeer
 from runtime.node.own import read_result
 from runtime.node.peer_errors import PeerError
-from runtime.node.records import ResultRecord
+from runtime.node.records import ArchivedSeries, ResultRecord
 from runtime.node.statuses import SUCCESS, is_stored
 from runtime.node.store import CT_CLASSES
 from runtime.node.tls import client_context
@@ -135,24 +135,25 @@ def _find(peer: DicomPeer, association: Association, identifier: Dataset) -> lis
     return found
 
 
-def series_counts(peer: DicomPeer, ae_title: str, study_uid: str) -> Mapping[str, int]:
-    """How many images each series of a study has in the archive; empty if it doesn't know the study.
+def series(peer: DicomPeer, ae_title: str, study_uid: str) -> Mapping[str, ArchivedSeries]:
+    """Every series of a study in the archive, by its UID; empty if it doesn't know the study.
 
     Archives that don't count are asked for the images.
 
     Raises:
         PeerError: no answer, or not success.
     """
-    query = _identifier("SERIES", StudyInstanceUID=study_uid, SeriesInstanceUID="", NumberOfSeriesRelatedInstances="")
-    counts = {}
+    fields = dict.fromkeys(("SeriesInstanceUID", "Modality", "NumberOfSeriesRelatedInstances"), "")
+    query = _identifier("SERIES", StudyInstanceUID=study_uid, **fields)
+    listed = {}
     with associated(peer, ae_title, [build_context(_FIND)], needs=_FIND) as association:
-        for series in _find(peer, association, query):
-            uid, count = str(series.SeriesInstanceUID), series.get("NumberOfSeriesRelatedInstances")
+        for one in _find(peer, association, query):
+            uid, count = str(one.SeriesInstanceUID), one.get("NumberOfSeriesRelatedInstances")
             if count is None:
                 images = _identifier("IMAGE", StudyInstanceUID=study_uid, SeriesInstanceUID=uid, SOPInstanceUID="")
                 count = len(_find(peer, association, images))
-            counts[uid] = int(count)
-    return counts
+            listed[uid] = ArchivedSeries(int(count), is_ct=one.get("Modality") == "CT")
+    return listed
 
 
 def recent_studies(peer: DicomPeer, ae_title: str, since: str) -> list[str]:
@@ -174,8 +175,8 @@ def ct_series(peer: DicomPeer, ae_title: str, study_uid: str) -> list[str]:
     """
     query = _identifier("SERIES", StudyInstanceUID=study_uid, SeriesInstanceUID="", Modality="")
     with associated(peer, ae_title, [build_context(_FIND)], needs=_FIND) as association:
-        series = _find(peer, association, query)
-    return [str(one.SeriesInstanceUID) for one in series if one.get("Modality") == "CT"]
+        found = _find(peer, association, query)
+    return [str(one.SeriesInstanceUID) for one in found if one.get("Modality") == "CT"]
 
 
 def move(peer: DicomPeer, ae_title: str, study_uid: str, series_uid: str) -> None:

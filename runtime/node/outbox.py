@@ -153,6 +153,10 @@ class PullList:
         )
         return PullRecord(**dict(rows[0])) if rows else None
 
+    def plans(self, study_uid: str) -> bool:
+        """Whether a study is to be fetched, from whichever peer, or is being fetched."""
+        return bool(self._database.rows("SELECT 1 FROM pull WHERE study_uid = ? AND state = ?", (study_uid, PENDING)))
+
     def waiting(self) -> list[PullRecord]:
         """All that is not fetched."""
         return [PullRecord(**dict(row)) for row in self._database.rows("SELECT * FROM pull ORDER BY next_s")]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 
 from runtime.errors import InputError
 from runtime.node.archive import Archive
 from runtime.node.audit import Audit
+from runtime.node.completeness import lack_of
 from runtime.node.config import Reconcile
 from runtime.node.identity import Redactor
 from runtime.node.loops import log_defect
@@ -20,6 +22,8 @@ from runtime.node.records import IGNORED, RECEIVED, PullRecord
 logger = logging.getLogger(__name__)
 
 _FIRST_WAIT_S, _LONGEST_WAIT_S, _ATTEMPTS = 5.0, 900.0, 12
+_FRESH_ROUNDS = 3
+"""Rounds for which a study is compared after its last image, whatever became of it; two are needed to act."""
 
 
 class Puller:
@@ -77,8 +81,7 @@ class Reconciler:
         self._settings, self._queue, self._pulls = settings, queue, pulls
         self._archives = [archives[name] for name in settings.ask]
         self._audit = audit
-        self._asked: set[str] = set()
-        self._seen_missing: set[str] = set()
+        self._seen_missing: dict[str, set[str]] = {}
 
     def step(self) -> bool:
         """Ask every archive; whether all answered."""
@@ -87,7 +90,7 @@ class Reconciler:
 
     def _ask(self, archive: Archive) -> bool:
         """The first answer is acted on at once; later on, what is missing may just be on its way: the second time."""
-        first = archive.name not in self._asked
+        first = archive.name not in self._seen_missing
         since = (datetime.now(UTC).astimezone() - timedelta(days=self._settings.days - 1)).strftime("%Y%m%d")
         try:
             studies = archive.recent_studies(since)
@@ -99,27 +102,27 @@ class Reconciler:
             log_defect(f"asking {archive.name} for studies")
             return False
         for uid in missing:
-            if first or uid in self._seen_missing:
+            if first or uid in self._seen_missing[archive.name]:
                 self.fetch_from(archive, uid)
-        self._seen_missing = set(missing)
-        self._asked.add(archive.name)
+        self._seen_missing[archive.name] = set(missing)
         return True
 
     def _is_missing(self, archive: Archive, study_uid: str, *, first: bool) -> bool:
-        """Whether we have no CT image of a study, or lack images that the archive has of a series that we know.
+        """Whether we don't know a study, or lack images that the archive has; of CT series that we don't know as well.
 
-        Studies that we don't wait for are compared the first time only: their images may have come while we were down.
+        Studies that we don't wait for are compared the first time, since their images may have come while we were down,
+        and for as long as they are fresh, since their sender may have stopped between two series.
         """
         key = self._queue.hasher.short(study_uid)
         study = self._queue.study(key)
         if study is None:
             return True
-        if study.state not in (RECEIVED, IGNORED) and not first:
+        fresh = time.time() - study.last_s < _FRESH_ROUNDS * self._settings.every_s
+        if not (first or fresh or study.state in (RECEIVED, IGNORED)):
             return False
-        ours, theirs = self._queue.series_counts(key), archive.series_counts(study_uid)
-        if not ours:
-            return True
-        return any(n < theirs.get(uid, 0) for uid, n in ours.items())
+        lack = lack_of(self._queue, key, archive.series(study_uid))
+        absent_count = self._settings.series == "all" or not self._queue.series_counts(key)
+        return bool(lack.images or (lack.series and absent_count))
 
     def fetch_from(self, archive: Archive, study_uid: str) -> None:
         """Put a study on the list."""

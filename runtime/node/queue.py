@@ -149,6 +149,13 @@ class Queue:
         )
         return {row["series_uid"]: row["n"] for row in rows}
 
+    def arrived_counts(self, key: str) -> Mapping[str, int]:
+        """How many objects of each series came: CT images, secondary captures, and what of CT series was not kept."""
+        rows = self.database.rows(
+            "SELECT series_uid, COUNT(*) AS n FROM image WHERE study = ? GROUP BY series_uid", (key,)
+        )
+        return {row["series_uid"]: row["n"] for row in rows}
+
     # From received to queued ---------------------------------------------------------------------------------------
 
     def idle(self, idle_s: float) -> list[Study]:

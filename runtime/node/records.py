@@ -43,7 +43,10 @@ CREATE TABLE IF NOT EXISTS pull (
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """One received image; ``path`` is relative to the data folder, ``is_ct`` says that it is of a CT class."""
+    """One received image; ``path`` is relative to the data folder, ``is_ct`` says that it is of a CT class.
+
+    Of objects that aren't kept, though of CT series, there are records without a path, so that counts agree.
+    """
 
     study_uid: str
     series_uid: str
@@ -94,6 +97,14 @@ class ResultRecord:
     next_s: float
     reason: str
     transaction_uid: str
+
+
+@dataclass(frozen=True)
+class ArchivedSeries:
+    """One series as an archive lists it: how many objects it has, and whether its modality is CT."""
+
+    images: int
+    is_ct: bool
 
 
 @dataclass(frozen=True)

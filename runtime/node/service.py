@@ -96,6 +96,7 @@ class Node:
             [archives[name] for name in config.complete.ask],
             self.audit,
             fetch=self.reconciler.fetch,
+            is_fetched=self.pulls.plans,
         )
         self.worker = Worker(
             config.analyse, self.queue, self.store, self.processor, redact, self.audit, destinations=config.deliver.to

@@ -42,6 +42,7 @@ _TEMPORARY = ".part"
 _UIDS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
 _TAGS = (
     *_UIDS,
+    "Modality",
     "Manufacturer",
     "ManufacturerModelName",
     "PatientName",
@@ -71,6 +72,7 @@ class _Header:
     sop_uid: str
     study_uid: str
     series_uid: str
+    modality: str
     is_own: bool
     secrets: Sequence[str]
 
@@ -99,7 +101,7 @@ class Store:
             self._audit.write("own result came back", study=study, peer=peer)
             return Taken("own", study)
         if header.sop_class not in KEPT_CLASSES:
-            self._queue.mention(header.study_uid)
+            self._note_other(header)
             return Taken("other", study)
         if self._queue.knows_image(header.sop_uid):
             return Taken("known", study)
@@ -117,6 +119,14 @@ class Store:
             )
         )
         return Taken("new" if new else "known", study)
+
+    def _note_other(self, header: _Header) -> None:
+        """Note what is not kept: of a CT series so that counts agree, else so that ``status`` names the study."""
+        if header.modality != "CT":
+            self._queue.mention(header.study_uid)
+        elif not self._queue.knows_image(header.sop_uid):
+            ids = (header.study_uid, header.series_uid, header.sop_uid)
+            self._queue.add_image(ImageRecord(*ids, path="", size_bytes=0, is_ct=False))
 
     def _path_of(self, header: _Header) -> Path:
         hasher = self._queue.hasher
@@ -196,14 +206,14 @@ def _header_of(encoded: bytes) -> _Header:
     try:
         header = dcmread(BytesIO(encoded), stop_before_pixels=True, specific_tags=list(_TAGS))
         uids = {field: header.get(field) for field in _UIDS}
-        own, secrets = is_own(header), secrets_of(header)
+        modality, own, secrets = str(header.get("Modality", "")), is_own(header), secrets_of(header)
     except damage() as error:
         raise InputError(f"an object is no DICOM file that can be read ({type(error).__name__})") from error
     for field, uid in uids.items():
         if not isinstance(uid, str) or not uid.strip():
             raise InputError(f"an object has {'several values in' if uid else 'no'} {field}")
     sop_class, sop_uid, study_uid, series_uid = (str(uid) for uid in uids.values())
-    return _Header(sop_class, sop_uid, study_uid, series_uid, own, secrets)
+    return _Header(sop_class, sop_uid, study_uid, series_uid, modality, own, secrets)
 
 
 def remove_files(data: Path, study: str, *kinds: str) -> None:

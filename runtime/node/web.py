@@ -16,7 +16,7 @@ from runtime.errors import InputError
 from runtime.node.config import WebPeer
 from runtime.node.own import read_result
 from runtime.node.peer_errors import PeerError, RefusedError
-from runtime.node.records import ResultRecord
+from runtime.node.records import ArchivedSeries, ResultRecord
 from runtime.readers.dicom_damage import damage
 
 CHUNK_BYTES = 1 << 26
@@ -88,19 +88,20 @@ def echo(peer: WebPeer) -> None:
         client.search_for_studies(limit=1)
 
 
-def series_counts(peer: WebPeer, study_uid: str) -> Mapping[str, int]:
-    """How many images each series of a study has in the archive; empty if it doesn't know the study.
+def series(peer: WebPeer, study_uid: str) -> Mapping[str, ArchivedSeries]:
+    """Every series of a study in the archive, by its UID; empty if it doesn't know the study.
 
     Raises:
         PeerError: no answer, or an error.
     """
     with connected(peer) as client:
-        found = client.search_for_series(study_uid, fields=["NumberOfSeriesRelatedInstances"])
-        counts = {}
-        for series in found:
-            uid, count = _value(series, _SERIES_UID), _value(series, _COUNT)
-            counts[str(uid)] = len(client.search_for_instances(study_uid, str(uid))) if count is None else int(count)
-    return counts
+        listed = {}
+        for one in client.search_for_series(study_uid, fields=["Modality", "NumberOfSeriesRelatedInstances"]):
+            uid, count = str(_value(one, _SERIES_UID)), _value(one, _COUNT)
+            if count is None:
+                count = len(client.search_for_instances(study_uid, uid))
+            listed[uid] = ArchivedSeries(int(count), is_ct=_value(one, _MODALITY) == "CT")
+    return listed
 
 
 def recent_studies(peer: WebPeer, since: str) -> list[str]:
@@ -128,7 +129,7 @@ def ct_series(peer: WebPeer, study_uid: str) -> list[str]:
                 raise
             client.search_for_studies(limit=1)  # else the address is wrong
             found = []
-    return [str(_value(series, _SERIES_UID)) for series in found if _value(series, _MODALITY) == "CT"]
+    return [str(_value(one, _SERIES_UID)) for one in found if _value(one, _MODALITY) == "CT"]
 
 
 def _value(entry: Mapping[str, Any], tag: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,12 +12,13 @@ from typing import Any
 
 from pydicom import dcmread
 from pydicom.dataset import Dataset
-from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from pynetdicom import AE, AllStoragePresentationContexts, build_context, evt
 from pynetdicom.sop_class import (
     StorageCommitmentPushModel,
     StorageCommitmentPushModelInstance,
     StudyRootQueryRetrieveInformationModelFind,
+    StudyRootQueryRetrieveInformationModelGet,
     Verification,
 )
 
@@ -73,17 +75,20 @@ def echo(port: int, *, calling=SENDER, called=NODE, tls=None) -> bool:
 
 
 class Archive:
-    """A storage SCP that counts: keeps what it is sent, answers C-FIND with the counts it is told."""
+    """A storage SCP that counts: keeps what it is sent, answers C-FIND with the counts it is told, and those of images
+    that it ``holds``, which it gives by C-GET."""
 
     def __init__(self, port: int = 0) -> None:
         self.port = port or free_port()
         self.received: list[Dataset] = []
         self.counts: dict[str, int] = {}
+        self.holds: list[Dataset] = []
         self.status: Callable[[Dataset], int] = lambda dataset: 0
         self.classes: list[str] | None = None
         self.commit: Callable[[Dataset], tuple[list[str], list[str]]] | None = None
         self.node_port = 0
         self.finds = 0
+        self.gets: list[str] = []
         self._server = None
 
     @property
@@ -99,11 +104,15 @@ class Archive:
                 entity.add_supported_context(context.abstract_syntax)
         entity.add_supported_context(Verification)
         entity.add_supported_context(StudyRootQueryRetrieveInformationModelFind)
+        if self.holds:
+            entity.add_supported_context(StudyRootQueryRetrieveInformationModelGet)
+            entity.add_supported_context(CTImageStorage, scu_role=True, scp_role=True)
         if self.commit is not None:
             entity.add_supported_context(StorageCommitmentPushModel)
         handlers = [
             (evt.EVT_C_STORE, self._store),
             (evt.EVT_C_FIND, self._find),
+            (evt.EVT_C_GET, self._get),
             (evt.EVT_N_ACTION, self._action),
         ]
         self._server = entity.start_server(("127.0.0.1", self.port), block=False, evt_handlers=handlers)
@@ -125,12 +134,27 @@ class Archive:
 
     def _find(self, event: evt.Event):
         self.finds += 1
-        for series_uid, count in self.counts.items():
+        asked = event.identifier
+        if asked.QueryRetrieveLevel == "STUDY":
+            for study_uid in {image.StudyInstanceUID for image in self.holds}:
+                answer = Dataset()
+                answer.QueryRetrieveLevel, answer.StudyInstanceUID = "STUDY", study_uid
+                yield 0xFF00, answer
+            return
+        held = Counter(i.SeriesInstanceUID for i in self.holds if i.StudyInstanceUID == asked.StudyInstanceUID)
+        for series_uid, count in (self.counts | held).items():
             answer = Dataset()
-            answer.QueryRetrieveLevel, answer.SeriesInstanceUID = "SERIES", series_uid
-            answer.StudyInstanceUID = event.identifier.StudyInstanceUID
+            answer.QueryRetrieveLevel, answer.SeriesInstanceUID, answer.Modality = "SERIES", series_uid, "CT"
+            answer.StudyInstanceUID = asked.StudyInstanceUID
             answer.NumberOfSeriesRelatedInstances = count
             yield 0xFF00, answer
+
+    def _get(self, event: evt.Event):
+        images = [image for image in self.holds if image.SeriesInstanceUID == event.identifier.SeriesInstanceUID]
+        self.gets.append(event.identifier.SeriesInstanceUID)
+        yield len(images)
+        for image in images:
+            yield 0xFF00, image
 
     def _action(self, event: evt.Event):
         request = event.action_information

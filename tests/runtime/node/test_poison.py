@@ -129,7 +129,7 @@ def test_an_archive_that_does_not_offer_a_service_is_at_fault_and_said_so():
             dimse.move(peer, "NODE", "2.25.1", "2.25.2")
         with pytest.raises(PeerError, match="archive does not offer Verification"):
             dimse.echo(peer, "NODE")
-        assert dimse.series_counts(peer, "NODE", "2.25.1") == {}
+        assert dimse.series(peer, "NODE", "2.25.1") == {}
 
 
 @contextmanager
@@ -176,7 +176,7 @@ def test_a_web_server_that_sends_something_else_than_images_is_at_fault(kind, bo
 @pytest.mark.parametrize("body", [b"<p>log in first</p>", b'["text"]', b'[{"0020000E": 7}]'])
 def test_a_web_server_that_answers_a_search_with_something_else_is_at_fault(body):
     with web_server("application/dicom+json", body) as peer, pytest.raises(PeerError, match="web at http"):
-        web.series_counts(peer, "1.2.3")
+        web.series(peer, "1.2.3")
 
 
 # Asking --------------------------------------------------------------------------------------------------------------
@@ -186,23 +186,28 @@ def test_a_web_server_that_answers_a_search_with_something_else_is_at_fault(body
 def test_an_archive_that_cant_be_asked_keeps_no_other_from_being_asked(parts, error):
     found = {"recent_studies": lambda since: ["2.25.1"]}
     archives = Archives(bad={"recent_studies": raises(error)}, good=found)
-    settings = Reconcile(ask=("bad", "good"), days=2, every_s=900)
+    settings = Reconcile(ask=("bad", "good"), series="all", days=2, every_s=900)
     assert not Reconciler(settings, parts.queue, parts.pulls, archives, parts.audit).step()
     assert [(pull.study_uid, pull.peer) for pull in parts.pulls.waiting()] == [("2.25.1", "good")]
 
 
 @pytest.mark.parametrize("error", [InputError("a password file can't be read"), TypeError("odd")])
 def test_a_study_that_cant_be_counted_waits_and_the_next_one_goes_on(parts, error):
-    def series_counts(uid):
+    def series(uid):
         if uid == "2.25.1":
             raise error
         return {}
 
-    archives = Archives(archive={"series_counts": series_counts})
+    archives = Archives(archive={"series": series})
     for study in ("2.25.1", "2.25.2"):
         parts.queue.add_image(image(study))
     complete = Completeness(
-        Complete(-1.0, ("archive",), 15, 3600), parts.queue, [archives["archive"]], parts.audit, fetch=lambda uid: False
+        Complete(-1.0, ("archive",), "sent", 15, 3600),
+        parts.queue,
+        [archives["archive"]],
+        parts.audit,
+        fetch=lambda uid: False,
+        is_fetched=parts.pulls.plans,
     )
     assert complete.step()
     states = {uid: parts.queue.study(HASHER.short(uid)) for uid in ("2.25.1", "2.25.2")}
