@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import time
@@ -15,13 +14,13 @@ from pathlib import Path
 from runtime.errors import InputError
 from runtime.node.audit import Audit
 from runtime.node.config import Deliver, DicomPeer, FolderPeer, Peer, WebPeer
+from runtime.node.dead_letters import DeadLetters
 from runtime.node.identity import Redactor
 from runtime.node.loops import log_defect
 from runtime.node.outbox import Outbox
 from runtime.node.peer_errors import PeerError, RefusedError
 from runtime.node.records import ResultRecord
 from runtime.node.statuses import NO_ROOM, TRANSIENT, is_stored, meaning
-from runtime.node.store import DEAD_LETTERS
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +44,7 @@ class Delivery:
     ) -> None:
         self._settings, self._peer, self._ae_title, self._data = settings, peer, ae_title, data
         self._outbox, self._redact, self._audit = outbox, redact, audit
+        self._letters = DeadLetters(data, outbox, redact, audit)
         self._failures: Counter[str] = Counter()
         self.last_error = ""
 
@@ -132,18 +132,8 @@ class Delivery:
     def _give_up(self, result: ResultRecord, reason: str) -> None:
         """The object and the reason go to the folder of dead letters."""
         self._failures.pop(result.sop_uid, None)
-        self.last_error = reason = self._redact(reason)
-        path = self._data / result.path
-        try:
-            _write_letter(self._data, result, reason)
-        except OSError as error:
-            wait_s = self._settings.max_retry_s
-            self._outbox.later(result, f"{reason}; no dead letter can be written ({error.strerror})", wait_s=wait_s)
-            logger.error("study %s: a dead letter can't be written (%s)", result.study, error.strerror)
-            return
-        self._outbox.dead(result, reason)
-        logger.error("study %s: %s is given up for %s: %s", result.study, path.name, self._peer.name, reason)
-        self._audit.write("dead letter", study=result.study, peer=self._peer.name, detail=f"{path.name}: {reason}")
+        self.last_error = self._redact(reason)
+        self._letters.give_up(result, reason)
 
     def _check_commitments(self) -> None:
         """What is not kept is sent anew, later; so is what was not answered in time where an answer is required."""
@@ -156,17 +146,6 @@ class Delivery:
             else:
                 self._outbox.sent(result, note="the request to commit to it was not answered")
                 logger.warning("study %s: %s did not answer the request to commit", result.study, self._peer.name)
-
-
-def _write_letter(data: Path, result: ResultRecord, reason: str) -> None:
-    """Put the object, if it is still there, and the reason into the folder of dead letters; raises OSError."""
-    path = data / result.path
-    folder = data / DEAD_LETTERS / result.destination / result.study
-    folder.mkdir(parents=True, exist_ok=True)
-    if path.is_file():
-        shutil.copy2(path, folder / path.name)
-    letter = {"study": result.study, "destination": result.destination, "file": path.name, "reason": reason}
-    (folder / f"{path.name}.json").write_text(json.dumps(letter, indent=1) + "\n", encoding="ascii")
 
 
 def _copy(peer: FolderPeer, files: Sequence[tuple[ResultRecord, Path]]) -> dict[str, int]:

@@ -17,6 +17,7 @@ from runtime.node.records import (
     SENT,
     SUPERSEDED,
     UNCOMMITTED,
+    UNDERWAY,
     PullRecord,
     ResultRecord,
 )
@@ -119,6 +120,15 @@ class Outbox:
         rows = self._database.rows(
             "SELECT * FROM result WHERE destination = ? AND state = ? AND next_s <= ?",
             (destination, state, time.time()),
+        )
+        return [_result_of(row) for row in rows]
+
+    def strays(self, destinations: Sequence[str]) -> list[ResultRecord]:
+        """Results on their way to other destinations than these."""
+        marks = [", ".join("?" * len(values)) for values in (UNDERWAY, destinations)]
+        rows = self._database.rows(
+            f"SELECT * FROM result WHERE state IN ({marks[0]}) AND destination NOT IN ({marks[1]})",
+            (*UNDERWAY, *destinations),
         )
         return [_result_of(row) for row in rows]
 

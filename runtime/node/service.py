@@ -17,6 +17,7 @@ from runtime.node.archive import Archive
 from runtime.node.audit import AUDIT_FILE, Audit
 from runtime.node.completeness import Completeness
 from runtime.node.config import Config, FolderPeer
+from runtime.node.dead_letters import DeadLetters, Strays
 from runtime.node.delivery import Delivery
 from runtime.node.health import HealthServer
 from runtime.node.identity import Hasher, Redactor, open_hasher
@@ -105,6 +106,7 @@ class Node:
             Delivery(config.deliver, config.peer(name), title, config.data, self.outbox, redact, self.audit)
             for name in config.deliver.to
         ]
+        strays = Strays(config.deliver.to, self.outbox, DeadLetters(config.data, self.outbox, redact, self.audit))
         puller = Puller(self.pulls, archives, self.queue, redact, self.audit, take=self._take)
         pause_s = min(_PAUSE_S, config.complete.idle_s / 4)
         senders = [
@@ -117,6 +119,7 @@ class Node:
             worker,
             *senders,
             Loop("fetching", puller.step, pause_s=_PAUSE_S),
+            Loop("strays", Periodic(strays.step, every_s=60), pause_s=5),
             Loop("retention", Periodic(Retention(config.storage, self.queue, self.store).step, every_s=60), pause_s=5),
         ]
         if config.reconcile.ask:

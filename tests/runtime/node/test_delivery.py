@@ -133,6 +133,24 @@ def test_a_commitment_that_nobody_answers_is_noted_where_it_was_only_asked_for(t
         assert {r.reason for r in results_of(node, study)} == {"the request to commit to it was not answered"}
 
 
+def test_a_destination_that_is_renamed_holds_no_study_back(tmp_path, study):
+    port, out = free_port(), {"folder": [{"name": "out", "path": str(tmp_path / "out")}]}
+    with node_with(tmp_path, study, port) as node:
+        wait_until(lambda: results_of(node, study))
+        key = node.queue.hasher.short(study.uid)
+    processor = FakeProcessor(tmp_path / "notes")
+    with running_node(config_of(tmp_path, port, deliver={"to": ["out"]}, **out), processor) as node:
+        wait_for(node, study, "dead")
+        reasons = {r.reason for r in results_of(node, study)}
+        assert reasons == {"the settings' deliver.to does not name archive any more"}
+    with running(Archive(port)) as archive:
+        with running_node(config_of(tmp_path, port), processor) as node:
+            assert node.queue.retry(key) == "ready"
+            wait_for(node, study, "delivered")
+        assert len(archive.uids) == 2
+    assert processor.runs == [2]
+
+
 @contextmanager
 def stow_server(answers):
     """Answers POSTs with (status, JSON) one after the other, the last one for ever; counts them."""

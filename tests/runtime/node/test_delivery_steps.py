@@ -11,12 +11,13 @@ import pytest
 
 pytest.importorskip("pynetdicom", reason="the extra 'node' is not installed")
 
+from runtime.node import dead_letters, dimse
 from runtime.node import delivery as delivery_module
-from runtime.node import dimse
 from runtime.node import outbox as outbox_module
 from runtime.node import queue as queue_module
 from runtime.node.audit import Audit
 from runtime.node.config import Deliver, DicomPeer
+from runtime.node.dead_letters import DeadLetters, Strays
 from runtime.node.delivery import Delivery
 from runtime.node.identity import Hasher, Redactor
 from runtime.node.outbox import Outbox
@@ -92,8 +93,11 @@ class Rig:
     def results(self):
         return self.outbox.results(KEY)
 
-    def letters(self, destination="keeper"):
-        folder = self.data / "dead-letters" / destination / KEY
+    def strays(self, *destinations):
+        return Strays(destinations, self.outbox, DeadLetters(self.data, self.outbox, self.redact, self.audit))
+
+    def letters(self, destination="keeper", key=KEY):
+        folder = self.data / "dead-letters" / destination / key
         return {path.name: json.loads(path.read_text())["reason"] for path in folder.glob("*.json")}
 
 
@@ -205,12 +209,48 @@ def test_a_study_whose_delivery_meets_a_defect_is_put_off_and_the_next_one_goes(
 
 def test_a_dead_letter_that_cant_be_written_leaves_the_result_for_later(rig, monkeypatch):
     rig.answer = lambda result: 0x0122
-    monkeypatch.setattr(delivery_module.shutil, "copy2", _full_disk)
-    rig.run(rig.delivery(), 60)
+    with monkeypatch.context() as patch:
+        patch.setattr(dead_letters.shutil, "copy2", _full_disk)
+        rig.run(rig.delivery(), 50)
     assert len(rig.sends) == 1
     assert rig.state == "ready"
-    assert "no dead letter can be written (No space left on device)" in rig.results[0].reason
+    assert "its dead letter can't be written (No space left on device)" in rig.results[0].reason
+    rig.run(rig.delivery(), 60)
+    assert rig.state == "dead"
+    assert sorted(rig.letters()) == ["a.dcm.json", "b.dcm.json"]
 
 
 def _full_disk(*_):
     raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("state", ["pending", "uncommitted"])
+def test_results_for_a_destination_that_the_settings_do_not_name_any_more_are_given_up(rig, state):
+    rig.enter("2.25.2", ("c.dcm", "d.dcm"), ("keeper", "gone"), number=5)
+    rig.run(rig.delivery(), 1)
+    key = HASHER.short("2.25.2")
+    if state == "uncommitted":
+        for result in rig.outbox.due("gone"):
+            rig.outbox.asked(result, "2.25.7", until_s=1e12)
+        rig.outbox.commitment("2.25.7", [], [r.sop_uid for r in rig.outbox.results(key)])
+    assert rig.queue.study(key).state == "ready"
+    assert rig.strays("keeper", "gone").step()
+    assert rig.queue.study(key).state == "ready"
+    assert rig.strays("keeper").step()
+    assert rig.queue.study(key).state == "dead"
+    reason = "the settings' deliver.to does not name gone any more"
+    assert rig.letters("gone", key) == {"c.dcm.json": reason, "d.dcm.json": reason}
+    assert {(r.destination, r.state) for r in rig.outbox.results(key)} == {("keeper", "sent"), ("gone", "dead")}
+    assert rig.state == "delivered"
+    assert rig.queue.retry(key) == "ready"  # the destination came back
+    rig.strays("keeper", "gone").step()
+    rig.run(rig.delivery(name="gone"), 1)
+    assert rig.queue.study(key).state == "delivered"
+
+
+def test_what_a_destination_that_is_gone_was_only_to_commit_to_counts_as_sent(rig):
+    for result in rig.results:
+        rig.outbox.asked(result, "2.25.7", until_s=1e12)
+    rig.strays("other").step()
+    assert rig.state == "delivered"
+    assert rig.letters() == {}
