@@ -100,7 +100,12 @@ class Queue:
             if _is_known(db, image.sop_uid):
                 return False
             entry = (image.sop_uid, key, image.series_uid, image.path, image.size_bytes, int(image.is_ct))
-            db.execute("INSERT OR REPLACE INTO image VALUES (?, ?, ?, ?, ?, ?)", entry)
+            db.execute(
+                "INSERT INTO image VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (sop_uid) DO UPDATE SET "
+                "study = excluded.study, series_uid = excluded.series_uid, path = excluded.path, "
+                "bytes = excluded.bytes, is_ct = excluded.is_ct",
+                entry,
+            )
             _enter_study(db, key, image.study_uid, now_s)
             if image.is_ct:
                 self._touch(db, key, now_s)

@@ -18,6 +18,8 @@ that it isn't kept, which the delivery has yet to act on."""
 UNDERWAY = (PENDING, COMMITTING, UNCOMMITTED)
 """While a result of a study is in one of these, the study is READY."""
 
+# ``kept`` holds the bytes of the images that lie on the disk: it is asked for with every image that comes, of a table
+# that holds a year of them. A REPLACE would go past the trigger for rows that are deleted.
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS study (
   key TEXT PRIMARY KEY, uid TEXT NOT NULL, state TEXT NOT NULL, revision INTEGER NOT NULL DEFAULT 0,
@@ -28,6 +30,16 @@ CREATE TABLE IF NOT EXISTS image (
   sop_uid TEXT PRIMARY KEY, study TEXT NOT NULL, series_uid TEXT NOT NULL, path TEXT NOT NULL,
   bytes INTEGER NOT NULL, is_ct INTEGER NOT NULL);
 CREATE INDEX IF NOT EXISTS image_study ON image (study);
+CREATE INDEX IF NOT EXISTS image_kept ON image (study) WHERE path != '';
+CREATE TABLE IF NOT EXISTS kept (only INTEGER PRIMARY KEY CHECK (only = 1), bytes INTEGER NOT NULL);
+INSERT OR IGNORE INTO kept SELECT 1, COALESCE(SUM(bytes), 0) FROM image
+  WHERE path != '' AND NOT EXISTS (SELECT 1 FROM kept);
+CREATE TRIGGER IF NOT EXISTS image_added AFTER INSERT ON image WHEN NEW.path != ''
+  BEGIN UPDATE kept SET bytes = bytes + NEW.bytes; END;
+CREATE TRIGGER IF NOT EXISTS image_changed AFTER UPDATE OF path, bytes ON image
+  BEGIN UPDATE kept SET bytes = bytes + (NEW.path != '') * NEW.bytes - (OLD.path != '') * OLD.bytes; END;
+CREATE TRIGGER IF NOT EXISTS image_forgotten AFTER DELETE ON image WHEN OLD.path != ''
+  BEGIN UPDATE kept SET bytes = bytes - OLD.bytes; END;
 CREATE TABLE IF NOT EXISTS result (
   destination TEXT NOT NULL, sop_uid TEXT NOT NULL, sop_class TEXT NOT NULL, study TEXT NOT NULL, path TEXT NOT NULL,
   bytes INTEGER NOT NULL, state TEXT NOT NULL, attempts INTEGER NOT NULL DEFAULT 0, first_s REAL NOT NULL,
@@ -35,6 +47,8 @@ CREATE TABLE IF NOT EXISTS result (
   PRIMARY KEY (destination, sop_uid));
 CREATE INDEX IF NOT EXISTS result_due ON result (destination, state, next_s);
 CREATE INDEX IF NOT EXISTS result_study ON result (study);
+CREATE INDEX IF NOT EXISTS result_sop ON result (sop_uid);
+CREATE INDEX IF NOT EXISTS result_kept ON result (path, bytes) WHERE path != '';
 CREATE TABLE IF NOT EXISTS pull (
   study_uid TEXT NOT NULL, peer TEXT NOT NULL, state TEXT NOT NULL, attempts INTEGER NOT NULL DEFAULT 0,
   next_s REAL NOT NULL, reason TEXT NOT NULL DEFAULT '', PRIMARY KEY (study_uid, peer));

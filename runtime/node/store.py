@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import threading
+import time
 import uuid
 from collections.abc import Sequence
 from contextlib import suppress
@@ -39,6 +39,7 @@ KEPT_CLASSES = CT_CLASSES | {SecondaryCaptureImageStorage}
 
 IMAGES, RESULTS, WORK, DEAD_LETTERS = "images", "results", "work", "dead-letters"
 _TEMPORARY = ".part"
+_RESULTS_COUNTED_S = 5.0
 _UIDS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
 _TAGS = (
     *_UIDS,
@@ -83,7 +84,7 @@ class Store:
     def __init__(self, data: Path, settings: Storage, queue: Queue, redact: Redactor, audit: Audit) -> None:
         self.data, self._settings, self._queue = data, settings, queue
         self._redact, self._audit = redact, audit
-        self._lock = threading.Lock()
+        self._results = 0, float("-inf")  # their bytes, and when they were counted
         for name in (IMAGES, RESULTS, WORK, DEAD_LETTERS):
             (data / name).mkdir(parents=True, exist_ok=True, mode=0o700)
 
@@ -158,12 +159,14 @@ class Store:
             raise DiskFullError(f"the disk has only {free_bytes >> 20} MiB left; free some, or lower min_free_gib")
 
     def used_bytes(self) -> int:
-        """How much images and results take."""
-        rows = self._queue.database.rows(
-            "SELECT (SELECT COALESCE(SUM(bytes), 0) FROM image WHERE path != '') + (SELECT COALESCE(SUM(bytes), 0) "
-            "FROM (SELECT DISTINCT path, bytes FROM result WHERE path != ''))"
-        )
-        return int(rows[0][0])
+        """How much images take, and results, of which the last few seconds' may not be counted yet."""
+        now_s = time.monotonic()
+        if now_s - self._results[1] > _RESULTS_COUNTED_S:
+            rows = self._queue.database.rows(
+                "SELECT COALESCE(SUM(bytes), 0) FROM (SELECT DISTINCT path, bytes FROM result WHERE path != '')"
+            )
+            self._results = int(rows[0][0]), now_s
+        return int(self._queue.database.rows("SELECT bytes FROM kept")[0][0]) + self._results[0]
 
     def files(self, study: str) -> list[Path]:
         """The study's images on the disk."""
