@@ -172,6 +172,18 @@ class Store:
         """The study's images on the disk."""
         return [self.data / row["path"] for row in self._queue.images(study)]
 
+    def recall(self, study: str, *, every: bool) -> None:
+        """Have what must not be logged of a study be left out again: after a start, nothing of it is known.
+
+        Args:
+            study: its key.
+            every: look at every image, else at one of each series.
+        """
+        rows = self._queue.images(study)
+        for row in rows if every else {row["series_uid"]: row for row in rows}.values():
+            with suppress(InputError, OSError):
+                self._redact.remember(_header_of(self.data / row["path"]).secrets)
+
     def mend(self) -> tuple[int, int]:
         """After a start: enter images that are on the disk but not in the queue, forget those that are gone.
 
@@ -200,14 +212,16 @@ class Store:
             return 0
 
 
-def _header_of(encoded: bytes) -> _Header:
+def _header_of(source: bytes | Path) -> _Header:
     """Read the header of a whole file.
 
     Raises:
         InputError: it is no DICOM object, or lacks one of its UIDs.
+        OSError: the file can't be read.
     """
     try:
-        header = dcmread(BytesIO(encoded), stop_before_pixels=True, specific_tags=list(_TAGS))
+        file = BytesIO(source) if isinstance(source, bytes) else source
+        header = dcmread(file, stop_before_pixels=True, specific_tags=list(_TAGS))
         uids = {field: header.get(field) for field in _UIDS}
         modality, own, secrets = str(header.get("Modality", "")), is_own(header), secrets_of(header)
     except damage() as error:

@@ -50,6 +50,7 @@ class Worker:
         self._destinations = destinations
         self.last_error = ""
         self._rests_at_s: float | None = None
+        self._started_s = time.time()
 
     def step(self) -> bool:
         """Analyse the study that waits longest; whether there was one. The processor rests where none came."""
@@ -92,6 +93,7 @@ class Worker:
 
     def _analyse(self, study: Study) -> list[ResultFile]:
         """Results of a study, checked and under their final names."""
+        self._store.recall(study.key, every=study.first_s < self._started_s)
         files = self._store.files(study.key)
         work = self._store.data / WORK / study.key
         shutil.rmtree(work, ignore_errors=True)

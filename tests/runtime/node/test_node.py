@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
+from pydicom import dcmread
 
 from runtime.errors import InputError
 from runtime.node.peer_errors import PeerError
@@ -173,6 +174,23 @@ def test_images_that_cant_be_analysed_are_given_up_at_once(tmp_path, archive, pr
         assert "is missing" in reason
         assert study.series_uid not in reason
     assert processor.runs == [6]
+
+
+def test_after_a_start_the_patients_of_studies_that_wait_are_left_out_of_reasons_and_logs(
+    tmp_path, archive, processor, caplog
+):
+    study = known(archive, tmp_path / "study", slices=2)
+    other = dcmread(study.files[1])
+    other.PatientName = "Hollerbusch^Kunigunde"  # one image is of somebody else
+    other.save_as(study.files[1])
+    with running_node(config_of(tmp_path, archive.port, complete={"idle_s": 3600}), processor) as node:
+        assert send(study.files, node.receiver.port) == [0, 0]
+    names = [dcmread(path).PatientName for path in study.files]
+    processor.error = InputError(f"the names {names[0]} and {names[1]} differ")
+    with running_node(counting(tmp_path, archive), processor) as node:
+        wait_for(node, study, "dead")
+        assert node.queue.study(key_of(node, study)).reason == "the names [withheld] and [withheld] differ"
+    assert not any(word in caplog.text for word in (*study.words, "Hollerbusch", "Kunigunde"))
 
 
 def test_what_may_pass_is_tried_again_until_the_attempts_are_used_up(tmp_path, archive, processor):

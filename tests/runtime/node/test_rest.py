@@ -26,7 +26,7 @@ class _Queue:
 def clock(monkeypatch):
     """A clock that stands still until it is set."""
     clock = SimpleNamespace(now_s=100.0)
-    monkeypatch.setattr(worker_module, "time", SimpleNamespace(monotonic=lambda: clock.now_s))
+    monkeypatch.setattr(worker_module, "time", SimpleNamespace(monotonic=lambda: clock.now_s, time=lambda: clock.now_s))
     return clock
 
 
