@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import threading
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -26,18 +27,37 @@ class Audit:
         self._chain = _last_chain(path)
 
     def write(self, event: str, *, study: str = "", peer: str = "", detail: str = "") -> None:
-        """Append one event, and have it on the disk before going on."""
+        """Append one event, and have it on the disk before going on.
+
+        Raises:
+            OSError: it can't be written; the file is as it was.
+        """
         with self._lock:
             entry = {"at": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event}
             entry |= {k: v for k, v in (("study", study), ("peer", peer), ("detail", detail)) if v}
-            self._chain = _link(self._chain, entry)
-            line = json.dumps({**entry, "chain": self._chain}) + "\n"
-            descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-            try:
-                os.write(descriptor, line.encode("ascii"))
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            chain = _link(self._chain, entry)
+            line = json.dumps({**entry, "chain": chain}) + "\n"
+            _append(self._path, line.encode("ascii"))
+            self._chain = chain
+
+
+def _append(path: Path, line: bytes) -> None:
+    """Append a whole line and sync it, or raise OSError and leave the file as it was."""
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+    try:
+        size = os.fstat(descriptor).st_size
+        if size and os.pread(descriptor, 1, size - 1) != b"\n":
+            line = b"\n" + line  # what stands there was cut short, and could not be taken back
+        try:
+            while line:
+                line = line[os.write(descriptor, line) :]
+            os.fsync(descriptor)
+        except OSError:
+            with suppress(OSError):
+                os.ftruncate(descriptor, size)
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def broken_lines(path: Path) -> list[int]:

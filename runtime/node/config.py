@@ -10,6 +10,7 @@ import tomllib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from runtime.engines import ENGINES, PRECISIONS
 from runtime.errors import InputError
@@ -380,8 +381,9 @@ def _dicom_peer(table: Table) -> DicomPeer:
 
 def _web_peer(table: Table) -> WebPeer:
     url = table.text("url")
-    if not url.startswith(("http://", "https://")):
-        table.wrong("url", f"must begin with http:// or https://; met {url!r}")
+    if wrong := _wrong_url(url):
+        met = "" if "@" in url else f"; met {url!r}"  # which may hold a password
+        table.wrong("url", f"{wrong}{met}; it must be such as https://pacs.example:8043/dicom-web")
     files = ("password_file", "token_file", "ca", "certificate", "key")
     paths = {field: table.path(field, file=True) for field in files}
     user = table.text("user", "")
@@ -392,6 +394,22 @@ def _web_peer(table: Table) -> WebPeer:
     name, timeout_s = table.text("name"), table.number("timeout_s", 60, least=0.5, most=3600)
     table.end()
     return WebPeer(name=name, url=url.rstrip("/"), user=user, timeout_s=timeout_s, **paths)
+
+
+def _wrong_url(url: str) -> str:
+    """What is wrong with a server's address, if anything."""
+    if not url.startswith(("http://", "https://")):
+        return "must begin with http:// or https://"
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        return f"is no address ({error})"
+    if not host or port == 0 or any(letter.isspace() for letter in url):
+        return "has no host, port 0, or blanks"
+    if parts.username or parts.password:
+        return "must not hold a user; give user and password_file"
+    return "must not hold ? or #" if parts.query or parts.fragment else ""
 
 
 def _folder_peer(table: Table) -> FolderPeer:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import sqlite3
 import sys
 import threading
 import time
@@ -12,16 +14,30 @@ from collections.abc import Callable
 logger = logging.getLogger(__name__)
 
 _AFTER_DEFECT_S = 5.0
+FULL = "the disk is full; free some"
 
 
 def log_defect(where: str) -> str:
     """Log the exception that is handled now, which nobody foresaw, with its trace; what to say of it as a reason.
 
+    A full disk is met in many places and is nobody's defect: that is said in one line.
+
     A part of the node that works on one thing after the other calls this for each, and puts the thing off: one that
     meets a defect every time must not keep the others waiting.
     """
+    error = sys.exception()
+    if is_full(error):
+        logger.error("%s can't go on: %s", where, FULL)
+        return FULL
     logger.error("%s met a defect:\n%s", where, traceback.format_exc())
-    return f"a defect of this software ({type(sys.exception()).__name__}); its log has the trace"
+    return f"a defect of this software ({type(error).__name__}); its log has the trace"
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether an error says that the disk is full, or this user's share of it."""
+    if isinstance(error, sqlite3.OperationalError):
+        return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 class Loop:
@@ -63,7 +79,7 @@ class Loop:
                 again = self._step()
             except Exception as error:  # noqa: BLE001  the node goes on; the defect is logged and shown by its health
                 log_defect(self.name)
-                self.last_error = f"{type(error).__name__} in {self.name}"
+                self.last_error = f"{FULL if is_full(error) else type(error).__name__} in {self.name}"
                 pause_s = max(pause_s, _AFTER_DEFECT_S)
             else:
                 self.last_error = ""

@@ -202,6 +202,10 @@ class Queue:
             )
         return self.study(row["key"])
 
+    def running(self) -> list[Study]:
+        """Studies that are RUNNING."""
+        return [study_of(row) for row in self.database.rows("SELECT * FROM study WHERE state = ?", (RUNNING,))]
+
     def finish(self, key: str, results: Sequence[ResultFile], destinations: Sequence[str]) -> bool:
         """The analysis is done and its results are on the disk: READY for every destination.
 

@@ -98,28 +98,39 @@ class Store:
         header = _header_of(encoded)
         self._redact.remember(header.secrets)
         study = self._queue.hasher.short(header.study_uid)
-        if header.is_own or self._queue.is_result(header.sop_uid):
+        outcome = self._outcome(header)
+        if outcome == "new":
+            self._check_room(len(encoded))
+            path = self._path_of(header)
+            self._write(path, encoded)
+            outcome = self._record(header, path, len(encoded))
+        elif outcome == "own":
             self._audit.write("own result came back", study=study, peer=peer)
-            return Taken("own", study)
-        if header.sop_class not in KEPT_CLASSES:
+        elif outcome == "other":
             self._note_other(header)
-            return Taken("other", study)
-        if self._queue.knows_image(header.sop_uid):
-            return Taken("known", study)
-        self._check_room(len(encoded))
-        path = self._path_of(header)
-        self._write(path, encoded)
+        return Taken(outcome, study)
+
+    def _outcome(self, header: _Header) -> str:
+        """See ``Taken``."""
+        if header.is_own or self._queue.is_result(header.sop_uid):
+            return "own"
+        if header.sop_class not in KEPT_CLASSES:
+            return "other"
+        return "known" if self._queue.knows_image(header.sop_uid) else "new"
+
+    def _record(self, header: _Header, path: Path, size_bytes: int) -> str:
+        """Enter an image that lies on the disk: ``"new"``, or ``"known"`` if another thread was quicker."""
         new = self._queue.add_image(
             ImageRecord(
                 study_uid=header.study_uid,
                 series_uid=header.series_uid,
                 sop_uid=header.sop_uid,
                 path=str(path.relative_to(self.data)),
-                size_bytes=len(encoded),
+                size_bytes=size_bytes,
                 is_ct=header.sop_class in CT_CLASSES,
             )
         )
-        return Taken("new" if new else "known", study)
+        return "new" if new else "known"
 
     def _note_other(self, header: _Header) -> None:
         """Note what is not kept: of a CT series so that counts agree, else so that ``status`` names the study."""
@@ -189,27 +200,36 @@ class Store:
 
         Half-written files go. Returns how many were entered and how many forgotten.
         """
-        known = {row["path"] for row in self._queue.database.rows("SELECT path FROM image WHERE path != ''")}
+        rows = self._queue.database.rows("SELECT path, sop_uid FROM image WHERE path != ''")
+        known = {row["path"]: row["sop_uid"] for row in rows}
         entered = 0
         for path in sorted((self.data / IMAGES).rglob("*")):
             if path.name.endswith(_TEMPORARY):
                 path.unlink()
             elif path.is_file() and str(path.relative_to(self.data)) not in known:
                 entered += self._enter(path)
-        gone = [name for name in known if not (self.data / name).is_file()]
+        gone = [(sop_uid,) for name, sop_uid in known.items() if not (self.data / name).is_file()]
         with self._queue.database.transaction() as db:
-            db.executemany("DELETE FROM image WHERE path = ?", [(name,) for name in gone])
+            db.executemany("DELETE FROM image WHERE sop_uid = ?", gone)
         return entered, len(gone)
 
     def _enter(self, path: Path) -> int:
-        """Take in a file that was renamed just before the process died."""
-        encoded = path.read_bytes()
-        path.unlink()
+        """Enter a file that was renamed just before the process died, where it lies: it has its room already."""
         try:
-            return int(self.take(encoded, peer="disk").outcome == "new")
+            header = _header_of(path)
         except InputError as error:
             logger.warning("a file in the data folder was removed: %s", error)
+            path.unlink()
             return 0
+        self._redact.remember(header.secrets)
+        if self._outcome(header) != "new":
+            path.unlink()
+            return 0
+        place = self._path_of(header)
+        if place != path:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, place)
+        return int(self._record(header, place, place.stat().st_size) == "new")
 
 
 def _header_of(source: bytes | Path) -> _Header:

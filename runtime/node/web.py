@@ -43,16 +43,16 @@ def connected(peer: WebPeer) -> Iterator[DICOMwebClient]:
         if peer.password_file is not None:
             session.auth = (peer.user, _secret(peer.password_file))
         headers = {} if peer.token_file is None else {"Authorization": f"Bearer {_secret(peer.token_file)}"}
-        client = DICOMwebClient(
-            peer.url,
-            session=session,
-            headers=headers,
-            chunk_size=CHUNK_BYTES,
-            permissive_uid=True,
-            timeout=(min(peer.timeout_s, 15.0), peer.timeout_s),
-        )
-        client.set_http_retry_params(retry=False)
         try:
+            client = DICOMwebClient(
+                peer.url,
+                session=session,
+                headers=headers,
+                chunk_size=CHUNK_BYTES,
+                permissive_uid=True,
+                timeout=(min(peer.timeout_s, 15.0), peer.timeout_s),
+            )
+            client.set_http_retry_params(retry=False)
             yield client
         except requests.HTTPError as error:
             raise _http_error(peer, error) from error

@@ -7,7 +7,6 @@ import logging
 import os
 import shutil
 import time
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from runtime.node.audit import Audit
 from runtime.node.config import Analyse
 from runtime.node.identity import Redactor
 from runtime.node.logs import about_study
+from runtime.node.loops import log_defect
 from runtime.node.processor import Processor
 from runtime.node.queue import Queue
 from runtime.node.records import DEAD, ResultFile, Study
@@ -53,7 +53,12 @@ class Worker:
         self._started_s = time.time()
 
     def step(self) -> bool:
-        """Analyse the study that waits longest; whether there was one. The processor rests where none came."""
+        """Analyse the study that waits longest; whether there was one. The processor rests where none came.
+
+        A study that is RUNNING now is one whose end could not be written to the queue, such as on a full disk.
+        """
+        for stranded in self._queue.running():
+            self._failed(stranded, "what became of its analysis could not be noted", retry=True)
         study = self._queue.claim()
         if study is None:
             self._rest()
@@ -74,10 +79,11 @@ class Worker:
                 logger.warning("memory was not given back: %s", error)
 
     def _run(self, study: Study) -> None:
-        self._audit.write("analysis begins", study=study.key, detail=f"{study.taken} images, attempt {study.attempts}")
-        logger.info("study %s: analysis begins, %d images, attempt %d", study.key, study.taken, study.attempts)
+        images = f"{study.taken} images, attempt {study.attempts}"
+        logger.info("study %s: analysis begins, %s", study.key, images)
         start_s = time.perf_counter()
         try:
+            self._audit.write("analysis begins", study=study.key, detail=images)
             results = self._analyse(study)
         except InputError as error:
             self._failed(study, str(error), retry=False)
@@ -85,9 +91,8 @@ class Worker:
             self._failed(study, str(error), retry=True)
         except MemoryError:
             self._failed(study, "out of memory", retry=True)
-        except Exception as error:  # noqa: BLE001  a defect met by one study must not keep the others waiting
-            logger.error("study %s met a defect:\n%s", study.key, traceback.format_exc())
-            self._failed(study, f"a defect of this software ({type(error).__name__}: {error})", retry=True)
+        except Exception:  # noqa: BLE001  a defect met by one study must not keep the others waiting
+            self._failed(study, log_defect(f"study {study.key}"), retry=True)
         else:
             self._done(study, results, time.perf_counter() - start_s)
 

@@ -78,3 +78,33 @@ def test_a_file_that_is_no_toml_is_refused(tmp_path):
     assert "no TOML file" in lines_of(tmp_path, "= 3")[0]
     with pytest.raises(InputError, match="can't be read"):
         load_config(tmp_path / "none.toml")
+
+
+def urls_said(tmp_path, url):
+    values = settings(tmp_path, 104, web=[{"name": "w", "url": url}])
+    try:
+        load_config(write_toml(tmp_path / "node.toml", values))
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://", "https:///dicom-web", "http://:8042/x", "http://host:port/x", "http://host:99999", "http://[::1/x",
+     "http://host:0", "http://a host/x", "http://host/x?y=1", "http://host/x#y", "http://me:Geheimnis@host/x"],
+)  # fmt: skip
+def test_a_malformed_url_is_named_without_what_may_be_a_password(tmp_path, url):
+    said = urls_said(tmp_path, url)
+    assert "web[0].url: " in said
+    assert "https://pacs.example" in said
+    assert "Geheimnis" not in said
+
+
+@pytest.mark.parametrize(
+    "url", ["http://a", "https://a.b-c.example:8043/dicom-web/", "http://[::1]:8042/x", "http://10.0.0.7/"]
+)
+def test_a_good_url_is_one_that_a_client_can_be_made_of(tmp_path, url):
+    client = pytest.importorskip("dicomweb_client.api", reason="the extra 'node' is not installed").DICOMwebClient
+    assert urls_said(tmp_path, url) == ""
+    client(url)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import logging
+import os
 import sys
 
 import pytest
@@ -114,3 +116,39 @@ def test_a_line_that_a_crash_cut_short_spoils_no_other(tmp_path):
         stream.write('{"at": "20')
     Audit(path).write("start")
     assert broken_lines(path) == [2]
+
+
+@pytest.mark.parametrize("written", [0, 9, None], ids=["nothing", "a part", "all, not synced"])
+@pytest.mark.parametrize("can_be_cut", [True, False])
+def test_an_event_that_cant_be_written_breaks_no_chain(tmp_path, monkeypatch, written, can_be_cut):
+    path = tmp_path / "audit.jsonl"
+    audit = Audit(path)
+    audit.write("start")
+    before = path.read_bytes()
+    write = os.write
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def some(descriptor, data):
+        return write(descriptor, data[:written]) if data[:1] == b"{" else full()
+
+    with monkeypatch.context() as patch:
+        if written is None:
+            patch.setattr(os, "fsync", full)
+        else:
+            patch.setattr(os, "write", some if written else full)
+        if not can_be_cut:
+            patch.setattr(os, "ftruncate", full)
+        with pytest.raises(OSError, match="No space"):
+            audit.write("lost", study="abc")
+    if can_be_cut:
+        assert path.read_bytes() == before
+    audit.write("delivered", study="abc")
+    audit.write("stop")
+    whole = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+    assert [entry["event"] for entry in whole][-2:] == ["delivered", "stop"]
+    if can_be_cut or written == 0:
+        assert broken_lines(path) == []
+    else:  # the line that was cut short, or the one after one that was taken for lost
+        assert len(broken_lines(path)) == 1

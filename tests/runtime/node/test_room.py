@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import sqlite3
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -11,10 +14,13 @@ from hypothesis import strategies as st
 from runtime.node.audit import Audit
 from runtime.node.config import Storage
 from runtime.node.identity import Hasher, Redactor
+from runtime.node.loops import FULL, log_defect
 from runtime.node.queue import Database, Queue
-from runtime.node.records import FINAL, ImageRecord
+from runtime.node.records import FINAL, QUEUED, ImageRecord
 from runtime.node.retention import Retention
-from runtime.node.store import Store, remove_files
+from runtime.node.store import DiskFullError, Store, remove_files
+from runtime.node.worker import Worker
+from tests.runtime.node.studies import make_study
 
 pytest.importorskip("pynetdicom", reason="the extra 'node' is not installed")
 
@@ -150,3 +156,105 @@ def test_results_count_once_however_many_destinations_they_go_to(tmp_path, datab
             db.execute(entry, (destination, "1.1", "results/1", 30))
             db.execute(entry, (destination, "1.2", "", 99))
     assert store_of(tmp_path, database).used_bytes() == 30
+
+
+# A full disk ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_image_that_was_on_the_disk_before_its_record_is_entered_though_the_quota_is_used_up(tmp_path, database):
+    study = make_study(tmp_path / "study", slices=3)
+    store = store_of(tmp_path, database)
+    for path in study.files:
+        assert store.take(path.read_bytes(), peer="sender").outcome == "new"
+    kept = {path: path.read_bytes() for path in store.files(HASHER.short(study.uid))}
+    with database.transaction() as db:
+        db.execute("DELETE FROM image WHERE sop_uid = (SELECT MIN(sop_uid) FROM image)")
+    full = Store(tmp_path / "data", replace(STORAGE, quota_bytes=1), store._queue, Redactor(HASHER), store._audit)
+    assert full.mend() == (1, 0)
+    assert {path: path.read_bytes() for path in full.files(HASHER.short(study.uid))} == kept
+    with pytest.raises(DiskFullError, match="quota"):
+        full.take(make_study(tmp_path / "other", slices=1).files[0].read_bytes(), peer="sender")
+
+
+def test_a_file_that_is_no_image_or_in_a_wrong_place_is_put_right_at_the_start(tmp_path, database):
+    study = make_study(tmp_path / "study", slices=1)
+    store = store_of(tmp_path, database)
+    folder = tmp_path / "data" / "images" / "a" / "b"
+    folder.mkdir(parents=True)
+    (folder / "odd.dcm").write_bytes(b"no DICOM")
+    (folder / "slice.dcm").write_bytes(study.files[0].read_bytes())
+    assert store.mend() == (1, 0)
+    (kept,) = store.files(HASHER.short(study.uid))
+    assert kept.read_bytes() == study.files[0].read_bytes()
+    assert list(folder.iterdir()) == []
+    assert store.mend() == (0, 0)
+
+
+@pytest.fixture
+def worker(tmp_path, database):
+    """One that has a study to analyse, for which its processor has no room."""
+    store = store_of(tmp_path, database)
+    (path,) = make_study(tmp_path / "study", slices=1, study_uid="2.25.1").files
+    store.take(path.read_bytes(), peer="sender")
+    (study,) = store._queue.studies()
+    assert store._queue.decide(study, QUEUED)
+
+    def processor(files, out_dir):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    settings = SimpleNamespace(attempts=2, retry_s=0.0)
+    return Worker(settings, store._queue, store, processor, Redactor(HASHER), store._audit, destinations=("a",))
+
+
+def test_an_analysis_for_which_there_is_no_room_is_tried_again_and_nobodys_defect(worker, caplog):
+    queue = worker._queue
+    assert worker.step()
+    (study,) = queue.studies()
+    assert (study.state, study.reason) == ("queued", "the disk is full; free some")
+    assert "Traceback" not in caplog.text
+    assert "defect" not in caplog.text
+    assert worker.step()
+    assert queue.studies()[0].state == "dead"
+
+
+def test_a_study_whose_end_could_not_be_noted_does_not_stay_running(worker, database, monkeypatch):
+    """The disk is full for the queue's file, too."""
+    queue = worker._queue
+
+    def full(*_, **__):
+        raise sqlite3.OperationalError("database or disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(queue, "fail", full)
+        with pytest.raises(sqlite3.OperationalError):
+            worker.step()
+        assert queue.studies()[0].state == "running"
+        with pytest.raises(sqlite3.OperationalError):
+            worker.step()
+    assert worker.step()
+    assert queue.studies()[0].state == "dead"
+    assert queue.studies()[0].attempts == 2
+
+
+def test_an_audit_log_that_cant_be_written_leaves_no_study_running(worker, monkeypatch):
+    written = []
+
+    def full_at_first(event, **_):
+        written.append(event)
+        if len(written) == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(worker._audit, "write", full_at_first)
+    assert worker.step()
+    assert worker._queue.studies()[0].state == "queued"
+
+
+def test_a_full_disk_is_said_in_one_line(tmp_path, caplog):
+    connection = sqlite3.connect(tmp_path / "small.sqlite")
+    connection.executescript("CREATE TABLE one (text); PRAGMA max_page_count=4;")
+    try:
+        connection.execute("INSERT INTO one VALUES (?)", ("x" * 100_000,))
+    except sqlite3.OperationalError:
+        assert log_defect("worker") == FULL
+    connection.close()
+    assert [record.getMessage() for record in caplog.records] == [f"worker can't go on: {FULL}"]
