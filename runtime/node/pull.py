@@ -82,11 +82,21 @@ class Reconciler:
         self._archives = [archives[name] for name in settings.ask]
         self._audit = audit
         self._seen_missing: dict[str, set[str]] = {}
+        self._has_asked = not self._archives
 
     def step(self) -> bool:
         """Ask every archive; whether all answered."""
         answers = [self._ask(archive) for archive in self._archives]  # each, though one fails
+        self._has_asked = True
         return all(answers)
+
+    @property
+    def has_asked(self) -> bool:
+        """Whether every archive was asked once since the start, if any is to be, whatever it answered.
+
+        Before that, a series whose sender stopped at its end would be taken for the whole study.
+        """
+        return self._has_asked
 
     def _ask(self, archive: Archive) -> bool:
         """The first answer is acted on at once; later on, what is missing may just be on its way: the second time."""

@@ -134,7 +134,7 @@ class Node:
 
     def _complete(self, worker: Loop) -> Callable[[], bool]:
         def step() -> bool:
-            if self.completeness.step():
+            if self.reconciler.has_asked and self.completeness.step():
                 worker.wake()
             return False
 

@@ -13,7 +13,7 @@ from runtime.node.commands import main
 from tests.pacs.orthanc import Orthanc
 from tests.runtime.node.certificates import make_authority, make_certificate
 from tests.runtime.node.peers import echo, send, wait_until
-from tests.runtime.node.studies import capture
+from tests.runtime.node.studies import capture, make_study
 
 ASK = {"complete": {"idle_s": 1.0, "ask_every_s": 0.3, "ask": ["archive"]}}
 
@@ -198,6 +198,23 @@ def test_9_an_archive_killed_inside_its_stable_age_is_asked_at_the_nodes_start(b
     node = bench.node(reconcile={"ask": [peer], "every_s": 0}, **ASK).start()
     wait_for_results(bench, node, study, capsys)
     assert node.processor.runs == [8]
+
+
+@pytest.mark.parametrize("way", ["get", "web"])
+def test_9_a_node_killed_after_the_first_of_two_series_fetches_the_other_and_analyses_both(
+    bench, study, capsys, tmp_path, way
+):
+    thin = make_study(tmp_path / "thin", slices=11, study_uid=study.uid)
+    bench.orthanc.start()
+    peer = "web" if way == "web" else "archive"
+    changes = {"archive": {"retrieve": "get"}, "reconcile": {"ask": [peer], "every_s": 0}}
+    node = bench.node(**changes, **ASK).start()
+    assert send(study.files, bench.node_port) == [0] * 8
+    node.kill()
+    bench.orthanc.upload((*study.files, *thin.files))
+    node.start()
+    wait_for_results(bench, node, study, capsys)
+    assert node.processor.runs == [19]
 
 
 def test_15_mutual_tls_both_ways_and_no_patient_data_in_the_logs(bench, study, capsys, tmp_path):

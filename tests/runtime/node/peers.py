@@ -87,7 +87,7 @@ class Archive:
         self.classes: list[str] | None = None
         self.commit: Callable[[Dataset], tuple[list[str], list[str]]] | None = None
         self.node_port = 0
-        self.finds = 0
+        self.finds, self.find_s = 0, 0.0
         self.gets: list[str] = []
         self._server = None
 
@@ -134,6 +134,7 @@ class Archive:
 
     def _find(self, event: evt.Event):
         self.finds += 1
+        time.sleep(self.find_s)
         asked = event.identifier
         if asked.QueryRetrieveLevel == "STUDY":
             for study_uid in {image.StudyInstanceUID for image in self.holds}:

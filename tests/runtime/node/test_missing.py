@@ -189,6 +189,17 @@ def test_an_archive_that_was_down_at_the_start_is_acted_on_at_its_first_answer(p
 # Completeness --------------------------------------------------------------------------------------------------------
 
 
+def test_an_archive_that_is_down_was_asked_all_the_same(parts):
+    """Studies wait for the first question, not for its answer."""
+    down = archive()
+    down.down = True
+    reconciler = parts.reconciler(down)
+    assert not reconciler.has_asked
+    assert not reconciler.step()
+    assert reconciler.has_asked
+    assert parts.reconciler().has_asked
+
+
 def test_a_study_that_is_being_fetched_waits_for_it(parts):
     """However long its turn takes: the first series alone is never analysed meanwhile."""
     parts.receive(THICK, 2)
@@ -245,10 +256,13 @@ def test_what_is_not_kept_of_ct_series_counts_as_come(parts, tmp_path):
 # A whole node --------------------------------------------------------------------------------------------------------
 
 
-def test_a_node_that_ended_after_the_first_of_two_series_analyses_both(tmp_path):
+@pytest.mark.parametrize("find_s", [0.0, 3.0])
+def test_a_node_that_ended_after_the_first_of_two_series_analyses_both(tmp_path, find_s):
+    """However long the archive takes to say what it has: longer than the idle time, too."""
     archive, processor = Archive(), FakeProcessor(tmp_path / "notes")
     thick = make_study(tmp_path / "thick", slices=2)
     thin = make_study(tmp_path / "thin", slices=5, study_uid=thick.uid)
+    archive.find_s = find_s
     archive.holds = [dcmread(path) for path in (*thick.files, *thin.files)]
     peer = {"name": "keeper", "ae_title": "ARCHIVE", "host": "127.0.0.1", "port": archive.port, "retrieve": "get"}
     changes = {"dicom": [peer], "reconcile": {"ask": ["keeper"], "every_s": 0}}
