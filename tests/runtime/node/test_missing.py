@@ -256,7 +256,7 @@ def test_what_is_not_kept_of_ct_series_counts_as_come(parts, tmp_path):
 # A whole node --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("find_s", [0.0, 3.0])
+@pytest.mark.parametrize("find_s", [0.0, 1.5])
 def test_a_node_that_ended_after_the_first_of_two_series_analyses_both(tmp_path, find_s):
     """However long the archive takes to say what it has: longer than the idle time, too."""
     archive, processor = Archive(), FakeProcessor(tmp_path / "notes")
