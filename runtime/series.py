@@ -17,7 +17,7 @@ from runtime.console import say, status_after
 from runtime.errors import InputError
 from runtime.readers import list_series
 from runtime.readers.dicom import SeriesList, patients
-from runtime.readers.dicom_choice import Verdict, extent_mm, plane_of
+from runtime.readers.dicom_choice import Verdict, extent_mm, plane_of, thickness_mm
 from runtime.readers.options import ReadOptions
 from runtime.scan_list import ListedScan, list_scans
 
@@ -98,7 +98,7 @@ def _entry(verdict: Verdict) -> dict[str, Any]:
         "columns": first.columns if first else None,
         "orientation": plane_of(one),
         "step_mm": None if stack is None else round(stack.step_mm, 3),
-        "thickness_mm": first.thickness_mm if first else None,
+        "thickness_mm": thickness_mm(one),
         "extent_mm": round(extent_mm(one), 1),
         "tilt_degrees": None if stack is None else round(stack.tilt_degrees, 2),
         "repairs": [] if stack is None else list(stack.repairs),
@@ -120,16 +120,20 @@ def table(listed: SeriesList) -> str:
         number = entry["series_number"] or "-"
         part = f"/{entry['part'][0]}" if entry["part"][1] > 1 else ""
         step = "-" if entry["step_mm"] is None else f"{entry['step_mm']:.2f} mm"
+        thick = "-" if entry["thickness_mm"] is None else f"{entry['thickness_mm']:.2f} mm"
         size = "-" if entry["rows"] is None else f"{entry['columns']}x{entry['rows']}"
         points = "-" if verdict.points is None else f"{verdict.points:.1f}"
         lines.append(
-            f"{mark} {number + part:<8} {entry['slices']:>5} x {size:<9} {step:>9} {entry['orientation'] or '-':<9} "
-            f"{entry['kernel'] or '-':<10} {points:>6}  {entry['description']}"
+            f"{mark} {number + part:<8} {entry['slices']:>5} x {size:<9} {step:>9} {thick:>9} "
+            f"{entry['orientation'] or '-':<9} {entry['kernel'] or '-':<10} {points:>6}  {entry['description']}"
         )
         lines.append(f"     {entry['series_uid'] or 'no UID'}{' ' + entry['set_apart'] if entry['set_apart'] else ''}")
         lines.append(f"     {'chosen: ' if verdict.chosen else 'not chosen: '}{verdict.reason}")
         lines += [f"     note: {note}" for note in entry["notes"]]
-    head = f"   {'series':<8} {'slices':>5}   {'size':<9} {'step':>9} {'plane':<9} {'kernel':<10} {'points':>6}  what"
+    head = (
+        f"   {'series':<8} {'slices':>5}   {'size':<9} {'step':>9} {'thick':>9} {'plane':<9} {'kernel':<10} "
+        f"{'points':>6}  what"
+    )
     others = f"other files: {listed.headers.met()}" if listed.headers.others or listed.headers.no_dicom else ""
     broken = [f"unreadable: {error}" for _, error in sorted(listed.headers.broken.items())]
     missing = [f"named by the DICOMDIR and not there: {name}" for name in listed.files.missing]

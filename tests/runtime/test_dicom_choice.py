@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
@@ -17,6 +19,9 @@ from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from runtime.errors import GeometryError, InputError
 from runtime.readers import list_series, read_scan, scan_name
 from runtime.readers.dicom_choice import SeriesRules, choose, kernel_kind
+from runtime.readers.dicom_frames import Frame
+from runtime.readers.dicom_geometry import arrange
+from runtime.readers.dicom_series import Candidate
 from runtime.readers.options import ReadOptions
 from runtime.series import main
 from tests.runtime.dicom_files import STEP_MM, save, slice_dataset, stored_values, write_series
@@ -83,6 +88,7 @@ def test_a_mixed_study_has_one_series_to_run_on_and_a_reason_for_each(tmp_path):
         ({"ImageType": ["DERIVED", "PRIMARY"]}, {}),
         ({"count": 25}, {"count": 120}),
         ({"count": 120, "step_mm": 0.5}, {"count": 120, "step_mm": 1.0}),
+        ({"count": 100, "SliceThickness": 5.0}, {"count": 80, "step_mm": 1.25, "SliceThickness": 1.25}),
     ],
 )
 @pytest.mark.parametrize("flipped", [False, True])
@@ -91,6 +97,74 @@ def test_what_counts_against_a_series(tmp_path, worse, better, flipped):
     write(tmp_path, numbers[0], **worse)
     write(tmp_path, numbers[1], **better)
     assert chosen(tmp_path)[0] == numbers[1]
+
+
+def candidate(number: int, step_mm: float, thickness_mm: float | None, *, extent_mm: float = 120.0) -> Candidate:
+    """A soft axial series of that extent, without files."""
+    frames = [
+        Frame(
+            source=f"{k}",
+            index=0,
+            position_lps_mm=(0.0, 0.0, step_mm * k),
+            row_lps=(1.0, 0.0, 0.0),
+            column_lps=(0.0, 1.0, 0.0),
+            spacing_mm=(0.7, 0.7),
+            rows=8,
+            columns=8,
+            slope=1.0,
+            intercept=-1024.0,
+            padding=None,
+            frame_of_reference="1.2",
+            rescaled=True,
+            acquisition="",
+            thickness_mm=thickness_mm,
+        )
+        for k in range(round(extent_mm / step_mm) + 1)
+    ]
+    return Candidate(
+        series_uid=f"1.{number}",
+        series_number=f"{number}",
+        description="",
+        kernel="B30f",
+        image_type=("ORIGINAL", "PRIMARY", "AXIAL"),
+        files=(),
+        frames=tuple(frames),
+        part=(1, 1),
+        set_apart="",
+        stack=arrange(frames, "scan"),
+        defect=None,
+    )
+
+
+STEPS_MM = st.sampled_from([0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0])  # 120 mm are whole numbers of each
+
+
+@given(steps=st.tuples(STEPS_MM, STEPS_MM), thicknesses=st.tuples(*[st.floats(0.3, 12.0)] * 2))
+@settings(max_examples=60, deadline=None)
+def test_of_two_series_alike_the_one_whose_slices_stand_for_less_is_run_on(steps, thicknesses):
+    stands_for = [max(1.5, *pair) for pair in zip(steps, thicknesses, strict=True)]
+    best, other = choose([candidate(number, steps[number], thicknesses[number]) for number in (0, 1)])
+    thinner = min((0, 1), key=lambda number: (round(10 * stands_for[number], 3), steps[number], number))
+    assert best.candidate.series_number == str(thinner)
+    assert [best.points, other.points] == pytest.approx([10 * (mm - 1.5) for mm in sorted(stands_for)], abs=0.01)
+
+
+@given(step_mm=STEPS_MM, unused=st.one_of(st.none(), st.floats(0.001, 1.0), st.floats(100.1, 1e6)))
+@settings(max_examples=30, deadline=None)
+def test_a_thickness_that_is_not_stated_or_below_the_step_or_absurd_costs_nothing(step_mm, unused):
+    thickness_mm = unused * step_mm if unused is not None and unused <= 1.0 else unused
+    (stated,), (plain,) = choose([candidate(1, step_mm, thickness_mm)]), choose([candidate(1, step_mm, None)])
+    assert (stated.points, stated.costs) == (plain.points, plain.costs)
+
+
+def test_why_thick_slices_that_overlap_are_not_run_on(tmp_path, capsys):
+    alike = {"StudyInstanceUID": "1.1", "ConvolutionKernel": "B30f"}
+    write(tmp_path, 1, count=100, SliceThickness=5.0, **alike)
+    write(tmp_path, 2, count=80, step_mm=1.25, SliceThickness=1.25, **alike)
+    best, reasons = chosen(tmp_path)
+    assert (best, reasons[1].partition(" (")[0]) == (2, "slices 5.00 mm thick, 1.00 mm apart")
+    assert main([str(tmp_path)]) == 0
+    assert "1.00 mm   5.00 mm axial" in capsys.readouterr().out
 
 
 def test_rules_are_numbers_that_can_be_changed(tmp_path):
