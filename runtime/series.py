@@ -70,11 +70,21 @@ def _some(scans: Sequence[ListedScan]) -> str:
 
 
 def as_json(listed: SeriesList) -> dict[str, Any]:
-    """What is there, as JSON: the series (best first), other files by kind, files that can't be read."""
+    """What is there, as JSON: CT series (best first), other series, other files by kind, files that can't be read."""
     return {
         "path": str(listed.files.root),
         "patients": len(patients(listed)),
         "series": [_entry(verdict) for verdict in listed.verdicts],
+        "other_series": [
+            {
+                "series_uid": other.series_uid,
+                "series_number": other.series_number,
+                "kinds": list(other.kinds),
+                "files": other.files,
+                "reason": other.reason,
+            }
+            for other in listed.headers.other_series()
+        ],
         "other_files": dict(sorted(Counter(other.kind for other in listed.headers.others).items())),
         "not_dicom": listed.headers.no_dicom,
         "unreadable": {source: str(error) for source, error in sorted(listed.headers.broken.items())},
@@ -134,12 +144,14 @@ def table(listed: SeriesList) -> str:
         f"   {'series':<8} {'slices':>5}   {'size':<9} {'step':>9} {'thick':>9} {'plane':<9} {'kernel':<10} "
         f"{'points':>6}  what"
     )
+    rest = [f"not chosen: {other.label}: {other.reason}" for other in listed.headers.other_series()]
     others = f"other files: {listed.headers.met()}" if listed.headers.others or listed.headers.no_dicom else ""
     broken = [f"unreadable: {error}" for _, error in sorted(listed.headers.broken.items())]
     missing = [f"named by the DICOMDIR and not there: {name}" for name in listed.files.missing]
     count = len(patients(listed))
     mixed = [f"of {count} patients: refused unless one series is named with --series"] if count > 1 else []
-    return "\n".join([head, *mixed, *(lines or ["   no CT series"]), *([others] if others else []), *broken, *missing])
+    told = [*(lines or ["   no CT series"]), *rest, *([others] if others else [])]
+    return "\n".join([head, *mixed, *told, *broken, *missing])
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from runtime.errors import InputError
 from runtime.readers.dicom_series import Candidate
 
 _PLANES = ("sagittal", "coronal", "axial")
+_MOST_REASONS = 3
+"""Series whose reason an error's one line tells."""
 
 
 @dataclass(frozen=True)
@@ -112,8 +114,12 @@ def refusal(verdicts: Sequence[Verdict], name: str, series_uid: str | None) -> I
         largest = max(defects, key=lambda one: (extent_mm(one), len(one.frames) or len(one.files)))
         assert largest.defect is not None
         return largest.defect
-    reasons = "; ".join(f"{label(v.candidate)}: {v.reason}" for v in verdicts[:3])
-    return InputError(f"{name} has no CT series to run on ({reasons}). Name one all the same with --series UID.")
+    reasons = "; ".join(f"{label(v.candidate)}: {v.reason}" for v in verdicts[:_MOST_REASONS])
+    more = f"; {len(verdicts) - _MOST_REASONS} more" if len(verdicts) > _MOST_REASONS else ""
+    return InputError(
+        f"{name} has no CT series to run on ({reasons}{more}). See them all with python -m runtime.series PATH; name "
+        "one all the same with --series UID."
+    )
 
 
 def label(one: Candidate) -> str:

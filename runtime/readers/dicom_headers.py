@@ -52,11 +52,41 @@ class CtFile:
 
 @dataclass(frozen=True, eq=False)
 class OtherFile:
-    """A DICOM file that is no CT image: its modality or class, and the series that it belongs to."""
+    """A DICOM file that is no CT image: its modality, its class by name, and the series that it belongs to."""
 
     source: str
     kind: str
+    class_name: str
     series_uid: str
+    series_number: str
+
+
+@dataclass(frozen=True)
+class OtherSeries:
+    """A series without any CT image.
+
+    Args:
+        series_uid: or ``""``, for all files without one.
+        series_number: or ``""``.
+        kinds: what its files are: class by name, and modality.
+        files: how many.
+    """
+
+    series_uid: str
+    series_number: str
+    kinds: tuple[str, ...]
+    files: int
+
+    @property
+    def label(self) -> str:
+        """What to call it in messages: number and count, no UID."""
+        number = f"series {self.series_number}" if self.series_number else "a series without number"
+        return f"{number} ({self.files} {'file' if self.files == 1 else 'files'})"
+
+    @property
+    def reason(self) -> str:
+        """Why it isn't run on; no full stop."""
+        return f"no CT images but {', '.join(self.kinds)}"
 
 
 @dataclass(eq=False)
@@ -83,6 +113,24 @@ class Headers:
         counts["not DICOM"] = self.no_dicom
         return ", ".join(f"{n} {kind}" for kind, n in sorted(counts.items()) if n) or "no files"
 
+    def other_series(self) -> list[OtherSeries]:
+        """The series in which there are no CT images, by number."""
+        with_images = {image.series_uid for image in self.images}
+        series: dict[str, list[OtherFile]] = {}
+        for other in self.others:
+            if other.series_uid not in with_images:
+                series.setdefault(other.series_uid, []).append(other)
+        found = [
+            OtherSeries(
+                series_uid=uid,
+                series_number=files[0].series_number,
+                kinds=tuple(sorted({f"{file.class_name} ({file.kind})" for file in files})),
+                files=len(files),
+            )
+            for uid, files in series.items()
+        ]
+        return sorted(found, key=lambda one: (one.series_number.zfill(12), one.kinds, one.series_uid))
+
 
 def read_headers(files: FileSet) -> Headers:
     """The headers of all files."""
@@ -107,6 +155,21 @@ def text_of(dataset: Any, key: str) -> str:
         return ""
 
 
+def other_file(header: Any, source: str, series_uid: str) -> OtherFile:
+    """What a header says of a file that is no CT image."""
+    from pydicom.uid import UID
+
+    sop_class = text_of(header, "SOPClassUID")
+    class_name = UID(sop_class).name.removesuffix(" Storage")
+    return OtherFile(
+        source=source,
+        kind=text_of(header, "Modality")[:16] or "without modality",
+        class_name="object of an unknown class" if class_name == sop_class else class_name,
+        series_uid=series_uid,
+        series_number=text_of(header, "SeriesNumber")[:12],
+    )
+
+
 def _read_header(found: Headers, source: str, file: SourceFile) -> None:
     parsed = _parse(file)
     if parsed is None:
@@ -124,7 +187,7 @@ def _read_header(found: Headers, source: str, file: SourceFile) -> None:
     if sop_class not in CT_CLASSES:
         if not sop_class and not series_uid:
             raise EOFError("its header ends early, or names no class and no series")
-        found.others.append(OtherFile(source, text_of(header, "Modality") or "without modality", series_uid))
+        found.others.append(other_file(header, source, series_uid))
         return
     found.images.append(_ct_file(header, offset, source, file, series_uid))
 

@@ -75,6 +75,33 @@ def test_a_mixed_study_has_one_series_to_run_on_and_a_reason_for_each(tmp_path):
     assert all(uid not in "".join(volume.notes) for uid in (volume.source.series_uid, volume.source.study_uid or "-"))
 
 
+def test_the_reason_of_every_series_is_said_however_many_there_are(tmp_path):
+    for number in range(1, 13):
+        write(tmp_path, number, count=30 if number == 5 else 3, ConvolutionKernel="B30f")
+    capture = slice_dataset(stored_values(1)[0], [0, 0, 0], SeriesInstanceUID="1.2", SeriesNumber=99, Modality="OT")
+    capture.SOPClassUID = "1.2.840.10008.5.1.4.1.1.7"
+    save(capture, tmp_path / "capture")
+    head, *rest = read_scan(tmp_path).notes
+    assert head.startswith("Of 12 CT series, series 5 ")
+    assert {int(note.split()[3]) for note in rest} == {*range(1, 13), 99} - {5}
+    assert all(note.startswith("Not read: series ") and ": 27 mm shorter, only 3 slices" in note for note in rest[:-1])
+    assert rest[-1] == "Not read: series 99 (1 file): no CT images but Secondary Capture Image (OT)."
+
+
+def test_a_refusal_bears_the_reason_of_every_series(tmp_path):
+    for number in range(1, 6):
+        write(tmp_path, number, count=3, ImageType=["DERIVED", "SECONDARY"])
+    with pytest.raises(InputError, match=r"; 2 more\)\. See them all with python -m runtime\.series PATH") as refused:
+        read_scan(tmp_path)
+    assert [note.split()[3] for note in refused.value.__notes__] == ["1", "2", "3", "4", "5"]
+    assert all("secondary captures or reformats" in note for note in refused.value.__notes__)
+    write(tmp_path, 6)
+    (tmp_path / "6" / "07.dcm").unlink()
+    with pytest.raises(GeometryError, match="misses 1 slices") as refused:
+        read_scan(tmp_path)
+    assert [note.split()[3] for note in refused.value.__notes__] == ["1", "2", "3", "4", "5", "6"]
+
+
 @pytest.mark.parametrize(
     ("worse", "better"),
     [
@@ -331,6 +358,9 @@ def test_a_dicom_file_is_known_without_an_ending(tmp_path):
 def test_the_command_lists_every_series(tmp_path, capsys):
     uid = write(tmp_path, 3, ConvolutionKernel="B31f", SeriesDescription="thorax")
     write(tmp_path, 4, ConvolutionKernel="B70f")
+    report = slice_dataset(stored_values(1)[0], [0, 0, 0], SeriesInstanceUID="1.2", SeriesNumber=7, Modality="SR")
+    report.SOPClassUID = "1.2.840.10008.5.1.4.1.1.88.11"
+    save(report, tmp_path / "report")
     (tmp_path / "notes.txt").write_text("no DICOM")
     (tmp_path / "broken.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"\1" * 40)
     assert main([str(tmp_path)]) == 0
@@ -338,6 +368,7 @@ def test_the_command_lists_every_series(tmp_path, capsys):
     assert "-> 3 " in text
     assert "chosen: fewest points against it (0.0)" in text
     assert "not chosen: sharp kernel B70f (6.0 points against it, the chosen one has 0.0)" in text
+    assert "not chosen: series 7 (1 file): no CT images but Basic Text SR (SR)" in text
     assert "broken.dcm" in text
     assert main([str(tmp_path), "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
@@ -346,6 +377,7 @@ def test_the_command_lists_every_series(tmp_path, capsys):
     assert [entry["chosen"] for entry in listed["series"]] == [True, False]
     assert listed["series"][0]["extent_mm"] == 29.0
     assert list(listed["unreadable"]) == ["broken.dcm"]
+    assert [(entry["series_number"], entry["files"]) for entry in listed["other_series"]] == [("7", 1)]
 
 
 def test_the_command_says_that_there_is_nothing_to_run_on(tmp_path, capsys):

@@ -181,11 +181,19 @@ def test_localizers_and_other_modalities_are_left_out(tmp_path):
     localizer = slice_dataset(stored[0], [0, 0, 0], ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
     localizer.ImageOrientationPatient = [0, 1, 0, 0, 0, -1]
     save(localizer, tmp_path / "scout.dcm")
-    save(slice_dataset(stored[0], [0, 0, 0], SOPClassUID="1.2.840.10008.5.1.4.1.1.7", Modality="OT"), tmp_path / "sc")
+    capture = {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7", "Modality": "OT"}
+    save(slice_dataset(stored[0], [0, 0, 0], **capture), tmp_path / "sc")
+    report = {"SOPClassUID": "1.2.3.4", "Modality": "SR"}
+    for uid, number, what in (("2.25.1", 12, capture), ("2.25.2", 11, capture), ("2.25.3", None, report)):
+        other = slice_dataset(stored[0], [0, 0, 0], SeriesInstanceUID=uid, SeriesNumber=number, **what)
+        save(other, tmp_path / uid)
     volume = read_scan(tmp_path)
     assert volume.array.shape == stored.shape
     assert volume.notes[1:] == (
         "Not read: series 4 (1 slices): it is a localizer.",
+        "Not read: a series without number (1 file): no CT images but object of an unknown class (SR).",
+        "Not read: series 11 (1 file): no CT images but Secondary Capture Image (OT).",
+        "Not read: series 12 (1 file): no CT images but Secondary Capture Image (OT).",
         "1 files of series 4 are no CT images and were left out, such as sc (OT).",
     )
 
