@@ -19,6 +19,7 @@ from pydicom.uid import (
 
 from runtime.errors import GeometryError, InputError
 from runtime.readers import jpeg_12bit, read_scan
+from runtime.readers.options import ReadOptions
 from runtime.volume import LPS_FROM_RAS
 from tests.runtime.dicom_files import STEP_MM, enhanced, save, slice_dataset, stored_values, write_series
 
@@ -296,6 +297,17 @@ def test_a_slice_of_another_size_beside_the_series_is_set_apart_and_said(tmp_pat
     assert volume.array.shape == (5, 6, 8)
     assert "Not read: series 4 part 2 (1 slices) of 4x4 pixels" in volume.notes[1]
     assert "only one slice, small.dcm" in volume.notes[1]
+
+
+@pytest.mark.parametrize("key", ["RescaleSlope", "RescaleIntercept"])
+def test_one_slice_without_what_makes_its_values_hounsfield_units(tmp_path, key):
+    stored = write_series(tmp_path, lambda k, d: delattr(d, key) if k == 2 else None)
+    refused(tmp_path, "03.dcm has no rescale slope or intercept, which other slices of its series have")
+    volume = read_scan(tmp_path, ReadOptions(accept_gaps=True))
+    np.testing.assert_array_equal(volume.array[[0, 1, 3, 4]], stored[[0, 1, 3, 4]].astype(int) - 1024)
+    between = (stored[1].astype(int) + stored[3]) / 2 - 1024
+    assert np.abs(volume.array[2] - between).max() <= 0.5
+    assert any("1 slices that can't be read were left out, such as 03.dcm" in note for note in volume.notes)
 
 
 @pytest.mark.parametrize("key", ["ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"])
