@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from runtime.findings import Findings, Vertebra
+from runtime.remarks import on_a_page
 
 COLUMNS = (
     ("#", 3),
@@ -48,7 +49,7 @@ def table(findings: Findings, *, notice: str = "") -> str:
     else:
         lines.append("No vertebra was found.")
     said_above = {notice, "No vertebra was found."}
-    remarks = [text for text in findings.warnings if text not in said_above]
+    remarks = [text for text in on_a_page(findings.warnings) if text not in said_above]
     if remarks:
         lines += ["", *(f"! {text}" for text in remarks)]
     if notice:

@@ -17,7 +17,7 @@ from runtime.console import say, status_after
 from runtime.errors import InputError
 from runtime.readers import list_series
 from runtime.readers.dicom import SeriesList, patients
-from runtime.readers.dicom_choice import Verdict, extent_mm, plane_of
+from runtime.readers.dicom_choice import Verdict, extent_mm, plane_of, thickness_mm
 from runtime.readers.options import ReadOptions
 from runtime.scan_list import ListedScan, list_scans
 
@@ -70,11 +70,21 @@ def _some(scans: Sequence[ListedScan]) -> str:
 
 
 def as_json(listed: SeriesList) -> dict[str, Any]:
-    """What is there, as JSON: the series (best first), other files by kind, files that can't be read."""
+    """What is there, as JSON: CT series (best first), other series, other files by kind, files that can't be read."""
     return {
         "path": str(listed.files.root),
         "patients": len(patients(listed)),
         "series": [_entry(verdict) for verdict in listed.verdicts],
+        "other_series": [
+            {
+                "series_uid": other.series_uid,
+                "series_number": other.series_number,
+                "kinds": list(other.kinds),
+                "files": other.files,
+                "reason": other.reason,
+            }
+            for other in listed.headers.other_series()
+        ],
         "other_files": dict(sorted(Counter(other.kind for other in listed.headers.others).items())),
         "not_dicom": listed.headers.no_dicom,
         "unreadable": {source: str(error) for source, error in sorted(listed.headers.broken.items())},
@@ -98,7 +108,7 @@ def _entry(verdict: Verdict) -> dict[str, Any]:
         "columns": first.columns if first else None,
         "orientation": plane_of(one),
         "step_mm": None if stack is None else round(stack.step_mm, 3),
-        "thickness_mm": first.thickness_mm if first else None,
+        "thickness_mm": thickness_mm(one),
         "extent_mm": round(extent_mm(one), 1),
         "tilt_degrees": None if stack is None else round(stack.tilt_degrees, 2),
         "repairs": [] if stack is None else list(stack.repairs),
@@ -120,22 +130,28 @@ def table(listed: SeriesList) -> str:
         number = entry["series_number"] or "-"
         part = f"/{entry['part'][0]}" if entry["part"][1] > 1 else ""
         step = "-" if entry["step_mm"] is None else f"{entry['step_mm']:.2f} mm"
+        thick = "-" if entry["thickness_mm"] is None else f"{entry['thickness_mm']:.2f} mm"
         size = "-" if entry["rows"] is None else f"{entry['columns']}x{entry['rows']}"
         points = "-" if verdict.points is None else f"{verdict.points:.1f}"
         lines.append(
-            f"{mark} {number + part:<8} {entry['slices']:>5} x {size:<9} {step:>9} {entry['orientation'] or '-':<9} "
-            f"{entry['kernel'] or '-':<10} {points:>6}  {entry['description']}"
+            f"{mark} {number + part:<8} {entry['slices']:>5} x {size:<9} {step:>9} {thick:>9} "
+            f"{entry['orientation'] or '-':<9} {entry['kernel'] or '-':<10} {points:>6}  {entry['description']}"
         )
         lines.append(f"     {entry['series_uid'] or 'no UID'}{' ' + entry['set_apart'] if entry['set_apart'] else ''}")
         lines.append(f"     {'chosen: ' if verdict.chosen else 'not chosen: '}{verdict.reason}")
         lines += [f"     note: {note}" for note in entry["notes"]]
-    head = f"   {'series':<8} {'slices':>5}   {'size':<9} {'step':>9} {'plane':<9} {'kernel':<10} {'points':>6}  what"
+    head = (
+        f"   {'series':<8} {'slices':>5}   {'size':<9} {'step':>9} {'thick':>9} {'plane':<9} {'kernel':<10} "
+        f"{'points':>6}  what"
+    )
+    rest = [f"not chosen: {other.label}: {other.reason}" for other in listed.headers.other_series()]
     others = f"other files: {listed.headers.met()}" if listed.headers.others or listed.headers.no_dicom else ""
     broken = [f"unreadable: {error}" for _, error in sorted(listed.headers.broken.items())]
     missing = [f"named by the DICOMDIR and not there: {name}" for name in listed.files.missing]
     count = len(patients(listed))
     mixed = [f"of {count} patients: refused unless one series is named with --series"] if count > 1 else []
-    return "\n".join([head, *mixed, *(lines or ["   no CT series"]), *([others] if others else []), *broken, *missing])
+    told = [*(lines or ["   no CT series"]), *rest, *([others] if others else [])]
+    return "\n".join([head, *mixed, *told, *broken, *missing])
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from reportlab.pdfgen.canvas import Canvas
 
 from runtime.dicom.context import NOT_CLINICAL, ResultContext, plain
 from runtime.dicom.headers import text_of
+from runtime.remarks import on_a_page
 from runtime.report import COLUMNS, LEGEND, cells
 
 rl_config.useA85 = 0  # pictures as bytes: as text they take a quarter more, and half a second
@@ -120,7 +121,7 @@ def _tail(context: ResultContext, scale: float) -> list[_Line]:
     lines: list[_Line] = []
     if findings.vertebrae:
         lines += [_Line(part, 0.85 * size, _PLAIN, _GREY) for part in _split(" ".join(LEGEND), 0.85 * size)]
-    remarks = [text for text in findings.warnings if text != context.notice]
+    remarks = [text for text in on_a_page(findings.warnings) if text != context.notice]
     if remarks:
         lines.append(_Line("Warnings", size + 1, _BOLD, gap=0.6 * size))
         lines += [_Line(part, size) for text in remarks for part in _bulleted(text, size)]

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from runtime.errors import InputError
 from runtime.node.config import Analyse
 
 if TYPE_CHECKING:
@@ -72,7 +73,12 @@ class PipelineProcessor:
             folder.mkdir()
             for number, path in enumerate(series_files):
                 (folder / f"{number:06d}.dcm").symlink_to(path.absolute())
-            analysis = self._pipeline.analyse(folder)
+            try:
+                analysis = self._pipeline.analyse(folder)
+            except InputError as error:
+                for reason in getattr(error, "__notes__", ()):  # of every series of the study
+                    logger.info("%s", reason)
+                raise
             for warning in analysis.findings.warnings:
                 logger.info("%s", warning)
             start_s = time.perf_counter()

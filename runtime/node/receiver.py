@@ -19,6 +19,7 @@ from pynetdicom.transport import ThreadedAssociationServer
 
 from runtime.errors import InputError
 from runtime.node.config import DicomPeer, Receive
+from runtime.node.left_aside import LeftAside
 from runtime.node.loops import log_defect
 from runtime.node.store import DiskFullError, Store
 from runtime.node.tls import server_context
@@ -97,6 +98,7 @@ class Receiver:
         self._settings, self._store, self._on_commitment = settings, store, on_commitment
         self._networks = networks_of(senders)
         self._server: _Server | None = None
+        self._left_aside = LeftAside()
         self._entity = self._make_entity()
 
     def _make_entity(self) -> AE:
@@ -179,6 +181,8 @@ class Receiver:
             log_defect(f"taking an object from {peer}")
             return PROCESSING_FAILURE
         logger.debug("study %s from %s: %s object", taken.study, peer, taken.outcome)
+        if taken.outcome == "other":
+            self._left_aside.tell_of(encoded, f"study {taken.study}: ")
         return SUCCESS
 
     def _on_store(self, event: evt.Event) -> int:

@@ -23,10 +23,8 @@ from runtime.readers.dicom_pixels import SliceReader, read_voxels
 from runtime.readers.dicom_series import Candidate, candidates
 from runtime.readers.dicom_source import DicomSource
 from runtime.readers.options import ReadOptions
+from runtime.remarks import NOT_READ
 from runtime.volume import Volume
-
-_MOST_REASONS = 8
-"""Series whose reason is told in the notes; ``python -m runtime.series`` tells them all."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +102,17 @@ def _list(files: FileSet, name: str, options: ReadOptions) -> SeriesList:
 
 
 def _read(files: FileSet, name: str, options: ReadOptions) -> Volume:
+    """The chosen series; what is raised bears what was said of every series as its ``__notes__``."""
     listed = _list(files, name, options)
+    try:
+        return _read_chosen(listed, files, name, options)
+    except InputError as error:
+        for reason in _reasons(listed):
+            error.add_note(reason)
+        raise
+
+
+def _read_chosen(listed: SeriesList, files: FileSet, name: str, options: ReadOptions) -> Volume:
     notes = [*files.notes, *_on_what_is_missing(listed, options)]
     if not listed.headers.images:
         raise InputError(
@@ -218,11 +226,9 @@ def _on_the_choice(listed: SeriesList, chosen: Candidate) -> list[str]:
     """Why this series was read and the others were not."""
     notes = []
     if len(listed.verdicts) > 1:
-        best, *rest = listed.verdicts
+        best = listed.verdicts[0]
         notes.append(f"Of {len(listed.verdicts)} CT series, {brief(chosen)} was read: {best.reason}.")
-        notes += [f"Not read: {described(verdict)}." for verdict in rest[:_MOST_REASONS]]
-        if len(rest) > _MOST_REASONS:
-            notes.append(f"{len(rest) - _MOST_REASONS} more series were not read: python -m runtime.series tells why.")
+    notes += [reason for reason in _reasons(listed) if reason.startswith(NOT_READ)]
     mates = [other for other in listed.headers.others if other.series_uid and other.series_uid == chosen.series_uid]
     if mates:
         notes.append(
@@ -230,6 +236,12 @@ def _on_the_choice(listed: SeriesList, chosen: Candidate) -> list[str]:
             f"({mates[0].kind})."
         )
     return notes
+
+
+def _reasons(listed: SeriesList) -> list[str]:
+    """What is said of every series: the CT series, the best first, then those without CT images."""
+    said = [f"{'Chosen: ' if verdict.chosen else NOT_READ}{described(verdict)}." for verdict in listed.verdicts]
+    return said + [f"{NOT_READ}{other.label}: {other.reason}." for other in listed.headers.other_series()]
 
 
 def described(verdict: Verdict) -> str:

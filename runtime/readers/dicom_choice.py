@@ -12,6 +12,8 @@ from runtime.errors import InputError
 from runtime.readers.dicom_series import Candidate
 
 _PLANES = ("sagittal", "coronal", "axial")
+_MOST_REASONS = 3
+"""Series whose reason an error's one line tells."""
 
 
 @dataclass(frozen=True)
@@ -19,8 +21,9 @@ class SeriesRules:
     """Points against a series; the one with fewest is run on. Localizers and secondary images are no candidates.
 
     Args:
-        thin_mm: steps up to this cost nothing.
-        points_per_mm: of step beyond that.
+        thin_mm: what a slice stands for, its step or its thickness if that is more, costs nothing up to this.
+        points_per_mm: of what a slice stands for beyond that.
+        thickest_mm: a stated thickness above this is not believed; thick slabs that are rendered on purpose are below.
         not_axial: slices that are farther than ``axial_within_degrees`` from axial.
         axial_within_degrees: of the slice normal from the patient's axis; gantry tilt stays below.
         sharp_kernel: bone and lung kernels are noisy.
@@ -36,6 +39,7 @@ class SeriesRules:
 
     thin_mm: float = 1.5
     points_per_mm: float = 10.0
+    thickest_mm: float = 100.0
     not_axial: float = 40.0
     axial_within_degrees: float = 40.0
     sharp_kernel: float = 6.0
@@ -110,8 +114,12 @@ def refusal(verdicts: Sequence[Verdict], name: str, series_uid: str | None) -> I
         largest = max(defects, key=lambda one: (extent_mm(one), len(one.frames) or len(one.files)))
         assert largest.defect is not None
         return largest.defect
-    reasons = "; ".join(f"{label(v.candidate)}: {v.reason}" for v in verdicts[:3])
-    return InputError(f"{name} has no CT series to run on ({reasons}). Name one all the same with --series UID.")
+    reasons = "; ".join(f"{label(v.candidate)}: {v.reason}" for v in verdicts[:_MOST_REASONS])
+    more = f"; {len(verdicts) - _MOST_REASONS} more" if len(verdicts) > _MOST_REASONS else ""
+    return InputError(
+        f"{name} has no CT series to run on ({reasons}{more}). See them all with python -m runtime.series PATH; name "
+        "one all the same with --series UID."
+    )
 
 
 def label(one: Candidate) -> str:
@@ -133,6 +141,12 @@ def extent_mm(one: Candidate) -> float:
     """How far its slices reach along their normal, from the first one's centre to the last one's."""
     places = [float(np.dot(frame.position_lps_mm, _normal(one))) for frame in one.frames]
     return max(places, default=0.0) - min(places, default=0.0)
+
+
+def thickness_mm(one: Candidate) -> float | None:
+    """How thick its slices are said to be: the median of those that say so, or None."""
+    stated = [frame.thickness_mm for frame in one.frames if frame.thickness_mm is not None]
+    return float(np.median(stated)) if stated else None
 
 
 def plane_of(one: Candidate) -> str:
@@ -184,8 +198,11 @@ def _costs(one: Candidate, farthest_mm: float, rules: SeriesRules) -> dict[str, 
     normal = _normal(one)
     off_axis = float(np.degrees(np.arccos(np.clip(abs(normal[2]) / np.linalg.norm(normal), 0, 1))))
     kernel = kernel_kind(one.kernel)
+    thick_mm = thickness_mm(one) or 0.0
+    overlap = step_mm < thick_mm <= rules.thickest_mm  # slices that overlap blur as far as they are thick
     costs = {
-        f"slices {step_mm:.2f} mm apart": rules.points_per_mm * max(step_mm - rules.thin_mm, 0),
+        f"slices {f'{thick_mm:.2f} mm thick, ' * overlap}{step_mm:.2f} mm apart": rules.points_per_mm
+        * max((thick_mm if overlap else step_mm) - rules.thin_mm, 0),
         f"{plane_of(one)} slices": rules.not_axial * (off_axis > rules.axial_within_degrees),
         f"sharp kernel {one.kernel}": rules.sharp_kernel * (kernel == "sharp"),
         f"kernel {one.kernel} is not known" if one.kernel else "kernel is not told": rules.unknown_kernel

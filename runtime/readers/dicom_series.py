@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -65,7 +65,7 @@ def candidates(images: Sequence[CtFile], name: str, *, accept_gaps: bool) -> lis
 
 def _of_series(files: Sequence[CtFile], name: str, *, accept_gaps: bool) -> list[Candidate]:
     pictures = [file for file in files if "LOCALIZER" in file.image_type]
-    usable = [file for file in files if "LOCALIZER" not in file.image_type]
+    usable = _of_one_unit([file for file in files if "LOCALIZER" not in file.image_type])
     found = []
     for group in (usable, pictures):
         defects = [file for file in group if file.defect is not None]
@@ -83,6 +83,24 @@ def _of_series(files: Sequence[CtFile], name: str, *, accept_gaps: bool) -> list
                 stack, defect = _stack(frames, dropped, _strays(parts, number), name, accept_gaps=accept_gaps)
             found.append(_candidate(holders, frames, (number, len(parts)), _difference(parts, number), stack, defect))
     return found
+
+
+def _of_one_unit(files: Sequence[CtFile]) -> list[CtFile]:
+    """The files; those have a defect whose stored values have no slope or intercept where others' have both."""
+    told = {frame.rescaled for file in files for frame in file.frames}
+    return [
+        replace(
+            file,
+            frames=(),
+            defect=InputError(
+                f"{file.source} has no rescale slope or intercept, which other slices of its series have, so its "
+                "values are of another unit. Export the series again."
+            ),
+        )
+        if len(told) > 1 and not all(frame.rescaled for frame in file.frames)
+        else file
+        for file in files
+    ]
 
 
 def _stack(

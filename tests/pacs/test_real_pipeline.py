@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from io import BytesIO
 
 import numpy as np
 import pytest
 from pydicom import dcmread
-from pydicom.uid import generate_uid
+from pydicom.uid import MRImageStorage, generate_uid
 
 from runtime.node.commands import main
 from tests.pacs.scan_study import write_scan
@@ -18,6 +19,14 @@ from tests.runtime.node.nodes import node_process, settings, write_toml
 from tests.runtime.node.peers import wait_until
 from tests.runtime.node.studies import capture
 
+REASONS = {
+    "1": "it is a localizer",
+    "3": "slices 6.00 mm apart, 2 mm shorter, only 17 slices (60.2 points against it, the chosen one has 5.0)",
+    "5": "sharp kernel B70f (11.0 points against it, the chosen one has 5.0)",
+    "7": "no CT images but Secondary Capture Image (OT)",
+    "8": "MR Image (MR) is no CT image",
+}
+"""Why each other series of the mixed study isn't read, by its number."""
 RANKING = "runtime.readers.dicom_choice"
 
 
@@ -102,16 +111,25 @@ def test_10_of_a_mixed_study_the_right_series_is_taken_and_every_reason_is_logge
         *series("scout", step=40, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"], SeriesNumber=1),
     ]
     foreign = capture(study_uid, generate_uid(None), manufacturer="Others")
+    foreign.SeriesNumber = 7
     foreign.save_as(tmp_path / "capture.dcm", enforce_file_format=True)
-    bench.orthanc.start().upload([*files, tmp_path / "capture.dcm"])
+    magnetic = dcmread(files[0])
+    magnetic.SOPClassUID = magnetic.file_meta.MediaStorageSOPClassUID = MRImageStorage
+    magnetic.SOPInstanceUID = magnetic.file_meta.MediaStorageSOPInstanceUID = generate_uid(None)
+    magnetic.SeriesInstanceUID, magnetic.SeriesNumber, magnetic.Modality = generate_uid(None), 8, "MR"
+    magnetic.save_as(tmp_path / "magnetic.dcm", enforce_file_format=True)
+    bench.orthanc.start().upload([*files, tmp_path / "capture.dcm", tmp_path / "magnetic.dcm"])
     node.start()
     bench.orthanc.send_to_node([bench.orthanc.study(study_uid)])
     wait_until(lambda: node.is_delivered(capsys), what=f"delivery: {node.log}")
     (seg,) = results_of(bench.orthanc, study_uid)["SEG"]
     assert seg.ReferencedSeriesSequence[0].SeriesInstanceUID == thin_uid
     log = node.log.read_text()
-    for number in (1, 3, 5):
-        assert f"series {number}" in log.lower(), log
+    assert re.search(r"Of 4 CT series, series 4 \(.*\) was read: fewest points against it \(5\.0\)", log), log
+    reasons = dict(re.findall(r"Not read: series (\d+)(.*)$", log, re.MULTILINE))
+    assert reasons.keys() == {"1", "3", "5", "7", "8"}
+    for number, reason in REASONS.items():
+        assert reason in reasons[number], log
     assert study_uid not in log
 
 

@@ -18,6 +18,7 @@ from tests.runtime.dicom_files import slice_dataset, with_element
 
 SLICES, ROWS, COLUMNS = 12, 16, 14
 STEP_MM = 2.0
+STUDY = generate_uid(entropy_srcs=["study"])
 ROW_SPACING_MM, COLUMN_SPACING_MM = 0.7, 0.5
 Generator = np.random.Generator
 _GARBAGE = ("", "x", "1e999", "nan", "-1", "0", "65535", "1\\2\\3\\4\\5\\6\\7", "ORIGINAL", "\x00\xff", "9" * 40)
@@ -30,17 +31,22 @@ NumberOfFrames AcquisitionNumber SliceThickness ConvolutionKernel SpecificCharac
 
 @dataclass
 class Truth:
-    """One slice as it really is: HU, and where it lies (LPS mm); ``mutated`` where its values may have changed."""
+    """One slice as it really is: HU, and where it lies (LPS mm).
+
+    ``mutated`` where its values may have changed; ``claimed`` is where its header says that it lies.
+    """
 
     hu: np.ndarray
     position: np.ndarray
     row: np.ndarray
     column: np.ndarray
     mutated: bool = False
+    claimed: np.ndarray | None = None
 
-    def index_of(self, point: np.ndarray) -> np.ndarray:
-        """Where a point (LPS mm) lies in voxels (z, y, x) of this slice."""
-        offset = np.asarray(point) - self.position
+    def index_of(self, point: np.ndarray, *, as_claimed: bool = False) -> np.ndarray:
+        """Where a point (LPS mm) lies in voxels (z, y, x) of this slice, or of where it is claimed to be."""
+        position = self.claimed if as_claimed and self.claimed is not None else self.position
+        offset = np.asarray(point) - position
         normal = np.cross(self.row, self.column)
         return np.array(
             [offset @ normal / STEP_MM, offset @ self.column / ROW_SPACING_MM, offset @ self.row / COLUMN_SPACING_MM]
@@ -87,7 +93,7 @@ def phantom(rng: Generator) -> Series:
         stored = rng.integers(0, 2500, (ROWS, COLUMNS)).astype(np.uint16)
         position = np.array([10.0, 20.0, -100 + STEP_MM * k])
         dataset = slice_dataset(stored, position.tolist(), InstanceNumber=k + 1, SliceThickness=STEP_MM)
-        dataset.PatientName, dataset.AcquisitionNumber = "Phantom", 1
+        dataset.PatientName, dataset.AcquisitionNumber, dataset.StudyInstanceUID = "Phantom", 1, STUDY
         series.datasets[f"{k:02d}.dcm"] = dataset
         row, column = np.array([1.0, 0, 0]), np.array([0, 1.0, 0])
         series.truth[f"{k:02d}.dcm"] = Truth(stored.astype(np.int16) - 1024, position, row, column)
@@ -98,6 +104,7 @@ def _shift(series: Series, name: str, by_mm: np.ndarray) -> None:
     dataset = series.datasets[name]
     moved = np.array([float(v) for v in dataset.ImagePositionPatient]) + by_mm
     dataset.ImagePositionPatient = [float(f"{v:.6f}") for v in moved]
+    series.truth[name].claimed = moved
 
 
 def inner_slices_missing(series: Series, rng: Generator) -> None:
@@ -150,9 +157,12 @@ def gantry_tilted(series: Series, rng: Generator) -> None:
 
 
 def step_changes(series: Series, rng: Generator) -> None:
+    """A scan that really was made in two steps."""
     factor, first = rng.uniform(0.3, 3.0), int(rng.integers(2, SLICES - 2))
     for k, name in enumerate(series.names()):
-        _shift(series, name, np.array([0, 0, max(k - first, 0) * STEP_MM * (factor - 1)]))
+        by_mm = np.array([0, 0, max(k - first, 0) * STEP_MM * (factor - 1)])
+        _shift(series, name, by_mm)
+        series.truth[name].position = series.truth[name].position + by_mm
 
 
 def turned_slice(series: Series, rng: Generator) -> None:

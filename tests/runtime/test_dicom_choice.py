@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
@@ -17,6 +19,9 @@ from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from runtime.errors import GeometryError, InputError
 from runtime.readers import list_series, read_scan, scan_name
 from runtime.readers.dicom_choice import SeriesRules, choose, kernel_kind
+from runtime.readers.dicom_frames import Frame
+from runtime.readers.dicom_geometry import arrange
+from runtime.readers.dicom_series import Candidate
 from runtime.readers.options import ReadOptions
 from runtime.series import main
 from tests.runtime.dicom_files import STEP_MM, save, slice_dataset, stored_values, write_series
@@ -70,6 +75,33 @@ def test_a_mixed_study_has_one_series_to_run_on_and_a_reason_for_each(tmp_path):
     assert all(uid not in "".join(volume.notes) for uid in (volume.source.series_uid, volume.source.study_uid or "-"))
 
 
+def test_the_reason_of_every_series_is_said_however_many_there_are(tmp_path):
+    for number in range(1, 13):
+        write(tmp_path, number, count=30 if number == 5 else 3, ConvolutionKernel="B30f")
+    capture = slice_dataset(stored_values(1)[0], [0, 0, 0], SeriesInstanceUID="1.2", SeriesNumber=99, Modality="OT")
+    capture.SOPClassUID = "1.2.840.10008.5.1.4.1.1.7"
+    save(capture, tmp_path / "capture")
+    head, *rest = read_scan(tmp_path).notes
+    assert head.startswith("Of 12 CT series, series 5 ")
+    assert {int(note.split()[3]) for note in rest} == {*range(1, 13), 99} - {5}
+    assert all(note.startswith("Not read: series ") and ": 27 mm shorter, only 3 slices" in note for note in rest[:-1])
+    assert rest[-1] == "Not read: series 99 (1 file): no CT images but Secondary Capture Image (OT)."
+
+
+def test_a_refusal_bears_the_reason_of_every_series(tmp_path):
+    for number in range(1, 6):
+        write(tmp_path, number, count=3, ImageType=["DERIVED", "SECONDARY"])
+    with pytest.raises(InputError, match=r"; 2 more\)\. See them all with python -m runtime\.series PATH") as refused:
+        read_scan(tmp_path)
+    assert [note.split()[3] for note in refused.value.__notes__] == ["1", "2", "3", "4", "5"]
+    assert all("secondary captures or reformats" in note for note in refused.value.__notes__)
+    write(tmp_path, 6)
+    (tmp_path / "6" / "07.dcm").unlink()
+    with pytest.raises(GeometryError, match="misses 1 slices") as refused:
+        read_scan(tmp_path)
+    assert [note.split()[3] for note in refused.value.__notes__] == ["1", "2", "3", "4", "5", "6"]
+
+
 @pytest.mark.parametrize(
     ("worse", "better"),
     [
@@ -83,6 +115,7 @@ def test_a_mixed_study_has_one_series_to_run_on_and_a_reason_for_each(tmp_path):
         ({"ImageType": ["DERIVED", "PRIMARY"]}, {}),
         ({"count": 25}, {"count": 120}),
         ({"count": 120, "step_mm": 0.5}, {"count": 120, "step_mm": 1.0}),
+        ({"count": 100, "SliceThickness": 5.0}, {"count": 80, "step_mm": 1.25, "SliceThickness": 1.25}),
     ],
 )
 @pytest.mark.parametrize("flipped", [False, True])
@@ -91,6 +124,74 @@ def test_what_counts_against_a_series(tmp_path, worse, better, flipped):
     write(tmp_path, numbers[0], **worse)
     write(tmp_path, numbers[1], **better)
     assert chosen(tmp_path)[0] == numbers[1]
+
+
+def candidate(number: int, step_mm: float, thickness_mm: float | None, *, extent_mm: float = 120.0) -> Candidate:
+    """A soft axial series of that extent, without files."""
+    frames = [
+        Frame(
+            source=f"{k}",
+            index=0,
+            position_lps_mm=(0.0, 0.0, step_mm * k),
+            row_lps=(1.0, 0.0, 0.0),
+            column_lps=(0.0, 1.0, 0.0),
+            spacing_mm=(0.7, 0.7),
+            rows=8,
+            columns=8,
+            slope=1.0,
+            intercept=-1024.0,
+            padding=None,
+            frame_of_reference="1.2",
+            rescaled=True,
+            acquisition="",
+            thickness_mm=thickness_mm,
+        )
+        for k in range(round(extent_mm / step_mm) + 1)
+    ]
+    return Candidate(
+        series_uid=f"1.{number}",
+        series_number=f"{number}",
+        description="",
+        kernel="B30f",
+        image_type=("ORIGINAL", "PRIMARY", "AXIAL"),
+        files=(),
+        frames=tuple(frames),
+        part=(1, 1),
+        set_apart="",
+        stack=arrange(frames, "scan"),
+        defect=None,
+    )
+
+
+STEPS_MM = st.sampled_from([0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0])  # 120 mm are whole numbers of each
+
+
+@given(steps=st.tuples(STEPS_MM, STEPS_MM), thicknesses=st.tuples(*[st.floats(0.3, 12.0)] * 2))
+@settings(max_examples=60, deadline=None)
+def test_of_two_series_alike_the_one_whose_slices_stand_for_less_is_run_on(steps, thicknesses):
+    stands_for = [max(1.5, *pair) for pair in zip(steps, thicknesses, strict=True)]
+    best, other = choose([candidate(number, steps[number], thicknesses[number]) for number in (0, 1)])
+    thinner = min((0, 1), key=lambda number: (round(10 * stands_for[number], 3), steps[number], number))
+    assert best.candidate.series_number == str(thinner)
+    assert [best.points, other.points] == pytest.approx([10 * (mm - 1.5) for mm in sorted(stands_for)], abs=0.01)
+
+
+@given(step_mm=STEPS_MM, unused=st.one_of(st.none(), st.floats(0.001, 1.0), st.floats(100.1, 1e6)))
+@settings(max_examples=30, deadline=None)
+def test_a_thickness_that_is_not_stated_or_below_the_step_or_absurd_costs_nothing(step_mm, unused):
+    thickness_mm = unused * step_mm if unused is not None and unused <= 1.0 else unused
+    (stated,), (plain,) = choose([candidate(1, step_mm, thickness_mm)]), choose([candidate(1, step_mm, None)])
+    assert (stated.points, stated.costs) == (plain.points, plain.costs)
+
+
+def test_why_thick_slices_that_overlap_are_not_run_on(tmp_path, capsys):
+    alike = {"StudyInstanceUID": "1.1", "ConvolutionKernel": "B30f"}
+    write(tmp_path, 1, count=100, SliceThickness=5.0, **alike)
+    write(tmp_path, 2, count=80, step_mm=1.25, SliceThickness=1.25, **alike)
+    best, reasons = chosen(tmp_path)
+    assert (best, reasons[1].partition(" (")[0]) == (2, "slices 5.00 mm thick, 1.00 mm apart")
+    assert main([str(tmp_path)]) == 0
+    assert "1.00 mm   5.00 mm axial" in capsys.readouterr().out
 
 
 def test_rules_are_numbers_that_can_be_changed(tmp_path):
@@ -257,6 +358,9 @@ def test_a_dicom_file_is_known_without_an_ending(tmp_path):
 def test_the_command_lists_every_series(tmp_path, capsys):
     uid = write(tmp_path, 3, ConvolutionKernel="B31f", SeriesDescription="thorax")
     write(tmp_path, 4, ConvolutionKernel="B70f")
+    report = slice_dataset(stored_values(1)[0], [0, 0, 0], SeriesInstanceUID="1.2", SeriesNumber=7, Modality="SR")
+    report.SOPClassUID = "1.2.840.10008.5.1.4.1.1.88.11"
+    save(report, tmp_path / "report")
     (tmp_path / "notes.txt").write_text("no DICOM")
     (tmp_path / "broken.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"\1" * 40)
     assert main([str(tmp_path)]) == 0
@@ -264,6 +368,7 @@ def test_the_command_lists_every_series(tmp_path, capsys):
     assert "-> 3 " in text
     assert "chosen: fewest points against it (0.0)" in text
     assert "not chosen: sharp kernel B70f (6.0 points against it, the chosen one has 0.0)" in text
+    assert "not chosen: series 7 (1 file): no CT images but Basic Text SR (SR)" in text
     assert "broken.dcm" in text
     assert main([str(tmp_path), "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
@@ -272,6 +377,7 @@ def test_the_command_lists_every_series(tmp_path, capsys):
     assert [entry["chosen"] for entry in listed["series"]] == [True, False]
     assert listed["series"][0]["extent_mm"] == 29.0
     assert list(listed["unreadable"]) == ["broken.dcm"]
+    assert [(entry["series_number"], entry["files"]) for entry in listed["other_series"]] == [("7", 1)]
 
 
 def test_the_command_says_that_there_is_nothing_to_run_on(tmp_path, capsys):

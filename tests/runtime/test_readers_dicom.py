@@ -19,6 +19,7 @@ from pydicom.uid import (
 
 from runtime.errors import GeometryError, InputError
 from runtime.readers import jpeg_12bit, read_scan
+from runtime.readers.options import ReadOptions
 from runtime.volume import LPS_FROM_RAS
 from tests.runtime.dicom_files import STEP_MM, enhanced, save, slice_dataset, stored_values, write_series
 
@@ -181,11 +182,19 @@ def test_localizers_and_other_modalities_are_left_out(tmp_path):
     localizer = slice_dataset(stored[0], [0, 0, 0], ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
     localizer.ImageOrientationPatient = [0, 1, 0, 0, 0, -1]
     save(localizer, tmp_path / "scout.dcm")
-    save(slice_dataset(stored[0], [0, 0, 0], SOPClassUID="1.2.840.10008.5.1.4.1.1.7", Modality="OT"), tmp_path / "sc")
+    capture = {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7", "Modality": "OT"}
+    save(slice_dataset(stored[0], [0, 0, 0], **capture), tmp_path / "sc")
+    report = {"SOPClassUID": "1.2.3.4", "Modality": "SR"}
+    for uid, number, what in (("2.25.1", 12, capture), ("2.25.2", 11, capture), ("2.25.3", None, report)):
+        other = slice_dataset(stored[0], [0, 0, 0], SeriesInstanceUID=uid, SeriesNumber=number, **what)
+        save(other, tmp_path / uid)
     volume = read_scan(tmp_path)
     assert volume.array.shape == stored.shape
     assert volume.notes[1:] == (
         "Not read: series 4 (1 slices): it is a localizer.",
+        "Not read: a series without number (1 file): no CT images but object of an unknown class (SR).",
+        "Not read: series 11 (1 file): no CT images but Secondary Capture Image (OT).",
+        "Not read: series 12 (1 file): no CT images but Secondary Capture Image (OT).",
         "1 files of series 4 are no CT images and were left out, such as sc (OT).",
     )
 
@@ -288,6 +297,17 @@ def test_a_slice_of_another_size_beside_the_series_is_set_apart_and_said(tmp_pat
     assert volume.array.shape == (5, 6, 8)
     assert "Not read: series 4 part 2 (1 slices) of 4x4 pixels" in volume.notes[1]
     assert "only one slice, small.dcm" in volume.notes[1]
+
+
+@pytest.mark.parametrize("key", ["RescaleSlope", "RescaleIntercept"])
+def test_one_slice_without_what_makes_its_values_hounsfield_units(tmp_path, key):
+    stored = write_series(tmp_path, lambda k, d: delattr(d, key) if k == 2 else None)
+    refused(tmp_path, "03.dcm has no rescale slope or intercept, which other slices of its series have")
+    volume = read_scan(tmp_path, ReadOptions(accept_gaps=True))
+    np.testing.assert_array_equal(volume.array[[0, 1, 3, 4]], stored[[0, 1, 3, 4]].astype(int) - 1024)
+    between = (stored[1].astype(int) + stored[3]) / 2 - 1024
+    assert np.abs(volume.array[2] - between).max() <= 0.5
+    assert any("1 slices that can't be read were left out, such as 03.dcm" in note for note in volume.notes)
 
 
 @pytest.mark.parametrize("key", ["ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"])

@@ -8,6 +8,7 @@ import pytest
 from runtime.engines.base import EngineInfo
 from runtime.findings import COMBINED, BundleInfo, Findings, Heights, Measured, NetworkOpinion, ScanInfo, Vertebra
 from runtime.progress import NoProgress, TerminalProgress, format_duration
+from runtime.remarks import on_a_page
 from runtime.report import LEGEND, table
 
 NOTICE = "Trained on synthetic data. Not for clinical use."
@@ -64,6 +65,19 @@ FINDINGS = Findings(
     warnings=(NOTICE, "Slices are thick."),
     vertebrae=(WHOLE, CUT),
 )
+
+
+def test_of_many_series_that_were_not_read_the_table_tells_the_first_and_how_many_more_there_are():
+    reasons = tuple(f"Not read: series {number}: too thick." for number in range(1, 13))
+    text = table(replace(FINDINGS, warnings=("Of 13 CT series, series 20 was read.", *reasons, "Slices are thick.")))
+    remarks = [line[2:] for line in text.splitlines() if line.startswith("! ")]
+    assert (remarks[0], remarks[-1]) == ("Of 13 CT series, series 20 was read.", "Slices are thick.")
+    assert remarks[1:9] == list(reasons[:8])
+    (more,) = remarks[9:-1]
+    assert more.startswith("4 more series were not read; findings.json")
+    assert "python -m runtime.series PATH" in more
+    few = (*reasons[:8], "Slices are thick.")
+    assert on_a_page(few) == list(few)
 
 
 def test_the_table_is_ascii_narrow_and_aligned():

@@ -59,6 +59,13 @@ def test_an_unsure_level_shows_and_the_columns_are_explained(context):
     assert "? below 0.8" in text.replace("\n", " ")
 
 
+def test_of_many_series_that_were_not_read_the_page_tells_the_first_and_how_many_more_there_are(context):
+    reasons = tuple(f"Not read: series {number}: too thick." for number in range(1, 13))
+    text = text_of(draw_page(replace(context, findings=replace(context.findings, warnings=reasons)), PICTURE))
+    assert [number for number in range(1, 13) if f"Not read: series {number}:" in text] == list(range(1, 9))
+    assert "- 4 more series were not read" in text
+
+
 def test_the_same_findings_give_the_same_page(context):
     assert draw_page(context, PICTURE) == draw_page(context, PICTURE)
 

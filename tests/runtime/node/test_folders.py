@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from pydicom import dcmread
+from pydicom.uid import BasicTextSRStorage
 
-from runtime.errors import GeometryError, InputError
+from runtime.errors import BundleError, GeometryError, InputError
 from runtime.node.commands import main
 from runtime.node.config import Watch
 from runtime.node.module import task_settings
 from runtime.node.watch import FolderWatch
+from runtime.readers import read_scan
 from tests.runtime.node.fake_processor import FakeProcessor, opener_of
 from tests.runtime.node.nodes import config_of, running_node
 from tests.runtime.node.peers import free_port, wait_until
@@ -96,22 +99,148 @@ def test_a_mercure_task_ends_with_objects_and_a_result(tmp_path, mercure):
     assert mercure.runs == [6]
 
 
-def test_a_damaged_image_in_a_mercure_task_is_refused_and_what_is_no_dicom_left_aside(tmp_path, mercure, capsys):
-    (tmp_path / "in" / "note").write_bytes(b"no DICOM")
-    assert main(["module"], opener=opener_of(mercure)) == 0
-    assert mercure.runs == [6]
-    first = min((tmp_path / "in").glob("*.dcm"))
-    first.write_bytes(first.read_bytes()[:154])
-    assert main(["module"], opener=opener_of(mercure)) == 2
-    assert "A DICOM file in " in capsys.readouterr().err
-    assert mercure.runs == [6]
-
-
 def test_a_mercure_task_that_fails_says_why_and_ends_with_the_errors_status(tmp_path, mercure):
     mercure.error = GeometryError("slices are missing")
     assert main(["module"], opener=opener_of(mercure)) == 2
     notice = json.loads((tmp_path / "out" / "result.json").read_text())["__mercure_notification"]
     assert notice == {"text": "0 of 1 studies analysed; slices are missing", "requested": True}
+
+
+def result_of(out):
+    """What ``result.json`` says, beside which nothing may be left of a task that failed."""
+    assert [path.name for path in out.iterdir()] == ["result.json"]
+    result = json.loads((out / "result.json").read_text())
+    assert result["__mercure_notification"]["requested"]
+    return result
+
+
+class Reading(FakeProcessor):
+    """Reads the images as the pipeline does before it makes its results."""
+
+    def __call__(self, series_files, out_dir):
+        folder = self.notes / "study"
+        folder.mkdir()
+        for path in series_files:
+            shutil.copy(path, folder)
+        read_scan(folder)
+        return super().__call__(series_files, out_dir)
+
+
+@pytest.mark.parametrize("file", [0, 3, -1])
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.1, 0.3, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.8, 0.9, 0.99])
+def test_a_task_with_a_file_that_was_cut_off_is_refused_wherever_the_cut_is(tmp_path, mercure, capsys, file, share):
+    path = sorted((tmp_path / "in").iterdir())[file]
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    assert main(["module"], opener=opener_of(Reading(tmp_path / "notes"))) == 2
+    result = result_of(tmp_path / "out")
+    (reason,) = [r for r in (result["error"], *(study["error"] for study in result["studies"])) if r]
+    assert path.name in reason
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    assert f"failed: {reason}" in said
+
+
+def test_every_cut_in_a_header_is_refused(tmp_path, mercure, capsys):
+    *_, path = sorted((tmp_path / "in").iterdir())
+    whole = path.read_bytes()
+    end = whole.index(b"\xe0\x7f\x10\x00")
+    for cut in range(0, end, 29):
+        path.write_bytes(whole[:cut])
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        shutil.rmtree(tmp_path / "notes", ignore_errors=True)
+        assert main(["module"], opener=opener_of(Reading(tmp_path / "notes"))) == 2, cut
+        assert path.name in result_of(tmp_path / "out")["__mercure_notification"]["text"], cut
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_an_image_that_names_no_study_is_refused(tmp_path, mercure):
+    path = sorted((tmp_path / "in").iterdir())[2]
+    image = dcmread(path)
+    del image.StudyInstanceUID
+    image.save_as(path)
+    assert main(["module"], opener=opener_of(mercure)) == 2
+    assert f"{path.name} can't be decoded (its header ends early, or names no study)" in str(
+        result_of(tmp_path / "out")
+    )
+    assert mercure.runs == []
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (BundleError("the bundle is damaged"), 3, "the bundle is damaged"),
+        (MemoryError(), 4, "out of memory"),
+        (KeyError("spacing"), 1, "a defect of this software (KeyError: 'spacing')"),
+    ],
+)
+@pytest.mark.parametrize("at_opening", [False, True])
+def test_whatever_fails_is_said_in_the_result(tmp_path, mercure, error, status, said, at_opening):
+    mercure.error = error
+    opener = opener_of(mercure)
+
+    @contextmanager
+    def failing(settings):
+        raise error
+        yield
+
+    assert main(["module"], opener=failing if at_opening else opener) == status
+    result = result_of(tmp_path / "out")
+    assert said in result["__mercure_notification"]["text"]
+    assert said in (result["error"] if at_opening else result["studies"][0]["error"])
+
+
+def test_a_defect_in_one_study_does_not_cost_the_others_their_results(tmp_path, mercure):
+    make_study(tmp_path / "in" / "second", slices=3)
+
+    class Failing(FakeProcessor):
+        def __call__(self, series_files, out_dir):
+            made = super().__call__(series_files, out_dir)
+            if len(series_files) == 6:
+                raise RuntimeError("met")
+            return made
+
+    assert main(["module"], opener=opener_of(Failing(tmp_path / "notes"))) == 1
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert sorted(bool(study["error"]) for study in result["studies"]) == [False, True]
+    named = [name for study in result["studies"] for name in study["results"]]
+    assert len(named) == 2
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted([*named, "result.json"])
+
+
+def test_objects_that_cannot_be_put_in_place_leave_nothing_behind(tmp_path, mercure, monkeypatch):
+    move, moved = shutil.move, []
+
+    def full(source, target):
+        if moved:
+            raise OSError(28, "No space left on device")
+        moved.append(target)
+        move(source, target)
+
+    monkeypatch.setattr(shutil, "move", full)
+    assert main(["module"], opener=opener_of(mercure)) == 2
+    assert "can't be written (No space left on device)" in str(result_of(tmp_path / "out"))
+
+
+def test_a_module_that_cannot_write_its_results_says_so_in_one_line(tmp_path, mercure, capsys):
+    (tmp_path / "out").write_text("a file")
+    assert main(["module"], opener=opener_of(mercure)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "out can't be written (File exists); correct MERCURE_OUT_DIR" in line
+
+
+def test_what_a_task_holds_besides_images_is_told_of(tmp_path, mercure, capsys):
+    study = dcmread(next((tmp_path / "in").iterdir())).StudyInstanceUID
+    report = capture(study, "2.25.8", manufacturer="Others")
+    report.SOPClassUID, report.Modality, report.SeriesNumber = BasicTextSRStorage, "SR", 5
+    report.save_as(tmp_path / "in" / "report.dcm", enforce_file_format=True)
+    (tmp_path / "in" / "note.txt").write_text("no DICOM")
+    (tmp_path / "in" / "DICOMDIR").write_bytes(b"any")
+    assert main(["module"], opener=opener_of(mercure)) == 0
+    assert mercure.runs == [6]
+    said = capsys.readouterr().err
+    assert "Not read: series 5: Basic Text SR (SR) is no CT image" in said
+    assert "a file that is no DICOM file was left aside" in said
 
 
 def test_own_results_among_the_images_are_left_aside(tmp_path, mercure):
@@ -143,6 +272,8 @@ def test_without_mercures_variables_the_folders_must_be_named(monkeypatch, capsy
         ({"precision": "int1"}, "precision"),
         ({"device": "first"}, "device"),
         ({"exhaustive": "yes"}, "exhaustive"),
+        ({"device": True}, "device"),
+        ({"outputs": [["seg"]]}, "outputs"),
         ("text", "must be an object"),
     ],
 )

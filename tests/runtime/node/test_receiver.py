@@ -108,6 +108,19 @@ def test_what_is_of_no_use_is_taken_and_not_kept(start):
     assert node.queue.study(study.key).reason == "no CT image"
 
 
+def test_each_series_that_is_of_no_use_is_told_of_once(start, caplog):
+    node = start()
+    images = [ct_slice("2.25.1", f"2.25.{series}", z) for series in (2, 3) for z in range(3)]
+    for image in images:
+        image.SOPClassUID = image.file_meta.MediaStorageSOPClassUID = MRImageStorage
+        image.Modality, image.SeriesNumber = "MR", int(image.SeriesInstanceUID[-1])
+    with caplog.at_level("INFO", "runtime.node"):
+        assert send(images, node.receiver.port) == [0] * 6
+    said = [record.getMessage() for record in caplog.records if "Not read" in record.getMessage()]
+    key = node.queue.hasher.short("2.25.1")
+    assert said == [f"study {key}: Not read: series {n}: MR Image (MR) is no CT image" for n in (2, 3)]
+
+
 def test_an_object_without_its_uids_is_refused(start):
     node = start()
     image = ct_slice("2.25.1", "2.25.2", 0)
