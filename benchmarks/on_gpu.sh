@@ -1,20 +1,23 @@
 #!/usr/bin/env bash
 # Everything that wants an NVIDIA GPU, in one go of under ten minutes: bash benchmarks/on_gpu.sh FOLDER
 #
-# Each step has a time limit of its own and leaves what it found in FOLDER, so that a machine lent for a while gives what
-# it can. Needs this repository and Python with torch, numba-cuda, onnx, lightning, tqdm and pytest; engines take part
+# Each step has a time limit of its own and leaves what it found in FOLDER, so that the others' figures are kept when one
+# hangs. Needs this repository and Python with torch, numba-cuda, onnx, lightning, tqdm and pytest; engines take part
 # that are installed (tensorrt-rtx, tensorrt, onnxruntime-gpu), the others are listed with what they need. Wheels in .whl/
 # are installed first.
 set -uo pipefail
 out=${1:?"name a folder for what is found: bash benchmarks/on_gpu.sh FOLDER"}
-cd "$(dirname "$0")/.."
 mkdir -p "$out"
+out=$(cd "$out" && pwd)
+cd "$(dirname "$0")/.."
+engines=$(mktemp -d)
+site=$(mktemp -d)
+trap 'rm -rf "$engines" "$site"' EXIT
 export PYTHONUNBUFFERED=1
 
 if compgen -G ".whl/*.whl" > /dev/null; then
-    python3 -m pip install -q --no-index --no-deps --no-compile --target "$out/../site" .whl/*.whl
-    PYTHONPATH=$(cd "$out/../site" && pwd)
-    export PYTHONPATH
+    python3 -m pip install -q --no-index --no-deps --no-compile --target "$site" .whl/*.whl
+    export PYTHONPATH=$site
 fi
 
 step() { # name, seconds, command
@@ -24,8 +27,6 @@ step() { # name, seconds, command
     echo "$name: exit status $?, $((SECONDS - began)) s: $*" | tee -a "$out/steps.txt"
 }
 
-engines=$(mktemp -d)
-trap 'rm -rf "$engines"' EXIT
 load='import sys, tensorrt_rtx as t; data = open(sys.argv[1], "rb").read(); '
 load+='print(t.Runtime(t.Logger(t.Logger.VERBOSE)).deserialize_cuda_engine(data))'
 scan=(--shape 300,290,340 --spacing 1 --repeats 5)

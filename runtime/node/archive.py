@@ -19,7 +19,8 @@ class Archive:
     def __init__(self, peer: Peer, ae_title: str) -> None:
         if not isinstance(peer, (DicomPeer, WebPeer)):
             raise PeerError(f"{peer.name} is a folder and can't be asked for studies.")
-        self.peer, self._ae_title = peer, ae_title
+        self.peer: DicomPeer | WebPeer = peer
+        self._ae_title = ae_title
 
     @property
     def name(self) -> str:
@@ -54,15 +55,26 @@ class Archive:
         peer = self.peer
         if isinstance(peer, WebPeer):
             series = web.ct_series(peer, study_uid)
-            for uid in series:
-                web.retrieve(peer, study_uid, uid, take)
         else:
             series = dimse.ct_series(peer, self._ae_title, study_uid)
-            for uid in series:
-                if peer.retrieve == "move":
-                    dimse.move(peer, self._ae_title, study_uid, uid)
-                else:
-                    dimse.get(peer, self._ae_title, study_uid, uid, take)
         if not series:
             raise NotFoundError(f"not found at {peer.name}: it has no CT series of a study with this UID")
+        failed: PeerError | None = None
+        for uid in series:  # each, though one does not come
+            try:
+                self._fetch_one(study_uid, uid, take)
+            except PeerError as error:
+                failed = failed or error
+        if failed is not None:
+            raise failed
         return len(series)
+
+    def _fetch_one(self, study_uid: str, series_uid: str, take: Callable[[bytes], int]) -> None:
+        from runtime.node import dimse, web
+
+        if isinstance(self.peer, WebPeer):
+            web.retrieve(self.peer, study_uid, series_uid, take)
+        elif self.peer.retrieve == "move":
+            dimse.move(self.peer, self._ae_title, study_uid, series_uid)
+        else:
+            dimse.get(self.peer, self._ae_title, study_uid, series_uid, take)

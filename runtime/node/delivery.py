@@ -18,6 +18,7 @@ from runtime.node.dead_letters import DeadLetters
 from runtime.node.identity import Redactor
 from runtime.node.loops import log_defect
 from runtime.node.outbox import Outbox
+from runtime.node.own import read_result
 from runtime.node.peer_errors import PeerError, RefusedError
 from runtime.node.records import ResultRecord
 from runtime.node.statuses import NO_ROOM, TRANSIENT, is_stored, meaning
@@ -66,9 +67,13 @@ class Delivery:
         except RefusedError as error:
             for result, _ in files:
                 self._give_up(result, str(error))
-        except (PeerError, InputError) as error:
+        except PeerError as error:
             for result, _ in files:
                 self._later(result, str(error))
+        except InputError as error:
+            for result, path in files:
+                if self._is_readable(result, path):
+                    self._later(result, str(error))
         except Exception:  # noqa: BLE001  one study must not keep the others waiting
             reason = log_defect(f"delivery to {self._peer.name}")
             for result, _ in files:
@@ -76,6 +81,15 @@ class Delivery:
         else:
             for result, _ in files:
                 self._judge(result, sent)
+        return True
+
+    def _is_readable(self, result: ResultRecord, path: Path) -> bool:
+        """Whether a result can be read; one that can't is given up, so that the study's others are delivered."""
+        try:
+            read_result(path)
+        except InputError as error:
+            self._give_up(result, str(error))
+            return False
         return True
 
     def _send(self, files: Sequence[tuple[ResultRecord, Path]]) -> _Sent:

@@ -8,7 +8,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pydicom.dataset import Dataset
-from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import (
+    UID,
+    ComprehensiveSRStorage,
+    EnhancedSRStorage,
+    ExplicitVRLittleEndian,
+    GrayscaleSoftcopyPresentationStateStorage,
+    ImplicitVRLittleEndian,
+    RawDataStorage,
+    SecondaryCaptureImageStorage,
+    XRayRadiationDoseSRStorage,
+)
 from pynetdicom import AE, build_context, build_role, evt
 from pynetdicom._globals import ALL_TRANSFER_SYNTAXES
 from pynetdicom.association import Association
@@ -40,6 +50,16 @@ IMAGE_SYNTAXES = [
 ]
 """All but those of films: an association has room for 128 contexts, and each class needs one for each syntax."""
 
+ALONGSIDE = (
+    SecondaryCaptureImageStorage,
+    EnhancedSRStorage,
+    ComprehensiveSRStorage,
+    XRayRadiationDoseSRStorage,
+    GrayscaleSoftcopyPresentationStateStorage,
+    RawDataStorage,
+)
+"""What also lies in CT series: unless it can be sent, the archive says that the series did not come."""
+
 _FIND = StudyRootQueryRetrieveInformationModelFind
 _COMMIT = 1
 
@@ -67,7 +87,7 @@ def associated(
     entity.connection_timeout = min(peer.timeout_s, 15.0)
     entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = peer.timeout_s
     tls = None if peer.tls is None else (client_context(peer.tls), peer.tls.server_name or peer.host)
-    roles = [] if get is None else [build_role(UID(uid), scp_role=True) for uid in sorted(CT_CLASSES)]
+    roles = [] if get is None else [build_role(UID(uid), scp_role=True) for uid in (*sorted(CT_CLASSES), *ALONGSIDE)]
     association = entity.associate(
         peer.host,
         peer.port,
@@ -202,6 +222,7 @@ def get(peer: DicomPeer, ae_title: str, study_uid: str, series_uid: str, take: C
     contexts = [build_context(model)]
     for syntax in IMAGE_SYNTAXES:
         contexts += [build_context(UID(uid), syntax) for uid in sorted(CT_CLASSES)]
+    contexts += [build_context(UID(uid), [ExplicitVRLittleEndian, ImplicitVRLittleEndian]) for uid in ALONGSIDE]
     query = _identifier("SERIES", StudyInstanceUID=study_uid, SeriesInstanceUID=series_uid)
     received = lambda event: take(event.encoded_dataset())  # noqa: E731
     with associated(peer, ae_title, contexts, needs=model, get=received) as association:

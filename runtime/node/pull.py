@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from runtime.errors import InputError
@@ -22,8 +24,15 @@ from runtime.node.records import IGNORED, RECEIVED, PullRecord
 logger = logging.getLogger(__name__)
 
 _FIRST_WAIT_S, _LONGEST_WAIT_S, _ATTEMPTS = 5.0, 900.0, 12
+_GIVEN_UP_AFTER = 3
+"""Questions in a row that an archive does not answer, after which it is left alone until the next round."""
 _FRESH_ROUNDS = 3
 """Rounds for which a study is compared after its last image, whatever became of it; two are needed to act."""
+
+
+@dataclass
+class _Asked:
+    failed: bool = False
 
 
 class Puller:
@@ -83,9 +92,11 @@ class Reconciler:
         self._audit = audit
         self._seen_missing: dict[str, set[str]] = {}
         self._has_asked = not self._archives
+        self._defects: set[str] = set()
 
     def step(self) -> bool:
         """Ask every archive; whether all answered."""
+        self._defects = set()
         answers = [self._ask(archive) for archive in self._archives]  # each, though one fails
         self._has_asked = True
         return all(answers)
@@ -98,24 +109,48 @@ class Reconciler:
         """
         return self._has_asked
 
+    @property
+    def trouble(self) -> str:
+        """What met a defect of this software the last time, or ``""``: not that an archive did not answer."""
+        return f"a defect in asking {', '.join(sorted(self._defects))} for studies" if self._defects else ""
+
     def _ask(self, archive: Archive) -> bool:
         """The first answer is acted on at once; later on, what is missing may just be on its way: the second time."""
         first = archive.name not in self._seen_missing
         since = (datetime.now(UTC).astimezone() - timedelta(days=self._settings.days - 1)).strftime("%Y%m%d")
-        try:
+        studies: Sequence[str] = ()
+        with self._asking(archive) as listing:
             studies = archive.recent_studies(since)
-            missing = [uid for uid in studies if self._is_missing(archive, uid, first=first)]
-        except (PeerError, InputError) as error:
-            logger.warning("%s could not be asked for studies that did not come: %s", archive.name, error)
+        if listing.failed:
             return False
-        except Exception:  # noqa: BLE001  one archive must not keep the others waiting
-            log_defect(f"asking {archive.name} for studies")
-            return False
-        for uid in missing:
+        missing, in_a_row, answered = set(), 0, True
+        for uid in studies:
+            with self._asking(archive) as one:
+                if self._is_missing(archive, uid, first=first):
+                    missing.add(uid)
+            in_a_row = in_a_row + 1 if one.failed else 0
+            answered = answered and not one.failed
+            if in_a_row == _GIVEN_UP_AFTER:
+                break
+        for uid in sorted(missing):
             if first or uid in self._seen_missing[archive.name]:
                 self.fetch_from(archive, uid)
-        self._seen_missing[archive.name] = set(missing)
-        return True
+        self._seen_missing[archive.name] = missing
+        return answered
+
+    @contextmanager
+    def _asking(self, archive: Archive) -> Iterator[_Asked]:
+        """One question: that it is not answered is said, and keeps neither other studies nor other archives waiting."""
+        asked = _Asked()
+        try:
+            yield asked
+        except (PeerError, InputError) as error:
+            asked.failed = True
+            logger.warning("%s could not be asked for studies that did not come: %s", archive.name, error)
+        except Exception:  # noqa: BLE001  see above
+            asked.failed = True
+            self._defects.add(archive.name)
+            log_defect(f"asking {archive.name} for studies")
 
     def _is_missing(self, archive: Archive, study_uid: str, *, first: bool) -> bool:
         """Whether we don't know a study, or lack images that the archive has; of CT series that we don't know as well.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -21,7 +22,7 @@ from runtime.node.dead_letters import DeadLetters, Strays
 from runtime.node.delivery import Delivery
 from runtime.node.health import HealthServer
 from runtime.node.identity import Hasher, Redactor, open_hasher
-from runtime.node.loops import Loop, Periodic
+from runtime.node.loops import FULL, Loop, Periodic, is_full
 from runtime.node.outbox import Outbox, PullList
 from runtime.node.processor import Opener
 from runtime.node.pull import Puller, Reconciler
@@ -125,8 +126,9 @@ class Node:
         if config.reconcile.ask:
             every_s = config.reconcile.every_s
             loops.append(Loop("reconciliation", Periodic(self.reconciler.step, every_s=every_s), pause_s=_PAUSE_S))
-        if config.watch is not None:
-            loops.append(Loop("folder", FolderWatch(config.watch, self._take).step, pause_s=_PAUSE_S))
+        self.watch = None if config.watch is None else FolderWatch(config.watch, self._take)
+        if self.watch is not None:
+            loops.append(Loop("folder", self.watch.step, pause_s=_PAUSE_S))
         return loops
 
     def _take(self, encoded: bytes, peer: str) -> int:
@@ -160,13 +162,17 @@ class Node:
         """Mend what an earlier end left half done, then begin to listen and to work.
 
         Raises:
-            InputError: the port can't be had.
+            InputError: the port can't be had, or nothing can be written to the data folder.
         """
-        entered, gone = self.store.mend()
-        again, dead = self.queue.recover(self.config.analyse.attempts)
-        self.audit.write("start", detail=f"{entered} images entered, {gone} lost, {len(again)} analyses again")
-        for key in dead:
-            self.audit.write("dead", study=key, detail="the process died while it was analysed")
+        try:
+            entered, gone = self.store.mend()
+            again, dead = self.queue.recover(self.config.analyse.attempts)
+            self.audit.write("start", detail=f"{entered} images entered, {gone} lost, {len(again)} analyses again")
+            for key in dead:
+                self.audit.write("dead", study=key, detail="the process died while it was analysed")
+        except (OSError, sqlite3.OperationalError) as error:
+            reason = FULL if is_full(error) else str(error)
+            raise InputError(f"The node can't start in its data folder {self.config.data}: {reason}.") from error
         if entered or gone or again or dead:
             logger.info(
                 "after the last end: %d images entered, %d lost; %d studies run again, %d given up",
@@ -188,13 +194,18 @@ class Node:
             if not loop.stop(max(0.1, deadline_s - time.monotonic())):
                 logger.warning("%s did not end in time; what it was at is done again at the next start", loop.name)
         if not any(loop.alive for loop in self._loops):
-            self.audit.write("stop")
+            try:
+                self.audit.write("stop")
+            except OSError as error:
+                logger.error("the end could not be noted: %s", FULL if is_full(error) else error.strerror)
             self._resources.close()
 
     def health(self) -> Mapping[str, Any]:
         """How the node is: ``status`` is ``"ok"`` or ``"degraded"``, ``problems`` says why."""
         problems = [f"{loop.name} has ended" for loop in self._loops if not loop.alive]
         problems += [loop.last_error for loop in self._loops if loop.last_error]
+        watch = [] if self.watch is None else [self.watch.trouble]
+        problems += [trouble for trouble in (self.reconciler.trouble, *watch) if trouble]
         used_bytes = self.store.used_bytes()
         if used_bytes > 0.95 * self.config.storage.quota_bytes:
             problems.append("the quota is nearly used up")

@@ -85,6 +85,7 @@ class Store:
         self.data, self._settings, self._queue = data, settings, queue
         self._redact, self._audit = redact, audit
         self._results = 0, float("-inf")  # their bytes, and when they were counted
+        self._begun_here: set[str] = set()  # studies of which the first image came since the start
         for name in (IMAGES, RESULTS, WORK, DEAD_LETTERS):
             (data / name).mkdir(parents=True, exist_ok=True, mode=0o700)
 
@@ -120,6 +121,9 @@ class Store:
 
     def _record(self, header: _Header, path: Path, size_bytes: int) -> str:
         """Enter an image that lies on the disk: ``"new"``, or ``"known"`` if another thread was quicker."""
+        study = self._queue.hasher.short(header.study_uid)
+        if self._queue.study(study) is None:
+            self._begun_here.add(study)
         new = self._queue.add_image(
             ImageRecord(
                 study_uid=header.study_uid,
@@ -183,15 +187,13 @@ class Store:
         """The study's images on the disk."""
         return [self.data / row["path"] for row in self._queue.images(study)]
 
-    def recall(self, study: str, *, every: bool) -> None:
+    def recall(self, study: str) -> None:
         """Have what must not be logged of a study be left out again: after a start, nothing of it is known.
 
-        Args:
-            study: its key.
-            every: look at every image, else at one of each series.
+        Of a study that came since the start as a whole, one image of each series is looked at, else every one.
         """
         rows = self._queue.images(study)
-        for row in rows if every else {row["series_uid"]: row for row in rows}.values():
+        for row in {row["series_uid"]: row for row in rows}.values() if study in self._begun_here else rows:
             with suppress(InputError, OSError):
                 self._redact.remember(_header_of(self.data / row["path"]).secrets)
 
@@ -220,6 +222,9 @@ class Store:
         except InputError as error:
             logger.warning("a file in the data folder was removed: %s", error)
             path.unlink()
+            return 0
+        except OSError as error:
+            logger.warning("a file in the data folder can't be read (%s); it stays where it is", error.strerror)
             return 0
         self._redact.remember(header.secrets)
         if self._outcome(header) != "new":

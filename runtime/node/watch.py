@@ -5,7 +5,6 @@ Linked folders are followed. What lies in them is somebody else's: it is taken i
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import time
@@ -69,6 +68,11 @@ class FolderWatch:
         self._waiting, self._done, self._trouble = waiting, done, ""
         return False
 
+    @property
+    def trouble(self) -> str:
+        """Why the folder can't be looked through, or ``""``."""
+        return self._trouble
+
     def _say_once(self, trouble: str) -> None:
         if trouble != self._trouble:
             logger.error("%s", trouble)
@@ -127,7 +131,8 @@ def _state(path: Path) -> State | None:
 def _files_below(root: Path) -> Iterator[tuple[Path, bool]]:
     """Files at any depth, with whether they lie in a linked folder; hidden ones and the refused are left out.
 
-    Each folder is entered once, whatever links lead to it; those that are no links come first.
+    What can't be looked at is left out, too, but for ``root``, of which it is an OSError. Each folder is entered once,
+    whatever links lead to it; those that are no links come first.
     """
     entered: set[str] = set()
     own, links = [root], list[Path]()
@@ -138,12 +143,29 @@ def _files_below(root: Path) -> Iterator[tuple[Path, bool]]:
         if real in entered:
             continue
         entered.add(real)
-        with contextlib.suppress(FileNotFoundError, PermissionError), os.scandir(folder) as entries:
-            for entry in sorted(entries, key=lambda entry: entry.name):
-                if entry.name.startswith(".") or (folder == root and entry.name == REFUSED):
-                    continue
-                path = Path(entry.path)  # which says of links that go round in a ring that they are neither
-                if path.is_file():
-                    yield path, linked
-                elif path.is_dir():
-                    (links if linked or path.is_symlink() else own).append(path)
+        for path in _entries(folder, must=folder == root):
+            if path.name.startswith(".") or (folder == root and path.name == REFUSED):
+                continue
+            is_file, is_folder = _kind(path)
+            if is_file:
+                yield path, linked
+            elif is_folder:
+                (links if linked or path.is_symlink() else own).append(path)
+
+
+def _kind(path: Path) -> tuple[bool, bool]:
+    """Whether it is a file, and whether it is a folder: neither what links in a ring, nor what can't be looked at."""
+    try:
+        return path.is_file(), path.is_dir()
+    except OSError:  # a mount that is lost, say
+        return False, False
+
+
+def _entries(folder: Path, *, must: bool) -> list[Path]:
+    """What a folder holds, by name; nothing where it can't be looked at, unless it ``must``."""
+    try:
+        return sorted(folder.iterdir())
+    except OSError:
+        if must:
+            raise
+        return []

@@ -57,7 +57,8 @@ def connected(peer: WebPeer) -> Iterator[DICOMwebClient]:
         except requests.HTTPError as error:
             raise _http_error(peer, error) from error
         except (requests.RequestException, OSError) as error:
-            raise PeerError(f"{peer.name} at {peer.url} did not answer ({type(error).__name__})") from error
+            did = "answered no JSON" if isinstance(error, requests.JSONDecodeError) else "did not answer"
+            raise PeerError(f"{peer.name} at {peer.url} {did} ({type(error).__name__})") from error
         except damage() as error:  # what dicomweb-client and pydicom raise at an answer of another kind, or a cut one
             reason = f"answered what is not DICOMweb's ({type(error).__name__})"
             raise PeerError(f"{peer.name} at {peer.url} {reason}") from error

@@ -98,7 +98,7 @@ class Worker:
 
     def _analyse(self, study: Study) -> list[ResultFile]:
         """Results of a study, checked and under their final names."""
-        self._store.recall(study.key, every=study.first_s < self._started_s)
+        self._store.recall(study.key)
         files = self._store.files(study.key)
         work = self._store.data / WORK / study.key
         shutil.rmtree(work, ignore_errors=True)

@@ -131,7 +131,7 @@ def test_latency_of_all_that_is_here_on_tiny_networks(bundle, capsys, tmp_path) 
 
 
 def test_what_was_measured_is_kept_when_a_later_contender_takes_too_long(bundle, monkeypatch, tmp_path, capsys) -> None:
-    """As when a machine is lent for a time: what comes back is the document of those before."""
+    """What is in the file then is the document of those before."""
     run, met = latency.measured, []
 
     def impatient(one: Contender, *rest: object) -> object:

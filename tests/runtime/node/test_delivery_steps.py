@@ -21,8 +21,10 @@ from runtime.node.dead_letters import DeadLetters, Strays
 from runtime.node.delivery import Delivery
 from runtime.node.identity import Hasher, Redactor
 from runtime.node.outbox import Outbox
+from runtime.node.own import read_result
 from runtime.node.queue import Database, Queue
 from runtime.node.records import QUEUED, ImageRecord, ResultFile
+from tests.runtime.node.studies import ct_slice
 
 HOUR_S, DAY_S = 3600.0, 86400.0
 HASHER = Hasher(bytes(32))
@@ -205,6 +207,21 @@ def test_a_study_whose_delivery_meets_a_defect_is_put_off_and_the_next_one_goes(
     assert {r.reason for r in rig.results} == {"a defect of this software (TypeError); its log has the trace"}
     rig.run(rig.delivery(), 2 * DAY_S, every_s=60.0)
     assert rig.state == "dead"
+
+
+def test_a_result_that_cant_be_read_is_given_up_and_its_studys_others_go(rig, monkeypatch):
+    sound, damaged = (rig.data / name for name in ("a.dcm", "b.dcm"))
+    ct_slice("2.25.1", "2.25.2", 0).save_as(sound, enforce_file_format=True)
+
+    def read_and_send(peer, ae_title, files, **more):
+        for _, path in files:
+            read_result(path)
+        return rig.send(peer, ae_title, files, **more)
+
+    monkeypatch.setattr(dimse, "send", read_and_send)
+    rig.run(rig.delivery(), 60)
+    assert {one.path: one.state for one in rig.results} == {"a.dcm": "sent", "b.dcm": "dead"}
+    assert list(rig.letters()) == [f"{damaged.name}.json"]
 
 
 def test_a_dead_letter_that_cant_be_written_leaves_the_result_for_later(rig, monkeypatch):

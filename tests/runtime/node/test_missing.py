@@ -107,6 +107,38 @@ def test_at_the_start_a_ct_series_that_did_not_come_is_missing(parts, state):
     assert parts.planned == [("archive", STUDY)]
 
 
+def test_a_study_of_which_nothing_can_be_told_keeps_no_other_from_being_fetched(parts):
+    found = archive()
+    found.studies = {"2.25.7": {THICK: (2, True)}, **found.studies}
+    told = found.series
+    found.series = lambda uid: told(uid) if uid == STUDY else int("x")
+    for study in found.studies:
+        parts.receive(THICK, 2, study=study)
+    reconciler = parts.reconciler(found)
+    assert not reconciler.step()
+    assert parts.planned == [("archive", STUDY)]
+    assert "archive" in reconciler.trouble
+    found.series = told
+    assert reconciler.step()
+    assert reconciler.trouble == ""
+
+
+def test_an_archive_that_answers_nothing_is_not_asked_for_every_study(parts):
+    found, asked = archive(), []
+
+    def series(uid):
+        asked.append(uid)
+        raise PeerError("down")
+
+    found.series, found.studies = series, {f"2.25.7{n}": {THICK: (2, True)} for n in range(20)}
+    for study in found.studies:
+        parts.receive(THICK, 2, study=study)
+    reconciler = parts.reconciler(found)
+    assert not reconciler.step()
+    assert len(asked) == 3
+    assert reconciler.trouble == "", "that an archive is down is no defect of ours"
+
+
 def test_what_is_all_here_is_not_missing(parts):
     parts.receive(THICK, 2)
     parts.receive(THIN, 3)

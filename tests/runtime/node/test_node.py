@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import time
 
 import pytest
 from pydicom import dcmread
 
 from runtime.errors import InputError
+from runtime.node.audit import Audit
 from runtime.node.peer_errors import PeerError
 from tests.runtime.node.fake_processor import FakeProcessor
 from tests.runtime.node.nodes import config_of, running_node
@@ -190,7 +192,22 @@ def test_after_a_start_the_patients_of_studies_that_wait_are_left_out_of_reasons
     with running_node(counting(tmp_path, archive), processor) as node:
         wait_for(node, study, "dead")
         assert node.queue.study(key_of(node, study)).reason == "the names [withheld] and [withheld] differ"
+    with running_node(config_of(tmp_path, archive.port, complete={"idle_s": 3600}), processor) as node:
+        runs = len(processor.runs)
+        node.queue.retry(key_of(node, study))
+        wait_until(lambda: len(processor.runs) > runs)
+        wait_for(node, study, "dead")
+        assert node.queue.study(key_of(node, study)).reason == "the names [withheld] and [withheld] differ"
     assert not any(word in caplog.text for word in (*study.words, "Hollerbusch", "Kunigunde"))
+
+
+def test_a_disk_that_is_full_at_the_start_is_said_in_one_line(tmp_path, archive, processor, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Audit, "write", full)
+    with pytest.raises(InputError, match="the disk is full"), running_node(counting(tmp_path, archive), processor):
+        pass
 
 
 def test_what_may_pass_is_tried_again_until_the_attempts_are_used_up(tmp_path, archive, processor):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -16,12 +18,14 @@ from hypothesis import strategies as st
 pytest.importorskip("pynetdicom", reason="the extra 'node' is not installed")
 
 from pydicom import dcmread
+from pydicom.uid import SecondaryCaptureImageStorage, XRayRadiationDoseSRStorage
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import CTImageStorage, StudyRootQueryRetrieveInformationModelFind
 
 from runtime.errors import InputError
 from runtime.node import dimse, web
 from runtime.node import watch as watch_module
+from runtime.node.archive import Archive
 from runtime.node.audit import Audit
 from runtime.node.completeness import Completeness
 from runtime.node.config import Complete, DicomPeer, Reconcile, Storage, Watch, WebPeer
@@ -38,6 +42,17 @@ from tests.runtime.node.peers import free_port, wait_until
 from tests.runtime.node.studies import ct_slice
 
 HASHER = Hasher(bytes(32))
+PEER = DicomPeer(
+    name="archive",
+    ae_title="ARCHIVE",
+    host="127.0.0.1",
+    port=1,
+    senders=(),
+    retrieve="get",
+    commitment="off",
+    tls=None,
+    timeout_s=5,
+)
 
 
 class Parts(SimpleNamespace):
@@ -169,13 +184,16 @@ PART = b"--b\r\nContent-Type: application/dicom\r\n\r\nno DICOM at all\r\n--b--\
     ids=["a page", "no parts", "no image"],
 )
 def test_a_web_server_that_sends_something_else_than_images_is_at_fault(kind, body):
-    with web_server(kind, body) as peer, pytest.raises(PeerError, match="web at http"):
+    with web_server(kind, body) as peer, pytest.raises(PeerError, match=r"web at http\S+ (?!did not answer)"):
         web.retrieve(peer, "1.2.3", "1.2.4", lambda encoded: 0)
 
 
 @pytest.mark.parametrize("body", [b"<p>log in first</p>", b'["text"]', b'[{"0020000E": 7}]'])
 def test_a_web_server_that_answers_a_search_with_something_else_is_at_fault(body):
-    with web_server("application/dicom+json", body) as peer, pytest.raises(PeerError, match="web at http"):
+    with (
+        web_server("application/dicom+json", body) as peer,
+        pytest.raises(PeerError, match=r"web at http\S+ (?!did not answer)"),
+    ):
         web.series(peer, "1.2.3")
 
 
@@ -300,6 +318,59 @@ def test_a_file_that_cant_be_removed_is_taken_once(tmp_path, clock, monkeypatch)
 
 
 # Loops ---------------------------------------------------------------------------------------------------------------
+
+
+def test_what_cant_be_looked_at_keeps_nothing_else_in_the_folder_waiting(tmp_path, clock, monkeypatch):
+    watched, taken = tmp_path / "in", []
+    watched.mkdir()
+    for name in ("a", "lost", "z"):
+        (watched / name).write_bytes(name.encode())
+    is_file = Path.is_file
+
+    def lost(path):
+        if path.name == "lost":
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return is_file(path)
+
+    monkeypatch.setattr("pathlib.Path.is_file", lost)
+    watch = FolderWatch(Watch(watched, 0.0), lambda encoded, peer: taken.append(encoded) or 0)
+    for _ in range(3):
+        watch.step()
+        clock.now_s += 1
+    assert sorted(taken) == [b"a", b"z"]
+    assert watch.trouble == ""
+    monkeypatch.setattr("pathlib.Path.iterdir", raises(OSError(errno.ESTALE, "Stale file handle")))
+    watch.step()
+    assert "Stale file handle" in watch.trouble
+
+
+def test_a_series_that_does_not_come_keeps_no_other_from_coming(monkeypatch):
+    came = []
+
+    def get(peer, ae_title, study, series, take):
+        if series == "2.25.1":
+            raise PeerError("1 image(s) did not come")
+        came.append(series)
+
+    monkeypatch.setattr(dimse, "ct_series", lambda *asked: ["2.25.1", "2.25.2"])
+    monkeypatch.setattr(dimse, "get", get)
+    with pytest.raises(PeerError, match="1 image"):
+        Archive(PEER, "NODE").fetch("2.25.9", lambda encoded: 0)
+    assert came == ["2.25.2"]
+
+
+def test_a_get_takes_what_else_lies_in_a_ct_series(monkeypatch):
+    asked = []
+
+    @contextmanager
+    def associated(peer, ae_title, contexts, **more):
+        asked.extend(contexts)
+        yield SimpleNamespace(send_c_get=lambda *query: [])
+
+    monkeypatch.setattr(dimse, "associated", associated)
+    dimse.get(PEER, "NODE", "2.25.9", "2.25.1", lambda encoded: 0)
+    assert {SecondaryCaptureImageStorage, XRayRadiationDoseSRStorage} < {one.abstract_syntax for one in asked}
+    assert len(asked) <= 128, "an association has no more"
 
 
 def test_a_loop_shows_a_defect_only_until_it_works_again(monkeypatch):
