@@ -192,7 +192,7 @@ def test_after_a_start_the_patients_of_studies_that_wait_are_left_out_of_reasons
     with running_node(counting(tmp_path, archive), processor) as node:
         wait_for(node, study, "dead")
         assert node.queue.study(key_of(node, study)).reason == "the names [withheld] and [withheld] differ"
-    with running_node(config_of(tmp_path, archive.port, complete={"idle_s": 3600}), processor) as node:
+    with running_node(counting(tmp_path, archive), processor) as node:
         runs = len(processor.runs)
         node.queue.retry(key_of(node, study))
         wait_until(lambda: len(processor.runs) > runs)
