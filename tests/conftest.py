@@ -22,7 +22,7 @@ LONGEST_FIRST = (
     "runtime/device/test_in_simulator.py", "export/test_triton.py", "export/test_calibrate.py",
     "pacs/test_real_pipeline.py", "pacs/test_real_study.py", "runtime/node/test_kill.py",
     "train/test_verse_recipe.py", "train/test_compare.py", "runtime/test_trt_build.py",
-    "runtime/dicom/test_validators.py",
+    "runtime/dicom/test_validators.py", "train/test_command.py",
 )  # fmt: skip
 """Files that take long, the longest first: begun last, one of them would run while the other workers have nothing."""
 
