@@ -23,9 +23,25 @@ from pynetdicom.sop_class import (
 )
 
 from benchmarks.orthanc import free_port
+from runtime.node.config import DicomPeer
 
 DEADLINE_S = 180.0
 SENDER, ARCHIVE, NODE = "SENDER", "ARCHIVE", "NODE"
+
+
+def nobody(name: str, *, retrieve: str = "move") -> DicomPeer:
+    """A peer's settings, at a port where nobody is."""
+    return DicomPeer(
+        name=name,
+        ae_title=name.upper(),
+        host="127.0.0.1",
+        port=1,
+        senders=(),
+        retrieve=retrieve,
+        commitment="off",
+        tls=None,
+        timeout_s=5,
+    )
 
 
 def wait_until(condition: Callable[[], Any], *, what: str = "", deadline_s: float = DEADLINE_S) -> Any:

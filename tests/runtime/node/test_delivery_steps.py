@@ -16,7 +16,7 @@ from runtime.node import delivery as delivery_module
 from runtime.node import outbox as outbox_module
 from runtime.node import queue as queue_module
 from runtime.node.audit import Audit
-from runtime.node.config import Deliver, DicomPeer
+from runtime.node.config import Deliver
 from runtime.node.dead_letters import DeadLetters, Strays
 from runtime.node.delivery import Delivery
 from runtime.node.identity import Hasher, Redactor
@@ -24,6 +24,7 @@ from runtime.node.outbox import Outbox
 from runtime.node.own import read_result
 from runtime.node.queue import Database, Queue
 from runtime.node.records import QUEUED, ImageRecord, ResultFile
+from tests.runtime.node.peers import nobody
 from tests.runtime.node.studies import ct_slice
 
 HOUR_S, DAY_S = 3600.0, 86400.0
@@ -31,17 +32,7 @@ HASHER = Hasher(bytes(32))
 STUDY = "2.25.1"
 KEY = HASHER.short(STUDY)
 SETTINGS = Deliver(to=("keeper",), first_retry_s=10, max_retry_s=1800, give_up_s=DAY_S, commitment_s=HOUR_S)
-PEER = DicomPeer(
-    name="keeper",
-    ae_title="KEEPER",
-    host="127.0.0.1",
-    port=1,
-    senders=(),
-    retrieve="move",
-    commitment="off",
-    tls=None,
-    timeout_s=5,
-)
+PEER = nobody("keeper")
 
 
 class Rig:

@@ -38,21 +38,11 @@ from runtime.node.queue import Database, Queue
 from runtime.node.records import ImageRecord
 from runtime.node.store import Store
 from runtime.node.watch import FolderWatch
-from tests.runtime.node.peers import free_port, wait_until
+from tests.runtime.node.peers import free_port, nobody, wait_until
 from tests.runtime.node.studies import ct_slice
 
 HASHER = Hasher(bytes(32))
-PEER = DicomPeer(
-    name="archive",
-    ae_title="ARCHIVE",
-    host="127.0.0.1",
-    port=1,
-    senders=(),
-    retrieve="get",
-    commitment="off",
-    tls=None,
-    timeout_s=5,
-)
+PEER = nobody("archive", retrieve="get")
 
 
 class Parts(SimpleNamespace):
