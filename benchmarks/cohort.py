@@ -44,8 +44,8 @@ def cohort(
     (scans / "scans.csv").write_text("\n".join(["scan", *(f"{name}.nii.gz" for name in names)]) + "\n")
     options = ["--engine", engine, *([] if bundle is None else ["--bundle", str(bundle.absolute())])]
     alone, together = folder / "alone", folder / "together"
-    alone_s = _timed(["-m", "runtime.infer", str(scans), "-o", str(alone), *options])
     share = max(1, threads // 2)
+    alone_s = _timed(["-m", "runtime.infer", str(scans), "-o", str(alone), *options], cores=share)
     with two_nodes(cpus=share) as address:
         command = ["-m", "runtime.cohort", str(scans / "scans.csv"), "-o", str(together), "--address", address]
         together_s = _timed([*command, "--cpus-per-worker", str(share), *options], kill_in=together, count=count)
@@ -56,12 +56,17 @@ def cohort(
     })  # fmt: skip
 
 
-def _timed(arguments: Sequence[str], *, kill_in: Path | None = None, count: int = 0) -> float:
-    """Seconds of a command, in whose results ``kill_in`` shows when to kill a worker."""
+def _timed(arguments: Sequence[str], *, cores: int = 0, kill_in: Path | None = None, count: int = 0) -> float:
+    """Seconds of a command, in whose results ``kill_in`` shows when to kill a worker.
+
+    With ``cores`` it has so many, as a worker has: the networks' last digits change with the number of their threads.
+    """
     start_s = time.perf_counter()
+    own = sorted(os.sched_getaffinity(0))[:cores] if cores else []
     with subprocess.Popen(
-        [sys.executable, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
-    ) as process:
+        [sys.executable, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT,
+        preexec_fn=(lambda: os.sched_setaffinity(0, own)) if own else None,
+    ) as process:  # fmt: skip
         if kill_in is not None:
             _kill_a_worker(process, kill_in / "runs.jsonl", count)
         _, err = process.communicate()
