@@ -18,7 +18,7 @@ from export.parity_on_scans import Networks
 from runtime.bundle import Bundle, FracSegNetSpec
 from runtime.crops import crop_grid
 from runtime.intensity import normalise
-from runtime.looks import second_look
+from runtime.looks import second_look, twice_as_fine
 from runtime.resample import working_grid
 from runtime.volume import Grid
 
@@ -161,7 +161,7 @@ def _seen(spec: FracSegNetSpec, networks: Networks, image: Any, centre: np.ndarr
         names = networks.fracsegnet.output_names
         looks = [dict(zip(names, networks.fracsegnet(crop[None, None]), strict=True)) for crop in crops]
     with clock.stage("crops: rest"):
-        grid = _twice_as_fine(first) if spec.interleaved else first
+        grid = twice_as_fine(first) if spec.interleaved else first
         masks = np.mean(
             [
                 [np.clip(peer_steps.simpleitk_onto(np.ascontiguousarray(m), at, grid), 0, 1) for m in look["mask"][0]]
@@ -171,11 +171,6 @@ def _seen(spec: FracSegNetSpec, networks: Networks, image: Any, centre: np.ndarr
         )
         grade = int(np.mean([look["grade"][0] for look in looks], axis=0).argmax())
         return _Seen(grid, masks, grade, _refined(masks[-1], grid, centre, threshold=spec.mask_threshold))
-
-
-def _twice_as_fine(grid: Grid) -> Grid:
-    z, y, x = (2 * n for n in grid.shape_zyx)
-    return Grid((z, y, x), grid.affine_ras @ np.diag([0.5, 0.5, 0.5, 1.0]))
 
 
 def _refined(body: np.ndarray, grid: Grid, voted_ras_mm: np.ndarray, *, threshold: float) -> np.ndarray:

@@ -47,7 +47,7 @@ def looks_together(first: Float32, second: Float32, grid: Grid, spec: FracSegNet
         (np.ascontiguousarray(one[block]), np.ascontiguousarray(other[block]))
         for one, other in zip(first, turned, strict=True)
     ]
-    return np.stack([mean_of_interleaved(*pair) for pair in pairs]), _twice_as_fine(grid.sub_grid_at(block))
+    return np.stack([mean_of_interleaved(*pair) for pair in pairs]), twice_as_fine(grid.sub_grid_at(block))
 
 
 def mean_of_interleaved(first: Float32, second: Float32) -> Float32:
@@ -77,7 +77,7 @@ def _moved(grid: Grid, voxels: float) -> Grid:
     return grid.sub_grid([voxels] * 3, grid.shape_zyx)
 
 
-def _twice_as_fine(grid: Grid) -> Grid:
+def twice_as_fine(grid: Grid) -> Grid:
     """Twice as many voxels at half the spacing; every other one, from the first, lies where one of ``grid`` does."""
     z, y, x = (2 * n for n in grid.shape_zyx)
     return Grid((z, y, x), grid.affine_ras @ np.diag([0.5, 0.5, 0.5, 1.0]))

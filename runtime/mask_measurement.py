@@ -12,6 +12,7 @@ from runtime.anatomy import is_cervical
 from runtime.errors import InputError
 from runtime.findings import Heights
 from runtime.label_map import TOTALSEGMENTATOR_LEVELS, VERSE_LEVELS
+from runtime.masks import centroid_zyx, connected_parts
 from runtime.morphometry import Measurement, measure_vertebrae
 from runtime.vertebral_body import BodyMask
 from runtime.volume import Grid, Volume
@@ -152,7 +153,7 @@ def _scheme_of(array: UInt8, grid: Grid, notes: list[str]) -> str:
         return "totalsegmentator"
     both = [int(n) for n in present if int(n) in TOTALSEGMENTATOR_LEVELS]
     if len(both) == len(present) and len(both) > 1:
-        heights = [grid.to_ras_mm(np.argwhere(array == n).mean(axis=0))[2] for n in both]
+        heights = [grid.to_ras_mm(centroid_zyx(array == n)[0])[2] for n in both]
         if heights[-1] > heights[0]:
             notes.append("The labels were taken for TotalSegmentator's, since they fall from cranial to caudal.")
             return "totalsegmentator"
@@ -184,16 +185,13 @@ def _body_voxels(array: UInt8, body_labels: Sequence[int]) -> Bool:
 
 def _bodies_of_subregions(array: UInt8, grid: Grid, body_labels: Sequence[int]) -> list[_Part]:
     """Each connected body as a vertebra, numbered cranial to caudal; a single one keeps the rest of the map as arch."""
-    import SimpleITK as sitk  # noqa: N813  the name all of its users know
-
-    body = _body_voxels(array, body_labels)
-    numbered = sitk.GetArrayFromImage(sitk.ConnectedComponent(sitk.GetImageFromArray(body.astype(np.uint8))))
-    sizes = np.bincount(numbered.ravel()) * grid.voxel_volume_mm3 / 1000.0
-    large = [n for n in range(1, len(sizes)) if sizes[n] >= SMALLEST_BODY_ML]
+    numbered, voxels = connected_parts(_body_voxels(array, body_labels))
+    sizes_ml = voxels * grid.voxel_volume_mm3 / 1000.0
+    large = [n for n in range(1, len(sizes_ml)) if sizes_ml[n] >= SMALLEST_BODY_ML]
     if len(large) == 1:
         return [_part(array > 0, grid, 1, None, numbered == large[0])]
     masks = [numbered == n for n in large]
-    masks.sort(key=lambda m: -float(grid.to_ras_mm(np.argwhere(m).mean(axis=0))[2]))
+    masks.sort(key=lambda m: -float(grid.to_ras_mm(centroid_zyx(m)[0])[2]))
     return [_part(mask, grid, n, None, mask) for n, mask in enumerate(masks, start=1)]
 
 

@@ -325,13 +325,23 @@ class Pipeline:
             heights = reported(inside, measurements, calls, grading)
         with clock.stage("paste"):
             labels = paste_masks(((v.grid, v.mask) for v in inside), volume.grid, threshold=frac.mask_threshold)
-            described = [
-                partial(describe, number, v, volume, labels, call=call, measurement=measured, heights=heights_of)
+            descriptions = [
+                partial(
+                    describe,
+                    number,
+                    v,
+                    volume,
+                    labels,
+                    call=call,
+                    measurement=measured,
+                    heights=heights_of,
+                    spec=self.spec,
+                )
                 for number, (v, call, measured, heights_of) in enumerate(
                     zip(inside, calls, measurements, heights, strict=True), start=1
                 )
             ]
-            vertebrae = tuple(each_in_threads(lambda told: told(spec=self.spec), described))
+            vertebrae = tuple(each_in_threads(lambda made: made(), descriptions))
         dropped, padded = found.dropped, len(segmented) - len(inside)
         findings = Findings(
             scan=ScanInfo(

@@ -108,6 +108,8 @@ class LocNetRun:
 
 
 SAMPLINGS = ("as_found", "class_counts", "balanced", "equal", "severe")
+GRADES_ALIKE = ("balanced", "equal", "severe")
+"""Those with which every grade that occurs among real scans is drawn equally often, not every vertebra."""
 TASK_WEIGHTINGS = ("fixed", "uncertainty", "nash")
 
 

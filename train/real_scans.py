@@ -16,7 +16,7 @@ from runtime.errors import InputError
 from runtime.readers import read_scan
 from runtime.resample import resample, working_grid
 from runtime.volume import Grid
-from train.config import FracSegNetRun, LevelNetRun, LocNetRun
+from train.config import GRADES_ALIKE, FracSegNetRun, LevelNetRun, LocNetRun
 from train.label_maps import read_labels, sample_nearest
 from train.level_crops import AIR_HU, LevelSample, block, level_crops
 from train.sources import VertebraSample
@@ -114,7 +114,7 @@ class RealSource:
 
     def _choose(self, rng: np.random.Generator, run: FracSegNetRun) -> tuple[Case, int, int]:
         by_grade = self._by_grade()
-        if run.sampling in ("balanced", "equal", "severe"):
+        if run.sampling in GRADES_ALIKE:
             group = by_grade[sorted(by_grade)[rng.integers(len(by_grade))]]
         else:
             group = [entry for entries in by_grade.values() for entry in entries]
