@@ -153,22 +153,51 @@ def find_vertebra(
 def render_vertebra(
     anatomy: Anatomy, target: VertebraShape, rng: np.random.Generator, run: FracSegNetRun, config: PhantomConfig
 ) -> VertebraSample:
-    """A crop around one vertebra of a phantom, in a drawn appearance; some are cut by the edge of a scan."""
+    """A crop around one vertebra of a phantom, in a drawn appearance; beside some bodies the scan ends."""
     centre = anatomy.centre_ras_mm(target) + rng.normal(0, run.centre_jitter_mm, 3)
     grid = crop_grid(
         centre, spacing_mm=run.spacing_mm, shape_zyx=(run.network.crop,) * 3, shift_ras_mm=run.crop_shift_mm
     )
     scan = render(anatomy, grid, sample_appearance(rng, config), rng)
     known = {"vertebra": scan.mask == target.label, "body": scan.body_mask == target.label}
+    inside = scan_beside_body(known["body"], rng)
     losses = 1 - np.array(target.heights_mm) / np.array(target.original_heights_mm)
     channels = run.network.mask_channels
     return VertebraSample(
-        hu=cut_by_edges(scan.volume.array, np.zeros((0, 3)), rng, keep_middle=0.7)[0],
-        masks=np.stack([known[name] for name in channels]) if channels else np.zeros((0, *grid.shape_zyx), bool),
+        hu=np.where(inside, scan.volume.array, np.float32(AIR_HU)),
+        masks=np.array([known[name] & inside for name in channels], bool).reshape(-1, *grid.shape_zyx),
         masks_known=np.ones(len(channels), bool),
         grade=target.grade,
         heights=np.concatenate([target.heights_mm, losses]).astype(np.float32),
     )
+
+
+def scan_beside_body(body: np.ndarray, rng: np.random.Generator, *, probability: float = 0.3) -> np.ndarray:
+    """Which voxels of a crop a scan holds, (z, y, x) bool: in some crops it ends beyond a random plane or two.
+
+    The scan never ends inside the body, or nearer to it than a voxel: its grade and heights remain to be told. Half of
+    the planes lie above or below it, where scans end most often.
+
+    Args:
+        body: (z, y, x) bool.
+        rng: decides where.
+        probability: of a crop that the scan does not fill.
+    """
+    inside = np.ones(body.shape, bool)
+    if rng.random() >= probability or not body.any():
+        return inside
+    for _ in range(rng.integers(1, 3)):
+        axis = int(rng.choice(3, p=(0.5, 0.25, 0.25)))
+        occupied = np.flatnonzero(body.any(axis=tuple(other for other in range(3) if other != axis)))
+        is_low = bool(rng.integers(2))
+        room = int(occupied[0] if is_low else body.shape[axis] - 1 - occupied[-1]) - 1
+        if room < 1:
+            continue
+        width = int(rng.integers(1, room + 1))
+        beyond = [slice(None)] * 3
+        beyond[axis] = slice(0, width) if is_low else slice(body.shape[axis] - width, None)
+        inside[tuple(beyond)] = False
+    return inside
 
 
 def cut_by_edges(
@@ -177,11 +206,10 @@ def cut_by_edges(
     rng: np.random.Generator,
     *,
     probability: float = 0.3,
-    keep_middle: float = 0.25,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The crop as if the scan ended inside it: air beyond a random plane or two, centres there are gone.
 
-    The middle ``keep_middle`` of every axis always remains.
+    The middle quarter of every axis always remains.
     """
     hu = np.array(hu, np.float32)
     if rng.random() >= probability:
@@ -190,7 +218,7 @@ def cut_by_edges(
     for _ in range(rng.integers(1, 3)):
         axis = int(rng.integers(3))
         size = hu.shape[axis]
-        width = int(rng.integers(1, max(int(size * (1 - keep_middle) / 2), 2)))
+        width = int(rng.integers(1, max(int(size * 3 / 8), 2)))
         low = bool(rng.integers(2))
         part = [slice(None)] * 3
         part[axis] = slice(0, width) if low else slice(size - width, size)

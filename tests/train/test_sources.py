@@ -23,6 +23,7 @@ from train.sources import (
     grade_shares,
     held_out,
     make_source,
+    scan_beside_body,
 )
 from train.tasks import FracSegNetTask, LocNetTask
 
@@ -49,7 +50,7 @@ def test_phantom_centres_lie_where_heat_and_offsets_say() -> None:
 
 def test_phantom_vertebrae_are_where_the_crop_has_them_and_of_all_grades() -> None:
     rng = np.random.default_rng(0)
-    samples = [PhantomSource().vertebra(rng, FRAC) for _ in range(16)]
+    samples = [PhantomSource().vertebra(rng, FRAC) for _ in range(24)]
     assert len({s.grade for s in samples}) == 4
     for sample in samples:
         assert sample.masks.shape == (2, 48, 48, 48)
@@ -94,6 +95,21 @@ def test_edges_leave_air_and_drop_the_centres_in_it() -> None:
             assert cut[tuple(point)] == 50
         gone = {int(p[0]) for p in points} - {int(p[0]) for p in kept}
         assert all(cut[z, 10, 10] == AIR_HU for z in gone)
+
+
+def test_scans_end_beside_bodies_and_never_in_them() -> None:
+    rng = np.random.default_rng(4)
+    body = np.zeros((48, 48, 48), bool)
+    body[20:29, 22:34, 18:30] = True
+    around = np.zeros_like(body)
+    around[19:30, 21:35, 17:31] = True
+    scans = [scan_beside_body(body, rng, probability=1.0) for _ in range(400)]
+    assert all(inside[around].all() for inside in scans)
+    below = {int(np.count_nonzero(~inside[:20, 24, 24])) for inside in scans}
+    assert below == set(range(20))  # from nothing to all but the voxel beside the body
+    whole = sum(inside.all() for inside in (scan_beside_body(body, rng) for _ in range(1000)))
+    assert 650 <= whole <= 750
+    assert scan_beside_body(np.zeros_like(body), rng, probability=1.0).all()
 
 
 def test_blocks_beyond_the_array_are_filled() -> None:
