@@ -242,18 +242,25 @@ def _without_strays(probability: np.ndarray, threshold: float) -> np.ndarray:
 
 
 def _main_part(probability: np.ndarray, threshold: float, grid: Grid, voted_zyx: np.ndarray) -> np.ndarray:
-    """The probabilities with all but the largest island that comes near the voted centre set to zero."""
+    """The probabilities with all islands set to zero but the one that has the most voxels near the voted centre.
+
+    Voxels count the less the further they are. The largest island may be a neighbour of a body that has collapsed.
+    """
     parts, sizes = connected_parts(probability > threshold)
-    axes = [
-        np.abs(np.arange(size) - middle) * spacing_mm <= REFINE_WITHIN_MM
-        for size, middle, spacing_mm in zip(probability.shape, voted_zyx, grid.spacing_xyz_mm[::-1], strict=True)
+    axes = zip(probability.shape, voted_zyx, grid.spacing_xyz_mm[::-1], strict=True)
+    weights = [
+        np.maximum(0.0, 1 - np.abs(np.arange(size) - middle) * spacing_mm / REFINE_WITHIN_MM)
+        for size, middle, spacing_mm in axes
     ]
-    near = 1 + np.flatnonzero(np.bincount(parts[np.ix_(*axes)].ravel())[1:])
-    if len(near) == 1 and len(sizes) == 2:
+    z, y, x = (w[w > 0] for w in weights)
+    around = parts[np.ix_(*(np.flatnonzero(w) for w in weights))]
+    near = np.bincount(around.ravel(), (z[:, None, None] * y[:, None] * x).ravel(), minlength=len(sizes))
+    near[0] = 0
+    if len(sizes) == 2 and near[1]:
         return probability
     others = np.arange(len(sizes)) > 0
-    if len(near):
-        others[near[np.argmax(sizes[near])]] = False
+    if near.any():
+        others[int(np.argmax(near))] = False
     return _without(others, parts, probability)
 
 

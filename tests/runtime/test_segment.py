@@ -97,6 +97,15 @@ def test_a_neighbours_body_in_the_crop_does_not_pull_the_centre():
     assert found.centre_ras_mm == pytest.approx((29.5, 37.5, 34.5), abs=0.05)
 
 
+def test_a_collapsed_body_is_not_taken_for_its_larger_neighbour():
+    collapsed = ((34, 38), (30, 46), (22, 38), 900)
+    neighbour = ((41, 54), (30, 46), (22, 38), 900)
+    (found,) = segment(scan_with(collapsed, neighbour), [Voted((29.5, 37.5, 35.5))], SPEC, FakeSession())
+    assert found.centre_ras_mm == pytest.approx((29.5, 37.5, 35.5), abs=0.05)
+    assert found.body is not None
+    assert (found.body > 0.5).sum() == 4 * 16 * 16
+
+
 def test_without_a_body_channel_the_vote_stays():
     spec = replace(SPEC, mask_channels=("vertebra",), has_heights=False)
     voted = Voted((28.0, 36.0, 35.0))
