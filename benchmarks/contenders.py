@@ -19,6 +19,7 @@ from runtime.bundle import Bundle
 from runtime.engines import ENGINES, ONLY_BY_NAME, EngineChoice, engine_module, select_engine
 from runtime.engines.base import EngineInfo
 from runtime.errors import EngineError
+from train.loop import processor_has_bf16
 
 TORCH_EAGER = "torch eager"
 
@@ -186,12 +187,22 @@ def _opener(
 def _torch_variants(bundle: Bundle, *, device: int, compiled: bool) -> tuple[list[Contender], list[Missing]]:
     where = torch_device(device)
     half = HALF[where.type]
-    variants = [torch_contender(bundle, where, half=False), torch_contender(bundle, where, half=True)]
+    variants = [torch_contender(bundle, where, half=False)]
+    why_not = why_no_half(where)
+    if why_not:
+        return variants, [Missing(half.name, why_not), Missing(half.compiled_name, why_not)]
+    variants.append(torch_contender(bundle, where, half=True))
     if not compiled:
         return variants, [Missing(half.compiled_name, "left out by --no-compile")]
     if where.type == "cpu" and not any(shutil.which(name) for name in ("g++", "clang++", "cl")):
         return variants, [Missing(half.compiled_name, "there is no C++ compiler")]
     return [*variants, torch_contender(bundle, where, half=True, compiled=True)], []
+
+
+def why_no_half(where: torch.device) -> str:
+    """Why torch's half precision is no peer on a device, or ``""``: emulated, it is slower than FP32."""
+    has_it = where.type != "cpu" or processor_has_bf16()
+    return "" if has_it else "this processor does not multiply in BF16: torch only emulates it, slower than FP32"
 
 
 def torch_contender(bundle: Bundle, device: torch.device, *, half: bool, compiled: bool = False) -> Contender:

@@ -75,12 +75,18 @@ def _six_digits(value: float) -> float:
 
 
 def ratio(group: str, name: str, over: Figure, under: Figure) -> Figure:
-    """How many times ``over`` is as large as ``under``, run by run where both were measured in turns."""
+    """How many times ``over`` is as large as ``under``, run by run: both were measured in turns."""
     if len(over.samples) == len(under.samples):
         samples = tuple(a / b for a, b in zip(over.samples, under.samples, strict=True) if b > 0)
     else:
         samples = (over.median / under.median,) if under.median > 0 else ()
     return Figure(group, name, "x", samples or (float("inf"),), more_is_better=True)
+
+
+def ratio_of_medians(group: str, name: str, over: Figure, under: Figure) -> Figure:
+    """How many times ``over`` is as large as ``under``, of works that were not measured in turns."""
+    samples = (over.median / under.median if under.median > 0 else float("inf"),)
+    return Figure(group, name, "x", samples, more_is_better=True)
 
 
 def seconds_of(work: Callable[[], object]) -> float:
@@ -98,15 +104,26 @@ def repeated(work: Callable[[], object], repeats: int, *, warmups: int = 1) -> t
 
 
 def in_turns(
-    group: str, works: Mapping[str, Callable[[], object]], repeats: int, *, warmups: int = 1
+    group: str, works: Mapping[str, Callable[[], object]], repeats: int, *, warmups: int = 1, settling: int = 0
 ) -> tuple[Figure, ...]:
-    """Wall times of several works, s, each called once in every round: what else the machine does hits all alike."""
+    """Wall times of several works, s, each called once in every round: what else the machine does hits all alike.
+
+    Args:
+        group: of the figures.
+        works: by their names.
+        repeats: rounds.
+        warmups: calls of each before the first round.
+        settling: calls right before each measured one. Works of milliseconds need it, since the one before leaves its
+            threads waiting on the processor and its data in the caches.
+    """
     for work in works.values():
         for _ in range(warmups):
             work()
     samples: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(repeats):
         for name, work in works.items():
+            for _ in range(settling):
+                work()
             samples[name].append(seconds_of(work))
     return tuple(Figure(group, name, "s", tuple(values)) for name, values in samples.items())
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
 from benchmarks.ceiling import Ceiling, Cost, share_of_ceiling
-from benchmarks.contenders import TORCH_EAGER, Contender, TorchVariant, contenders
-from benchmarks.figures import Figure, ratio, repeated
+from benchmarks.contenders import TORCH_EAGER, Contender, TorchVariant, contenders, torch_contender, torch_device
+from benchmarks.figures import Figure, in_turns, ratio, ratio_of_medians, repeated
 from benchmarks.gpu_memory import PeakGpuMemory
 from benchmarks.peers import Missing
 from benchmarks.report import Report, Table, number
@@ -41,6 +42,7 @@ class Met:
     Args:
         contender: who.
         figures: times, s, and the rise of the GPU's memory.
+        beside: times of torch eager FP32, s, taken in turns with those of the same group.
         parity: of its networks with torch FP32 on drawn inputs; None where it failed before.
         details: what it said of itself.
         failed: why it could not be run, or ``""``.
@@ -48,6 +50,7 @@ class Met:
 
     contender: Contender
     figures: tuple[Figure, ...]
+    beside: tuple[Figure, ...]
     parity: Parity | None
     details: Mapping[str, Any]
     failed: str = ""
@@ -69,6 +72,9 @@ def latency(
 ) -> Report:  # fmt: skip
     """Time, memory and parity of every contender, and how many times as fast as torch eager FP32 it is.
 
+    Windows and crops run in turns with torch eager FP32. Whole scans, which take it long, run one contender after the
+    other, each in the order of the list.
+
     Args:
         bundle: whose networks are run.
         scans: run whole, in memory; none leaves that out.
@@ -86,10 +92,12 @@ def latency(
         bundle, engines=engines, precisions=precisions, device=device, threads=threads, compiled=compiled
     )
     met: list[Met] = []
-    for one in there:
-        met.append(measured(one, bundle, scans, repeats, device))
-        report = _report(met, missing, bundle, scans, ceiling, costs)
-        keep(report)
+    with torch_contender(bundle, torch_device(device), half=False).opened() as peer:
+        _run_all_shapes(peer, bundle)
+        for one in there:
+            met.append(measured(one, peer, bundle, scans, repeats, device))
+            report = _report(met, missing, bundle, scans, ceiling, costs)
+            keep(report)
     return report
 
 
@@ -100,9 +108,10 @@ def _report(
     figures = [figure for one in met for figure in one.figures]
     if ceiling is not None and "locnet" in costs:
         shares = (
-            share_of_ceiling(one.contender.title, seconds, costs["locnet"], ceiling, one.contender.precision)
+            share_of_ceiling(f"{one.contender.title}{what}", seconds, costs[network], ceiling, one.contender.precision)
             for one in met
-            if (seconds := one.seconds(f"{WINDOW}, batch 1")) is not None
+            for network, group, what in (("locnet", f"{WINDOW}, batch 1", ""), ("fracsegnet", CROP, f", {CROP}"))
+            if (seconds := one.seconds(group)) is not None
         )
         figures += [share for share in shares if share is not None]
     ratios = _ratios(met)
@@ -117,9 +126,16 @@ def _report(
     )
 
 
-def measured(one: Contender, bundle: Bundle, scans: Sequence[Volume], repeats: int, device: int) -> Met:
-    """One contender's figures; where it fails, why. Times include the copies to and fro."""
+def _run_all_shapes(networks: Networks, bundle: Bundle) -> None:
+    """Run each input once, so that what memory they need is taken."""
+    for run in _inputs(networks, bundle).values():
+        run()
+
+
+def measured(one: Contender, peer: Networks, bundle: Bundle, scans: Sequence[Volume], repeats: int, device: int) -> Met:
+    """One contender's figures beside torch eager FP32; where it fails, why. Times include the copies to and fro."""
     figures: list[Figure] = []
+    beside: list[Figure] = []
     details: dict[str, Any] = {}
     parity, failed = None, ""
     with PeakGpuMemory(device) as memory, ExitStack() as stack:
@@ -129,7 +145,10 @@ def measured(one: Contender, bundle: Bundle, scans: Sequence[Volume], repeats: i
             memory.watch()
             figures.append(Figure("open", one.title, "s", opened))
             details["device"] = networks.locnet.info.device
-            figures += _windows(one.title, networks, bundle, repeats)
+            for mine, theirs in _windows(one.title, networks, peer, bundle, repeats):
+                figures.append(mine)
+                beside.append(theirs)
+            figures += _on_device(one.title, networks, bundle, repeats)
             parity = _parity(networks, bundle)
             for scan in scans:
                 figures += _whole_scan(one.title, networks, bundle, scan, repeats, details)
@@ -137,22 +156,46 @@ def measured(one: Contender, bundle: Bundle, scans: Sequence[Volume], repeats: i
             failed = (str(error).splitlines() or [type(error).__name__])[0]
     if memory.rise_mb is not None:
         figures.append(Figure("GPU memory", one.title, "MiB", (memory.rise_mb,)))
-    return Met(one, tuple(figures), parity, details, failed)
+    return Met(one, tuple(figures), tuple(beside), parity, details, failed)
 
 
-def _windows(title: str, networks: Networks, bundle: Bundle, repeats: int) -> list[Figure]:
-    window, crop = (probe_images(spec)[0] for spec in (bundle.spec.locnet, bundle.spec.fracsegnet))
+def _batches(bundle: Bundle) -> dict[int, np.ndarray]:
+    window = probe_images(bundle.spec.locnet)[0]
+    return {count: np.repeat(window, count, axis=0) for count in BATCHES}
+
+
+def _inputs(networks: Networks, bundle: Bundle) -> dict[str, Callable[[], object]]:
+    """What is timed of networks, by group."""
+    crop = probe_images(bundle.spec.fracsegnet)[0]
+    windows = {_group(count): partial(networks.locnet, batch) for count, batch in _batches(bundle).items()}
+    return {**windows, CROP: partial(networks.fracsegnet, crop)}
+
+
+def _group(count: int) -> str:
+    return f"{WINDOW}, batch {count}"
+
+
+def _windows(
+    title: str, networks: Networks, peer: Networks, bundle: Bundle, repeats: int
+) -> Iterator[tuple[Figure, Figure]]:
+    """Seconds of one window or crop: the contender's, and torch eager FP32's in turns with it."""
+    counts = {_group(count): count for count in BATCHES}
+    theirs = _inputs(peer, bundle)
+    for group, run in _inputs(networks, bundle).items():
+        works = {"mine": run, "theirs": theirs[group]}
+        both = in_turns(group, works, repeats, warmups=WARMUPS, settling=1)
+        seconds = [tuple(s / counts.get(group, 1) for s in figure.samples) for figure in both]
+        yield Figure(group, title, "s", seconds[0]), Figure(group, TORCH_EAGER, "s", seconds[1])
+
+
+def _on_device(title: str, networks: Networks, bundle: Bundle, repeats: int) -> list[Figure]:
     figures = []
-    for count in BATCHES:
-        batch = np.repeat(window, count, axis=0)
-        times = repeated(lambda batch=batch: networks.locnet(batch), repeats, warmups=WARMUPS)  # type: ignore[misc]
-        figures.append(Figure(f"{WINDOW}, batch {count}", title, "s", tuple(t / count for t in times)))
-        on_device = seconds_on_device(networks.locnet, batch, repeats)
-        if on_device is not None:
-            group = f"{WINDOW}, batch {count}, on the GPU alone"
-            figures.append(Figure(group, title, "s", tuple(t / count for t in on_device)))
-    times = repeated(lambda: networks.fracsegnet(crop), repeats, warmups=WARMUPS)
-    return [*figures, Figure(CROP, title, "s", times)]
+    for count, batch in _batches(bundle).items():
+        seconds = seconds_on_device(networks.locnet, batch, repeats)
+        if seconds is not None:
+            group = f"{_group(count)}, on the GPU alone"
+            figures.append(Figure(group, title, "s", tuple(s / count for s in seconds)))
+    return figures
 
 
 def _parity(networks: Networks, bundle: Bundle) -> Parity:
@@ -206,29 +249,35 @@ def seconds_on_device(session: Session, batch: np.ndarray, repeats: int) -> tupl
 
 
 def _ratios(met: Sequence[Met]) -> tuple[Figure, ...]:
-    """How many times as fast as torch eager FP32 each is, for each thing that both did; medians, since not in turns."""
+    """How many times as fast as torch eager FP32 each is, for each thing that both did."""
     peer = next((one for one in met if one.contender.name == TORCH_EAGER), None)
-    if peer is None:
-        return ()
     found = []
     for one in met:
+        if one is peer:
+            continue
+        name = f"{TORCH_EAGER} fp32 / {one.contender.title}"
+        in_the_same_turns = {figure.group: figure for figure in one.beside}
         for figure in one.figures:
-            theirs = peer.seconds(figure.group)
-            if one is not peer and theirs is not None and figure.unit == "s" and figure.group != "open":
-                found.append(ratio(figure.group, f"{peer.contender.title} / {one.contender.title}", theirs, figure))
+            apart = None if peer is None else peer.seconds(figure.group)
+            if figure.group in in_the_same_turns:
+                found.append(ratio(figure.group, name, in_the_same_turns[figure.group], figure))
+            elif apart is not None and figure.unit == "s" and figure.group != "open":
+                found.append(ratio_of_medians(figure.group, name, apart, figure))
     return tuple(found)
 
 
 def _details(one: Met) -> dict[str, Any]:
     parity = None if one.parity is None else {**asdict(one.parity), "dice": one.parity.dice}
-    return {**one.details, "parity": parity, "parity_faults": list(one.faults), "failed": one.failed}
+    beside_s = {figure.group: figure.median for figure in one.beside}
+    found = {"parity": parity, "parity_faults": list(one.faults), "failed": one.failed}
+    return {**one.details, "torch_eager_fp32_beside_s": beside_s, **found}
 
 
 def _table(met: Sequence[Met], figures: Sequence[Figure], ratios: Sequence[Figure]) -> Table:
     times = {figure.key: figure for figure in figures}
     speed = {(figure.group, figure.name.rsplit(" / ", 1)[-1]): figure.median for figure in ratios}
     whole = next((f.group for f in figures if f.group.startswith(SCAN) and "first" not in f.group), "")
-    groups = [f"{WINDOW}, batch {count}" for count in BATCHES] + [CROP] + ([whole] if whole else [])
+    groups = [*map(_group, BATCHES), CROP, *([whole] if whole else [])]
     rows = []
     for one in met:
         title = one.contender.title

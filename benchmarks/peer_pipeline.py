@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +14,12 @@ import torch
 
 from benchmarks import peer_steps
 from benchmarks.contenders import TorchVariant
+from benchmarks.stage_clock import NETWORK_STAGES
 from export.parity_on_scans import Networks
-from runtime.bundle import Bundle, FracSegNetSpec
+from runtime.bundle import Bundle, FracSegNetSpec, LocNetSpec
 from runtime.crops import crop_grid
 from runtime.intensity import normalise
+from runtime.levels import decode_levels
 from runtime.looks import second_look, twice_as_fine
 from runtime.resample import working_grid
 from runtime.volume import Grid
@@ -32,14 +34,14 @@ class PeerRun:
 
     Args:
         seconds: by stage, names as ``stage_clock.STAGES``.
-        windows: that the first network was run on.
+        inputs: how many windows or crops each network was run on, by ``NETWORK_STAGES``.
         centres_ras_mm: (n, 3) of the vertebral bodies found, RAS+ mm.
         grades: (n,) the network's likeliest.
         labels: (z, y, x) uint8, 1..n on the scan's grid.
     """
 
     seconds: dict[str, float]
-    windows: int
+    inputs: Mapping[str, int]
     centres_ras_mm: np.ndarray
     grades: np.ndarray
     labels: np.ndarray
@@ -64,9 +66,10 @@ class _Clock:
 def peer_run(bundle: Bundle, networks: Networks, scan: Path, folder: Path) -> PeerRun:
     """From a NIfTI file to a label volume in ``folder``.
 
-    nibabel reads, SimpleITK resamples, MONAI's SlidingWindowInferer runs the windows of the bundle's size and overlap,
-    NumPy votes, scikit-image finds the peaks, and every crop is resampled by SimpleITK: a second time, mirrored, where
-    the bundle looks twice, so that the networks have the same work.
+    nibabel reads, SimpleITK smooths and resamples, MONAI's SlidingWindowInferer runs the windows of the bundle's size
+    and overlap, NumPy votes, scikit-image finds the peaks, and every crop is resampled by SimpleITK: a second time,
+    mirrored, where the bundle looks twice. Centres that the first network is not sure of, or that the third calls no
+    vertebra, are left out as the runtime leaves them out, so that the networks have the same work.
 
     Args:
         bundle: sizes and thresholds.
@@ -81,23 +84,24 @@ def peer_run(bundle: Bundle, networks: Networks, scan: Path, folder: Path) -> Pe
     spec = bundle.spec.locnet
     with clock.stage("resample"):
         target = working_grid(grid, spec.spacing_mm)
-        working = normalise(peer_steps.resample_with_simpleitk(image, target), spec.intensity)
+        working = normalise(peer_steps.resample_with_simpleitk(image, target, smooth=True), spec.intensity)
     heatmap, offsets, windows = _windows(bundle, networks, working, clock)
-    with clock.stage("votes and peaks"):
+    with clock.stage("windows: cut, blend, vote"):
         votes = peer_steps.votes_with_numpy(heatmap, offsets, threshold=spec.heatmap_threshold)
-        peaks = peer_steps.peaks_with_skimage(
-            votes, threshold=spec.peak_threshold, separation_voxels=spec.peak_separation_voxels
-        )
-        centres = target.to_ras_mm(peaks[:MOST_CENTRES])
-    _levels(bundle, networks, image, centres, clock)
+    with clock.stage("peaks"):
+        peaks, heats = _confident_peaks(votes, heatmap, spec)
+        candidates = target.to_ras_mm(peaks)
+    centres = _vertebrae_among(candidates, heats, bundle, networks, image, clock)
     seen = [_seen(bundle.spec.fracsegnet, networks, image, centre, clock) for centre in centres]
+    looks = 2 if bundle.spec.fracsegnet.mirrored else 1
+    inputs = dict(zip(NETWORK_STAGES, (windows, len(candidates), looks * len(seen)), strict=True))
     with clock.stage("paste"):
         masks, level = [(one.grid, one.masks[0]) for one in seen], bundle.spec.fracsegnet.mask_threshold
         labels = peer_steps.paste(masks, grid, peer_steps.simpleitk_onto, threshold=level)
     with clock.stage("write"):
         peer_steps.write_with_nibabel(folder / "labels.nii.gz", labels, grid)
     refined = np.array([one.centre_ras_mm for one in seen]).reshape(-1, 3)
-    return PeerRun(clock.seconds, windows, refined, np.array([one.grade for one in seen], np.intp), labels)
+    return PeerRun(clock.seconds, inputs, refined, np.array([one.grade for one in seen], np.intp), labels)
 
 
 def _variant(session: Any) -> TorchVariant:
@@ -124,22 +128,56 @@ def _windows(
     start_s = time.perf_counter()
     found = peer_steps.monai_windows(working, predict, window_zyx=spec.window_zyx, overlap=spec.overlap)
     total_s = time.perf_counter() - start_s
-    clock.seconds |= {"windows: network": network_s, "windows: cut and blend": total_s - network_s}
+    clock.seconds |= {"windows: network": network_s, "windows: cut, blend, vote": total_s - network_s}
     named = dict(zip(names, found, strict=True))
     heatmap = np.ascontiguousarray(named["heatmap"][0])
     return heatmap, named.get("offsets", np.zeros((3, *heatmap.shape), np.float32)), count
 
 
-def _levels(bundle: Bundle, networks: Networks, image: Any, centres: np.ndarray, clock: _Clock) -> None:
+def _confident_peaks(votes: np.ndarray, heatmap: np.ndarray, spec: LocNetSpec) -> tuple[np.ndarray, np.ndarray]:
+    """Peaks (n, 3), z, y, x, at the middle of their votes, and the highest heat (n,) around, of those that have enough."""
+    reach = int(spec.peak_separation_voxels)
+    peaks = peer_steps.peaks_with_skimage(votes, threshold=spec.peak_threshold, separation_voxels=reach)
+    around = [tuple(slice(max(0, at - reach), at + reach + 1) for at in peak) for peak in peaks]
+    heats = np.array([heatmap[place].max() for place in around])
+    sure = np.flatnonzero(heats >= spec.min_confidence)[:MOST_CENTRES]
+    middles = [_middle_of_votes(votes, peaks[n], spec.refine_radius_voxels) for n in sure]
+    return np.array(middles).reshape(-1, 3), heats[sure]
+
+
+def _middle_of_votes(votes: np.ndarray, peak: np.ndarray, radius: float) -> np.ndarray:
+    reach = int(radius)
+    first = np.maximum(peak - reach, 0)
+    around = votes[tuple(slice(f, at + reach + 1) for f, at in zip(first, peak, strict=True))]
+    index = np.indices(around.shape).reshape(3, -1).T
+    weights = around.ravel() * (np.linalg.norm(first + index - peak, axis=1) <= radius)
+    middle: np.ndarray = first + weights @ index / weights.sum()
+    return middle
+
+
+def _vertebrae_among(
+    centres: np.ndarray, heats: np.ndarray, bundle: Bundle, networks: Networks, image: Any, clock: _Clock
+) -> np.ndarray:
+    """Those of the centres (n, 3), RAS+ mm, that the third network does not reject; all without such a network."""
     spec = bundle.spec.levelnet
-    if spec is None or networks.levelnet is None:
-        return
+    if spec is None or networks.levelnet is None or not len(centres):
+        return centres
+    said = []
     for centre in centres:
         with clock.stage("levels: rest"):
             grid = crop_grid(centre, spacing_mm=spec.spacing_mm, shape_zyx=spec.crop_zyx)
             crop = normalise(peer_steps.resample_with_simpleitk(image, grid), spec.intensity)
         with clock.stage("levels: network"):
-            networks.levelnet(crop[None, None])
+            said.append(networks.levelnet(crop[None, None])[0][0])
+    with clock.stage("levels: rest"):
+        downwards = np.argsort(-centres[:, 2], kind="stable")
+        calls = decode_levels(
+            [(float(x), float(y), float(z)) for x, y, z in centres[downwards]],
+            [float(heat) for heat in heats[downwards]],
+            np.array(said)[downwards],
+        )
+        vertebrae: np.ndarray = centres[downwards][[call.is_vertebra for call in calls]]
+    return vertebrae
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,12 +212,13 @@ def _seen(spec: FracSegNetSpec, networks: Networks, image: Any, centre: np.ndarr
 
 
 def _refined(body: np.ndarray, grid: Grid, voted_ras_mm: np.ndarray, *, threshold: float) -> np.ndarray:
-    """The middle of a body's largest part, RAS+ mm, or the voted centre where there is none."""
+    """The middle of the part of a body that is nearest to the voted centre, RAS+ mm; that centre where there is none."""
     from scipy import ndimage
 
     parts, count = ndimage.label(body > threshold)
     if not count:
         return voted_ras_mm
-    largest = 1 + int(np.bincount(parts.ravel())[1:].argmax())
-    centre: np.ndarray = grid.to_ras_mm(ndimage.center_of_mass(parts == largest))
+    inside = np.argwhere(parts)
+    nearest = inside[np.linalg.norm(grid.to_ras_mm(inside) - voted_ras_mm, axis=1).argmin()]
+    centre: np.ndarray = grid.to_ras_mm(ndimage.center_of_mass(parts == parts[tuple(nearest)]))
     return centre

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +20,10 @@ from runtime.pipeline import Pipeline
 
 NETWORK_STAGES = ("windows: network", "levels: network", "crops: network")
 STAGES = (
-    "read", "resample", "windows: network", "windows: cut and blend", "votes and peaks", "levels: network",
+    "read", "resample", "windows: network", "windows: cut, blend, vote", "peaks", "levels: network",
     "levels: rest", "crops: network", "crops: rest", "heights", "paste", "overview", "write", "rest",
 )  # fmt: skip
-"""In the order of a run. ``rest`` is what lies between the stages."""
+"""In the order of a run; votes are cast as windows complete. ``rest`` is what lies between the stages."""
 
 
 class TimedSession:
@@ -83,13 +84,13 @@ class StagedRun:
 
     Args:
         seconds: of each of ``STAGES`` that can be told; without the networks' parts where the tensors stay on a GPU.
-        windows: that the first network was run on; None likewise.
+        inputs: how many windows or crops each network was run on, by ``NETWORK_STAGES``; empty likewise.
         findings: what came out.
         labels: (z, y, x) uint8, the vertebrae on the scan's grid.
     """
 
     seconds: dict[str, float]
-    windows: int | None
+    inputs: Mapping[str, int]
     findings: Findings
     labels: np.ndarray
 
@@ -112,21 +113,22 @@ def staged_run(bundle: Bundle, networks: Networks, scan: Path, folder: Path, *, 
         analysis = pipeline.analyse(scan, progress=marks)
         findings = write_results(analysis, folder, outputs=Outputs(), progress=marks)
     if on_gpu:
-        return StagedRun(_with_rest(dict(findings.timings_s)), None, findings, analysis.labels)
-    in_networks = (timed[0].seconds, 0.0 if level is None else timed[2].seconds, timed[1].seconds)
-    network_s = dict(zip(NETWORK_STAGES, in_networks, strict=True))
-    return StagedRun(_split(dict(findings.timings_s), network_s, marks), timed[0].windows, findings, analysis.labels)
+        return StagedRun(_with_rest(dict(findings.timings_s)), {}, findings, analysis.labels)
+    by_stage = dict(zip(NETWORK_STAGES, (timed[0], timed[2] if level is not None else None, timed[1]), strict=True))
+    network_s = {stage: 0.0 if one is None else one.seconds for stage, one in by_stage.items()}
+    inputs = {stage: one.windows for stage, one in by_stage.items() if one is not None}
+    return StagedRun(_split(dict(findings.timings_s), network_s, marks), inputs, findings, analysis.labels)
 
 
 def _split(times: dict[str, float], network_s: dict[str, float], marks: Marks) -> dict[str, float]:
-    votes_s = marks.after_steps_s("locate")
+    peaks_s = marks.after_steps_s("locate")
     windows_s, levels_s, crops_s = (network_s[name] for name in NETWORK_STAGES)
     seconds = {
         "read": times.pop("read", 0.0),
         "resample": times.pop("resample", 0.0),
         "windows: network": windows_s,
-        "windows: cut and blend": max(0.0, times.pop("locate", 0.0) - windows_s - votes_s),
-        "votes and peaks": votes_s,
+        "windows: cut, blend, vote": max(0.0, times.pop("locate", 0.0) - windows_s - peaks_s),
+        "peaks": peaks_s,
         "levels: network": levels_s,
         "levels: rest": max(0.0, times.pop("label", 0.0) - levels_s),
         "crops: network": crops_s,

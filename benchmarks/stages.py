@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.ceiling import Ceiling, Cost, share_of_ceiling
-from benchmarks.contenders import Contender, our_contenders, torch_contender, torch_device
+from benchmarks.contenders import HALF, Contender, our_contenders, torch_contender, torch_device, why_no_half
 from benchmarks.figures import Figure, ratio
 from benchmarks.peer_pipeline import PeerRun, peer_run
 from benchmarks.peers import Missing, absent
@@ -29,6 +29,12 @@ from runtime.windows import plan_windows
 NO_PEER_FOR = ("heights", "overview", "rest")
 EXHAUSTIVE_MM = 1.0
 HALF_A_VOXEL = 0.5
+INPUTS = {
+    "windows: network": ("one window", "locnet"),
+    "levels: network": ("one level's crop", "levelnet"),
+    "crops: network": ("one crop", "fracsegnet"),
+}
+"""What each network is run on, and its name among the costs."""
 TOTAL, NETWORKS, ALL_BUT = "total", "networks", "all but the networks"
 
 
@@ -92,7 +98,11 @@ def _runners(
     ours, missing = our_contenders(bundle, engines=engines, device=device, threads=threads)
     runners = [Runner(one, stack.enter_context(one.opened()), False) for one in ours]
     where = torch_device(device)
-    for half in (False, True) if with_peers else ():
+    why_no_half_precision = why_no_half(where)
+    if with_peers and why_no_half_precision:
+        missing.append(Missing(HALF[where.type].name, why_no_half_precision))
+    halves = (False,) if why_no_half_precision else (False, True)
+    for half in halves if with_peers else ():
         one = torch_contender(bundle, where, half=half)
         networks = stack.enter_context(one.opened())
         runners.append(Runner(replace(one, name=f"MONAI, {one.name}"), networks, True))
@@ -127,12 +137,22 @@ def _figures(scan: Path, runs: Runs, ceiling: Ceiling | None, costs: Mapping[str
             figures.append(Figure(group, NETWORKS, "s", network))
             shares = tuple(1 - s / run.total_s for s, run in zip(network, of_one, strict=True))
             figures.append(Figure(group, "share of all but the networks", "share", shares))
-        windows = [run.windows for run in of_one]
-        if ceiling is not None and "locnet" in costs and all(windows):
-            per_window = tuple(r.seconds["windows: network"] / (r.windows or 1) for r in of_one)
-            seconds = Figure(group, "one window", "s", per_window)
-            figures.append(seconds)
-            share = share_of_ceiling(group, seconds, costs["locnet"], ceiling, title.rsplit(" ", 1)[-1])
+        figures += _per_input(group, of_one, title.rsplit(" ", 1)[-1], ceiling, costs)
+    return figures
+
+
+def _per_input(
+    group: str, runs: Sequence[StagedRun | PeerRun], precision: str, ceiling: Ceiling | None, costs: Mapping[str, Cost]
+) -> list[Figure]:
+    """Seconds of one window or crop of each network, and its rate as a share of the ceiling."""
+    figures = []
+    for stage, (name, network) in INPUTS.items():
+        if not all(run.inputs.get(stage) for run in runs):
+            continue
+        seconds = Figure(group, name, "s", tuple(run.seconds[stage] / run.inputs[stage] for run in runs))
+        figures.append(seconds)
+        if ceiling is not None and network in costs:
+            share = share_of_ceiling(f"{group}, {name}", seconds, costs[network], ceiling, precision)
             figures += [] if share is None else [share]
     return figures
 
@@ -141,6 +161,10 @@ def _stages_of(runs: Sequence[StagedRun | PeerRun]) -> list[str]:
     """The stages that any of the runs has, in order; those of a GPU's coarser split last."""
     met = {stage for run in runs for stage in run.seconds}
     return [stage for stage in STAGES if stage in met] + sorted(met - set(STAGES))
+
+
+def _windows(run: StagedRun | PeerRun) -> int:
+    return run.inputs.get("windows: network", 0)
 
 
 def _network_s(run: StagedRun | PeerRun) -> float:
@@ -192,7 +216,7 @@ def _details(bundle: Bundle, scan: Path, runners: Sequence[Runner], runs: Runs) 
     assert isinstance(first, StagedRun)
     details: dict[str, Any] = {
         "vertebrae": len(first.findings.vertebrae),
-        "windows": {t: of[-1].windows for t, of in runs.items()},
+        "inputs": {title: {INPUTS[stage][1]: n for stage, n in of[-1].inputs.items()} for title, of in runs.items()},
     }
     own = read_scan(scan).grid
     grid = working_grid(own, EXHAUSTIVE_MM)
@@ -201,19 +225,19 @@ def _details(bundle: Bundle, scan: Path, runners: Sequence[Runner], runs: Runs) 
     for title, of_one in runs.items():
         last = of_one[-1]
         if isinstance(last, PeerRun):
-            per_window = statistics.median(r.seconds["windows: network"] / max(1, r.windows or 1) for r in of_one)
+            per_window = statistics.median(r.seconds["windows: network"] / max(1, _windows(r)) for r in of_one)
             rest = statistics.median(r.total_s - r.seconds["windows: network"] for r in of_one)
             total_s = statistics.median(run.total_s for run in runs[next(iter(runs))])
             details[title] = {
                 "centres": len(last.centres_ras_mm),
-                **_agreement(first, last, within_mm=HALF_A_VOXEL * min(own.spacing_xyz_mm)),
+                **agreement(first, last, within_mm=HALF_A_VOXEL * min(own.spacing_xyz_mm)),
                 "exhaustive_1_mm_s_calculated": round(per_window * at_1_mm + rest, 1),
                 "exhaustive_1_mm_over_ours_calculated": round((per_window * at_1_mm + rest) / total_s, 2),
             }
     return details
 
 
-def _agreement(ours: StagedRun, peer: PeerRun, *, within_mm: float) -> dict[str, float]:
+def agreement(ours: StagedRun, peer: PeerRun, *, within_mm: float) -> dict[str, float]:
     """How many of our vertebrae the peers have at the same place, with the same network's grade, and Dice of all."""
     vertebrae = ours.findings.vertebrae
     centres = np.array([v.centre_ras_mm for v in vertebrae]).reshape(-1, 3)
@@ -231,8 +255,10 @@ def _agreement(ours: StagedRun, peer: PeerRun, *, within_mm: float) -> dict[str,
 
 
 def _said(name: str, details: Mapping[str, Any]) -> str:
-    windows = ", ".join(f"{title} {count}" for title, count in details["windows"].items() if count is not None)
-    lines = [f"{name}: {details['vertebrae']} vertebrae; windows: {windows}"]
+    lines = [f"{name}: {details['vertebrae']} vertebrae; inputs of each network:"]
+    for title, counts in details["inputs"].items():
+        if counts:
+            lines.append(f"  {title}: {', '.join(f'{network} {count}' for network, count in counts.items())}")
     for title, one in details.items():
         if isinstance(one, dict) and "centres" in one:
             lines.append(

@@ -7,10 +7,14 @@ import pytest
 import torch
 
 from benchmarks import peer_steps, peers
+from benchmarks.contenders import torch_contender
 from benchmarks.figures import Figure
 from benchmarks.installed import closure, installed_mib
 from benchmarks.kernels import ours_votes_and_peaks, peer_votes_and_peaks
-from benchmarks.scans import enlarged_scan, save
+from benchmarks.peer_pipeline import peer_run
+from benchmarks.scans import enlarged_scan, phantom_scan, save
+from benchmarks.stage_clock import staged_run
+from benchmarks.stages import agreement
 from benchmarks.synthetic import NoNetwork, spine_maps, vertebra_masks
 from runtime.bundle import open_bundle
 from runtime.paste import paste_masks
@@ -88,6 +92,21 @@ def test_blending_gives_back_what_all_windows_agree_on() -> None:
     for found in (heatmap, *offsets, theirs[0][0], *theirs[1]):
         np.testing.assert_allclose(found, image, atol=1e-5)
     assert calls == [(1, 1, *window)] * len(plan.starts_zyx), "as many windows as ours"
+
+
+def test_a_whole_scan_holds_the_same_vertebrae_for_peers(tmp_path) -> None:
+    """With the default bundle, whose networks find something; crops by other resamplers differ a little."""
+    bundle = open_bundle(None)
+    scan = save(phantom_scan((75, 60, 60), spacing_mm=2.0), tmp_path / "scan.nii.gz")
+    with torch_contender(bundle, torch.device("cpu"), half=False).opened() as networks:
+        ours = staged_run(bundle, networks, scan, tmp_path / "ours", exhaustive=True)
+        theirs = peer_run(bundle, networks, scan, tmp_path)
+    assert len(ours.findings.vertebrae) >= 4
+    assert theirs.inputs == ours.inputs, "as many windows and crops for each network"
+    agreed = agreement(ours, theirs, within_mm=1.0)
+    assert agreed["centres_as_ours"] == len(ours.findings.vertebrae) == len(theirs.grades)
+    assert agreed["grades_as_ours"] == agreed["graded"] > 0
+    assert agreed["dice"] > 0.99
 
 
 @pytest.mark.parametrize("onto", [peer_steps.simpleitk_onto, peer_steps.resample_with_scipy])
