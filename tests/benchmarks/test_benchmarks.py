@@ -12,16 +12,19 @@ import pytest
 import torch
 
 import benchmarks
-from benchmarks import accuracy, latency, scaling, startup
+from benchmarks import __main__ as command
+from benchmarks import accuracy, latency, plots, scaling, startup
 from benchmarks.__main__ import main
 from benchmarks.contenders import HALF, Contender, TorchVariant, contenders
+from benchmarks.figures import Figure
 from benchmarks.peer_pipeline import PeerRun
+from benchmarks.report import Report
 from benchmarks.scans import enlarged_scan, phantom_scan, save
 from benchmarks.stage_clock import NETWORK_STAGES, StagedRun
 from benchmarks.stages import _agreement
 from runtime.engines.base import EngineInfo
 from runtime.engines.parity import Parity
-from runtime.errors import EngineError
+from runtime.errors import EngineError, InputError
 from runtime.readers import read_scan
 
 SCHEMA = json.loads((Path(benchmarks.__file__).parent / "report.schema.json").read_text(encoding="utf-8"))
@@ -318,3 +321,56 @@ def test_what_could_not_be_told_in_the_end_is_refused_at_once(capsys, tmp_path) 
     assert "plot.abacus" in capsys.readouterr().err
     assert main(["kernels", "--compare", str(tmp_path / "no.json")]) == 2
     assert "no.json" in capsys.readouterr().err
+
+
+def test_files_that_can_not_be_written_are_told_before_anything_is_measured(monkeypatch, capsys, tmp_path) -> None:
+    def measured(frame: object) -> None:
+        raise AssertionError("measured first")
+
+    monkeypatch.setitem(command.COMMANDS, "kernels", (measured, 1, ""))
+    for option, name in (("-o", "no/such/k.json"), ("--plot", "no/such/k.png"), ("-o", "folder")):
+        (tmp_path / "folder").mkdir(exist_ok=True)
+        assert main(["kernels", *TINY, option, str(tmp_path / name)]) == 2
+        assert f"{tmp_path / name} can't be written" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"], "nothing is left behind"
+
+
+def test_what_was_measured_is_printed_though_it_can_not_be_written(bundle, monkeypatch, capsys, tmp_path) -> None:
+    """The disk filled up meanwhile, or the plot can't be drawn."""
+    report = Report((Figure("read", "ours", "s", (1.0,)),), (), {})
+    monkeypatch.setitem(command.COMMANDS, "kernels", (lambda frame: report, 1, ""))
+
+    def failing(*arguments: object) -> None:
+        raise InputError("The disk is full.")
+
+    options = ["kernels", *TINY, "--bundle", str(bundle.folder)]
+    monkeypatch.setattr(command, "_write", failing)
+    assert main([*options, "-o", str(tmp_path / "k.json")]) == 2
+    said = capsys.readouterr()
+    assert "read/ours" in json.loads(said.out.splitlines()[-1])["figures"]
+    assert "The disk is full." in said.err
+    monkeypatch.setattr(plots, "draw", failing)
+    assert main([*options, "--plot", str(tmp_path / "k.png")]) == 2
+    assert "read/ours" in json.loads(capsys.readouterr().out.splitlines()[-1])["figures"]
+
+
+def test_a_document_is_compared_with_what_its_file_held_before(bundle, monkeypatch, capsys, tmp_path) -> None:
+    """Also where the command writes over it while it measures; and one of another command is refused at once."""
+    path = tmp_path / "k.json"
+
+    def of(value: float) -> Report:
+        return Report((Figure("Dice", "ours", "", (value,), exact=True, more_is_better=True),), (), {})
+
+    def measured(frame: command.Frame) -> Report:
+        frame.keep(of(0.5))
+        return of(0.5)
+
+    options = [*TINY, "--bundle", str(bundle.folder)]
+    monkeypatch.setitem(command.COMMANDS, "kernels", (lambda frame: of(1.0), 1, ""))
+    document_of(capsys, "kernels", *options, "-o", str(path))
+    monkeypatch.setitem(command.COMMANDS, "kernels", (measured, 1, ""))
+    found = document_of(capsys, "kernels", *options, "-o", str(path), "--compare", str(path))
+    assert [(change["old"], change["new"]) for change in found["compared"]["changes"]] == [(1.0, 0.5)]
+    monkeypatch.setitem(command.COMMANDS, "latency", (lambda frame: pytest.fail("measured first"), 1, ""))
+    assert main(["latency", *options, "--compare", str(path)]) == 2
+    assert "can't be compared with one of kernels" in capsys.readouterr().err
