@@ -1,6 +1,7 @@
 """A tiny case of each benchmark runs, says what it should, and ends in one JSON document of the schema."""
 
 import json
+import sys
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from benchmarks.report import Report
 from benchmarks.scans import enlarged_scan, phantom_scan, save
 from benchmarks.stage_clock import NETWORK_STAGES, StagedRun
 from benchmarks.stages import _agreement
+from runtime.cache import user_cache_folder
 from runtime.engines.base import EngineInfo
 from runtime.engines.parity import Parity
 from runtime.errors import EngineError, InputError
@@ -225,6 +227,52 @@ def test_centres_that_moved_or_went_are_counted() -> None:
     assert scaling.centres_changed(every[:2], every) == 1
     assert scaling.centres_changed([], every) == 3
     assert scaling.spine_mm(every) == 60.0
+
+
+STUBS = """
+import os, sys, time, types
+time.sleep(0.5)
+
+def module(name, **holds):
+    sys.modules[name] = types.ModuleType(name)
+    vars(sys.modules[name]).update(holds)
+
+class Opened:
+    spec = types.SimpleNamespace(locnet=types.SimpleNamespace(window_zyx=(4, 4, 4), spacing_mm=3.0))
+    def __enter__(self): return self
+    def __exit__(self, *exc_info): pass
+    def analyse(self, volume, progress): progress.step(1, 1)
+
+class Pipeline:
+    @staticmethod
+    def open(bundle, *, engine, threads, exhaustive):
+        used = [bundle, engine, threads, *(os.environ[name] for name in THREADS)]
+        assert used == ["a bundle", "abacus", 3, "3", "3"], used
+        return Opened()
+
+THREADS = ("NUMBA_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
+module("runtime")
+module("runtime.pipeline", Pipeline=Pipeline)
+module("runtime.progress", NoProgress=object)
+module("runtime.volume", Grid=lambda *a: None, Volume=lambda *a: None)
+"""
+
+
+def test_a_process_is_timed_from_its_start_and_on_the_threads_asked_for(monkeypatch, tmp_path) -> None:
+    """By stubs of what the process imports, in an interpreter that takes half a second to start."""
+    (tmp_path / "sitecustomize.py").write_text(STUBS, encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    figures = startup._first_windows(1, bundle=Path("a bundle"), engine="abacus", threads=3)
+    assert len(figures) == 4
+    assert all(0.5 < figure.median < 600 for figure in figures)
+
+
+def test_caches_of_every_system_are_emptied(monkeypatch, tmp_path) -> None:
+    for name, folder in startup._empty_caches(tmp_path).items():
+        monkeypatch.setenv(name, folder)
+    for system in ("linux", "darwin", "win32"):
+        monkeypatch.setattr(sys, "platform", system)
+        assert tmp_path in user_cache_folder("engines").parents
 
 
 @pytest.mark.slow
