@@ -270,7 +270,7 @@ def _measured(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     old = _earlier_document(args)
     bundle = open_bundle(args.bundle)
     threads = args.threads or usable_cores()
-    machine = describe_machine()
+    machine = describe_machine(gpu=getattr(args, "device", 0))
     with ExitStack() as stack:
         stack.enter_context(using_threads(threads))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -279,7 +279,7 @@ def _measured(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
 
         def document_of(found: Report) -> dict[str, Any]:
             own = found.as_json()
-            asked = {"threads": threads, "processor": machine["processor"], "bundle": bundle.sha256}
+            asked = {"threads": threads, "bundle": bundle.sha256, **{k: machine[k] for k in ("processor", "gpu")}}
             return {
                 "schema_version": SCHEMA_VERSION,
                 "command": args.command,

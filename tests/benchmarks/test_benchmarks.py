@@ -14,7 +14,7 @@ import torch
 
 import benchmarks
 from benchmarks import __main__ as command
-from benchmarks import accuracy, latency, plots, scaling, startup
+from benchmarks import accuracy, latency, memory, plots, scaling, startup
 from benchmarks.__main__ import main
 from benchmarks.contenders import HALF, Contender, TorchVariant, contenders
 from benchmarks.figures import Figure
@@ -81,6 +81,9 @@ def test_stages_of_a_file(bundle, capsys, tmp_path) -> None:
         network_s = sum(stages.get(f"{title}/{stage}", 0) for stage in NETWORK_STAGES)
         share = 1 - network_s / figures[f"{title}/total"]["median"]
         assert figures[f"{title}/share of all but the networks"]["median"] == pytest.approx(share, abs=1e-3)
+    told = {"exhaustive": True, "peers": ["MONAI, torch eager fp32", f"MONAI, {HALF['cpu'].name} bf16"]}
+    assert told.items() <= found["settings"].items()
+    assert found["settings"]["shapes_zyx"] == [[30, 20, 20]]
     windows = found["details"]["scan.nii.gz"]["windows"]
     assert windows["openvino fp32"] == windows["MONAI, torch eager fp32"] > 0, "the same windows"
     assert found["details"]["scan.nii.gz"]["MONAI, torch eager fp32"]["dice"] <= 1.0
@@ -118,6 +121,7 @@ def test_latency_of_all_that_is_here_on_tiny_networks(bundle, capsys, tmp_path) 
     options = ["latency", "--bundle", str(bundle.folder), "--repeats", "1", "--threads", "1", "--shape", "20,16,16"]
     options += ["--spacing", "2", "--no-compile", "--matrix", "64", "--plot", str(plot)]
     found = document_of(capsys, *options, "--engines", "openvino", "onnxruntime", "tensorrt")
+    assert found["settings"]["shapes_zyx"] == [[20, 16, 16]], "a scan of as many mm has the same name"
     contenders, figures = found["details"]["contenders"], found["figures"]
     assert {"torch eager fp32", "openvino fp32", "onnxruntime fp32"} <= set(contenders)
     for title, said in contenders.items():
@@ -302,6 +306,39 @@ def test_memory_of_a_small_scan(bundle, capsys) -> None:
     found = document_of(capsys, "memory", *options, "--engines", "openvino", "--shape", "60,40,40")
     assert 50 < found["figures"]["large.nii.gz/peak memory"]["median"] < 2000
     assert found["figures"]["large.nii.gz/total"]["median"] > 0
+
+
+def test_memory_of_other_engines_is_not_judged(bundle, capsys, monkeypatch, tmp_path) -> None:
+    engine = "openvino fp32"
+
+    def process(scan: Path, **options) -> dict:
+        run = {"stages_s": {"total": 1.0}, "vertebrae": 3}
+        return {"runs": [run], "peak_memory_mib": 100.0 + 100 * engine.endswith("int8"), "engine": engine}
+
+    monkeypatch.setattr(memory, "in_fresh_process", process)
+    old = tmp_path / "old.json"
+    options = [*TINY, "--bundle", str(bundle.folder), "--shape", "8,8,8"]
+    document_of(capsys, "memory", *options, "-o", str(old))
+    assert document_of(capsys, "memory", *options, "--compare", str(old))["compared"]["other_settings"] == []
+    engine = "openvino int8"
+    found = document_of(capsys, "memory", *options, "--compare", str(old))["compared"]
+    assert found["other_settings"] == ["engines: ['openvino fp32'] -> ['openvino int8']"]
+    assert {change["verdict"] for change in found["changes"]} == {"unknown"}
+
+
+def test_figures_of_another_gpu_are_not_judged(bundle, capsys, monkeypatch, tmp_path) -> None:
+    names = ["old GPU", "new GPU"]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(names))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda number=0: names[number])
+    report = Report((Figure("Dice", "ours", "", (1.0,), exact=True),), (), {})
+    monkeypatch.setitem(command.COMMANDS, "accuracy", (lambda frame: report, 1, ""))
+    old = tmp_path / "old.json"
+    options = ["accuracy", *TINY, "--bundle", str(bundle.folder)]
+    document_of(capsys, *options, "-o", str(old))
+    found = document_of(capsys, *options, "--device", "1", "--compare", str(old))
+    assert found["compared"]["other_settings"] == ["gpu: old GPU -> new GPU"]
+    assert found["machine"]["gpu"] == "new GPU"
 
 
 def test_a_measured_process_that_fails_is_told(capsys, tmp_path) -> None:
