@@ -241,9 +241,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
         document, texts = _measured(args)
-        if args.compare is not None:
-            texts.append(_compared(document, args.compare))
         text = json.dumps(document)
+        print("\n\n".join([*texts, text]), flush=True)  # before what may fail: measuring takes long
         if args.out is not None:
             _write(args.out, text)
         if args.plot is not None:
@@ -256,7 +255,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         complain("interrupted")
         return INTERRUPTED
-    print("\n\n".join([*texts, text]))
     return 0
 
 
@@ -269,9 +267,10 @@ def _measured(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     except ModuleNotFoundError as error:
         stop_without("bench", error)
     _check_early(args)
+    old = _earlier_document(args)
     bundle = open_bundle(args.bundle)
     threads = args.threads or usable_cores()
-    machine = describe_machine()
+    machine = describe_machine(gpu=getattr(args, "device", 0))
     with ExitStack() as stack:
         stack.enter_context(using_threads(threads))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -280,7 +279,7 @@ def _measured(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
 
         def document_of(found: Report) -> dict[str, Any]:
             own = found.as_json()
-            asked = {"threads": threads, "processor": machine["processor"], "bundle": bundle.sha256}
+            asked = {"threads": threads, "bundle": bundle.sha256, **{k: machine[k] for k in ("processor", "gpu")}}
             return {
                 "schema_version": SCHEMA_VERSION,
                 "command": args.command,
@@ -303,33 +302,63 @@ def _measured(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     heading = f"{machine['processor']}, {threads} of {machine['cores']} threads, load {machine['load_average']}"
     said = ", ".join(f"{name} {version}" for name, version in document["versions"].items())
     tables = [] if ceiling is None else [table.text() for table in ceiling_tables(ceiling, costs)]
-    return document, [f"{heading}\n{said}", *tables, report.text()]
+    texts = [f"{heading}\n{said}", *tables, report.text()]
+    if old is not None:
+        texts.append(_compared(document, old, args.compare))
+    return document, texts
 
 
 def _check_early(args: argparse.Namespace) -> None:
     """Refuse what would fail after the measuring.
 
     Raises:
-        InputError: plot or old document can't be had.
+        InputError: a file can't be written, or a plot can't be drawn.
         EngineError: there is no engine of a name.
     """
     if args.plot is not None:
         from benchmarks.plots import check_plot
 
         check_plot(args.plot)
-    if args.compare is not None:
-        from benchmarks.comparison import load
-
-        load(args.compare)
+    for path in (args.out, args.plot):
+        if path is not None:
+            _check_writable(path)
     for name in getattr(args, "engines", ()):
         if name not in ENGINES and name != "auto":
             raise EngineError(f"There is no engine {name!r}; there are {', '.join(ENGINES)}.")
 
 
-def _compared(document: dict[str, Any], old_path: Path) -> str:
-    from benchmarks.comparison import compare, comparison_text, load
+def _check_writable(path: Path) -> None:
+    """Raise InputError where a file can't be written; what it holds is left as it is, and no new one is left behind."""
+    was_there = path.exists()
+    try:
+        path.open("ab").close()
+        if not was_there:
+            path.unlink()
+    except OSError as error:
+        raise InputError(
+            f"{path} can't be written ({error.strerror or error}); name a file in a folder that is there."
+        ) from error
 
-    found = compare(load(old_path), document)
+
+def _earlier_document(args: argparse.Namespace) -> dict[str, Any] | None:
+    """That of ``--compare``, read before anything is measured: ``--out`` may name the same file.
+
+    Raises:
+        InputError: it can't be had, or is of another command.
+    """
+    from benchmarks.comparison import check_command, load
+
+    if args.compare is None:
+        return None
+    old = load(args.compare)
+    check_command(old, args.command)
+    return old
+
+
+def _compared(document: dict[str, Any], old: dict[str, Any], old_path: Path) -> str:
+    from benchmarks.comparison import compare, comparison_text
+
+    found = compare(old, document)
     document["compared"] = {"with": str(old_path), **found.as_json()}
     return comparison_text(found, old_path)
 

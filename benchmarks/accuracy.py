@@ -11,7 +11,7 @@ from pathlib import Path
 from benchmarks.contenders import TORCH_EAGER, Contender, contenders
 from benchmarks.figures import Figure, ratio
 from benchmarks.report import Report, Table, number
-from export.parity_on_scans import Networks, Prepared, compare_on_scan, prepare
+from export.parity_on_scans import Networks, Prepared, compare_on_scan, prepare, warm_up
 from export.verify import phantoms, reference_networks
 from runtime.bundle import Bundle
 from runtime.engines.parity import LIMITS, Parity, faults, joined
@@ -45,6 +45,8 @@ def accuracy(
 ) -> Report:
     """Compare on every scan; the same windows and crops for all, as ``export.verify`` does.
 
+    Seconds are those of the networks' calls, after one call of each.
+
     Args:
         bundle: whose networks are run.
         scans: files, besides the phantoms.
@@ -58,7 +60,7 @@ def accuracy(
     reference_s: list[float] = []
     names: list[str] = []
     with ExitStack() as stack:
-        opened = [_opened(one, stack) for one in found]
+        opened = [_opened(one, bundle, stack) for one in found]
         for prepared in _prepared(bundle, chain(phantoms(phantom_count), (read_scan(path) for path in scans))):
             names.append(prepared.scan.name)
             reference_s.append(prepared.seconds)
@@ -83,16 +85,19 @@ def accuracy(
     )
 
 
-def _opened(one: Found, stack: ExitStack) -> Networks | None:
+def _opened(one: Found, bundle: Bundle, stack: ExitStack) -> Networks | None:
     try:
-        return stack.enter_context(one.contender.opened())
+        networks = stack.enter_context(one.contender.opened())
     except EngineError as error:
         one.failed = str(error).splitlines()[0]
         return None
+    warm_up(bundle.spec, networks)
+    return networks
 
 
 def _prepared(bundle: Bundle, scans: Iterator[Volume]) -> Iterator[Prepared]:
     reference = reference_networks(bundle)
+    warm_up(bundle.spec, reference)
     return (prepare(bundle.spec, scan, reference) for scan in scans)
 
 

@@ -75,6 +75,12 @@ def load(path: Path) -> dict[str, Any]:
     raise InputError(f"{path} holds no document of these benchmarks (schema {SCHEMA_VERSION}); write one with -o.")
 
 
+def check_command(old: Mapping[str, Any], command: str) -> None:
+    """Raise InputError where a document is of another command."""
+    if old["command"] != command:
+        raise InputError(f"A run of {command} can't be compared with one of {old['command']}.")
+
+
 def compare(old: Mapping[str, Any], new: Mapping[str, Any]) -> Comparison:
     """Put two documents side by side.
 
@@ -84,8 +90,7 @@ def compare(old: Mapping[str, Any], new: Mapping[str, Any]) -> Comparison:
     Raises:
         InputError: the documents are of different commands.
     """
-    if old["command"] != new["command"]:
-        raise InputError(f"A run of {new['command']} can't be compared with one of {old['command']}.")
+    check_command(old, new["command"])
     theirs, ours = ({**document["figures"], **document["ratios"]} for document in (old, new))
     differ = tuple(
         f"{name}: {old['settings'].get(name)} -> {new['settings'].get(name)}"

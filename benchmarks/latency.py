@@ -118,7 +118,11 @@ def _report(
     return Report(
         figures=tuple(figures),
         tables=(_table(met, figures, ratios),),
-        settings={"window_zyx": list(bundle.spec.locnet.window_zyx), "scans": [scan.name for scan in scans]},
+        settings={
+            "window_zyx": list(bundle.spec.locnet.window_zyx),
+            "scans": [scan.name for scan in scans],
+            "shapes_zyx": [list(scan.grid.shape_zyx) for scan in scans],
+        },
         ratios=ratios,
         details={"contenders": {one.contender.title: _details(one) for one in met}},
         missing=tuple(missing),

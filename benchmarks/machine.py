@@ -26,8 +26,8 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def describe_machine() -> dict[str, Any]:
-    """Hardware, system and load; what can't be told is left out or None."""
+def describe_machine(*, gpu: int = 0) -> dict[str, Any]:
+    """Hardware with the GPU of that number, system and load; what can't be told is left out or None."""
     info = _cpuinfo()
     return {
         "processor": info.get("model name") or platform.processor() or platform.machine(),
@@ -35,7 +35,7 @@ def describe_machine() -> dict[str, Any]:
         "instruction_sets": [flag for flag in _FLAGS if flag in info.get("flags", info.get("Features", "")).split()],
         "cores": usable_cores(),
         "memory_gib": _memory_gib(),
-        "gpu": _gpu(),
+        "gpu": _gpu(gpu),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "load_average": load_average(),
@@ -92,7 +92,7 @@ def _memory_gib() -> float | None:
         return None
 
 
-def _gpu() -> str | None:
+def _gpu(number: int) -> str | None:
     import torch
 
-    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+    return torch.cuda.get_device_name(number) if number < torch.cuda.device_count() else None

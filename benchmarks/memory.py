@@ -37,7 +37,11 @@ def memory(
     return Report(
         figures=tuple(figures),
         tables=(Table("each in a fresh process", ("", "peak GiB", "total s", "vertebrae"), tuple(rows)),),
-        settings={"scans": [scan.name for scan in scans], "shape_zyx": None if scans else list(shape_zyx)},
+        settings={
+            "scans": [scan.name for scan in scans],
+            "shape_zyx": None if scans else list(shape_zyx),
+            "engines": sorted({one["engine"] for one in details.values()}),
+        },
         details=details,
     )
 

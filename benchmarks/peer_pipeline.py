@@ -135,7 +135,7 @@ def _windows(
 
 
 def _confident_peaks(votes: np.ndarray, heatmap: np.ndarray, spec: LocNetSpec) -> tuple[np.ndarray, np.ndarray]:
-    """Peaks (n, 3), z, y, x, at the middle of their votes, and the highest heat (n,) around, of those that have enough."""
+    """Peaks (n, 3), z, y, x, at the middle of their votes, with the highest heat (n,) around, where that is enough."""
     reach = int(spec.peak_separation_voxels)
     peaks = peer_steps.peaks_with_skimage(votes, threshold=spec.peak_threshold, separation_voxels=reach)
     around = [tuple(slice(max(0, at - reach), at + reach + 1) for at in peak) for peak in peaks]
@@ -212,7 +212,7 @@ def _seen(spec: FracSegNetSpec, networks: Networks, image: Any, centre: np.ndarr
 
 
 def _refined(body: np.ndarray, grid: Grid, voted_ras_mm: np.ndarray, *, threshold: float) -> np.ndarray:
-    """The middle of the part of a body that is nearest to the voted centre, RAS+ mm; that centre where there is none."""
+    """The middle of the body's part that is nearest to the voted centre, RAS+ mm; that centre where there is none."""
     from scipy import ndimage
 
     parts, count = ndimage.label(body > threshold)

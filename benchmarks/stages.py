@@ -84,7 +84,13 @@ def stages(
     return Report(
         figures=tuple(figures),
         tables=tuple(tables),
-        settings={"scans": [scan.name for scan in scans], "overlap": bundle.spec.locnet.overlap},
+        settings={
+            "scans": [scan.name for scan in scans],
+            "shapes_zyx": [list(read_scan(scan).grid.shape_zyx) for scan in scans],
+            "overlap": bundle.spec.locnet.overlap,
+            "exhaustive": any(runner.is_peer for runner in runners),
+            "peers": [runner.contender.title for runner in runners if runner.is_peer],
+        },
         ratios=tuple(ratios),
         details=details,
         missing=(*needed, *missing),

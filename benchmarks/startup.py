@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import site
 import tempfile
+import time
 from collections.abc import Mapping
 from importlib import metadata
 from importlib.util import find_spec
@@ -27,8 +29,8 @@ IMPORTS = {
 }
 PEER_DISTRIBUTIONS = ("torch", "monai", "nibabel", "simpleitk", "scikit-image")
 _FIRST_WINDOW = """
-import time; start = time.perf_counter()
-import json, sys
+import json, sys, time
+engine, threads, start = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
 import numpy as np
 from runtime.pipeline import Pipeline
 from runtime.progress import NoProgress
@@ -40,7 +42,8 @@ class FirstWindow(NoProgress):
         if done and self.after_s is None:
             self.after_s = time.perf_counter() - start
 
-with Pipeline.open(sys.argv[2] if len(sys.argv) > 2 else None, engine=sys.argv[1], exhaustive=True) as pipeline:
+bundle = sys.argv[4] if len(sys.argv) > 4 else None
+with Pipeline.open(bundle, engine=engine, threads=threads, exhaustive=True) as pipeline:
     opened_s = time.perf_counter() - start
     spec, first = pipeline.spec.locnet, FirstWindow()
     hu = np.full(spec.window_zyx, 200, np.int16)
@@ -48,6 +51,7 @@ with Pipeline.open(sys.argv[2] if len(sys.argv) > 2 else None, engine=sys.argv[1
     pipeline.analyse(Volume(hu, Grid(hu.shape, np.diag([spec.spacing_mm] * 3 + [1.0])), "bone"), progress=first)
 print(json.dumps({"open": opened_s, "first window": first.after_s}))
 """
+"""Told the engine, the threads, when it was started on the clock that all processes share, and the bundle, if any."""
 FIRST_EVER, LATER = "nothing cached", "later processes"
 
 
@@ -58,7 +62,7 @@ def startup(repeats: int, *, bundle: Path | None, engine: str, threads: int, sha
         repeats: measured processes, in turns, after one that fills the file system's cache.
         bundle: None for the one that ships.
         engine: name of the engine table, or auto.
-        threads: on the processor, for the whole scans.
+        threads: on the processor.
         shape_zyx: of the scan, voxels of ``SPACING_MM``.
     """
     have_monai = find_spec("monai") is not None
@@ -71,7 +75,7 @@ def startup(repeats: int, *, bundle: Path | None, engine: str, threads: int, sha
         },
         repeats,
     )
-    first = _first_windows(repeats, bundle=bundle, engine=engine)
+    first = _first_windows(repeats, bundle=bundle, engine=engine, threads=threads)
     scans = _scans(repeats, bundle=bundle, engine=engine, threads=threads, shape_zyx=shape_zyx)
     sizes, size_details, missing = _sizes()
     known = {figure.key: figure for figure in (*imports, *scans, *sizes)}
@@ -84,7 +88,7 @@ def startup(repeats: int, *, bundle: Path | None, engine: str, threads: int, sha
     return Report(
         figures=(*imports, *first, *scans, *sizes),
         tables=(timing_table("fresh processes", [*imports, *first, *scans]), _size_table(size_details)),
-        settings={"engine": engine, "scan_zyx": list(shape_zyx)},
+        settings={"engine": engine, "scan_zyx": list(shape_zyx), "counted_from": "the start of the process"},
         ratios=tuple(ratios),
         details={"installed_mib": size_details},
         missing=(*missing, *absent("monai")),
@@ -92,16 +96,21 @@ def startup(repeats: int, *, bundle: Path | None, engine: str, threads: int, sha
     )
 
 
-def _first_windows(repeats: int, *, bundle: Path | None, engine: str) -> list[Figure]:
-    """From a process's first line to all networks being open, and to the first window's result, as the command has it.
+def _first_windows(repeats: int, *, bundle: Path | None, engine: str, threads: int) -> list[Figure]:
+    """From a process's start to all networks being open, and to the first window's result, as the command has it.
 
     With empty caches, where the engine is chosen by timing as well, and with those that are left.
     """
-    arguments = [engine, *([] if bundle is None else [str(bundle)])]
     with tempfile.TemporaryDirectory() as folder:
-        caches = _empty_caches(Path(folder))
-        cold = run_program(_FIRST_WINDOW, arguments, environment=caches)
-        warm = [run_program(_FIRST_WINDOW, arguments, environment=caches) for _ in range(repeats)]
+        environment = {**_empty_caches(Path(folder)), **_threads_of_kernels(threads)}
+        environment["PYTHONUSERBASE"] = site.getuserbase()  # packages may lie in the home that it had
+
+        def first_window() -> dict[str, float]:
+            arguments = [engine, str(threads), repr(time.perf_counter()), *([] if bundle is None else [str(bundle)])]
+            return run_program(_FIRST_WINDOW, arguments, environment=environment)
+
+        cold = first_window()
+        warm = [first_window() for _ in range(repeats)]
     figures = []
     for name in cold:
         figures.append(Figure(f"start to: {name}", FIRST_EVER, "s", (cold[name],)))
@@ -110,8 +119,13 @@ def _first_windows(repeats: int, *, bundle: Path | None, engine: str) -> list[Fi
 
 
 def _empty_caches(folder: Path) -> dict[str, str]:
-    """Environment by which the user's caches and Numba's lie in a folder of their own."""
-    return {name: str(folder / name) for name in ("XDG_CACHE_HOME", "LOCALAPPDATA", "NUMBA_CACHE_DIR")}
+    """Environment by which the user's caches and Numba's lie in a folder of their own; on macOS they are at home."""
+    return {name: str(folder / name) for name in ("XDG_CACHE_HOME", "LOCALAPPDATA", "HOME", "NUMBA_CACHE_DIR")}
+
+
+def _threads_of_kernels(count: int) -> dict[str, str]:
+    """Environment that does what ``limit_threads`` does, without importing Numba before it is needed."""
+    return dict.fromkeys(("NUMBA_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"), str(count))
 
 
 def _scans(repeats: int, *, bundle: Path | None, engine: str, threads: int, shape_zyx: Shape) -> list[Figure]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,6 +49,60 @@ def opened(bundle: Bundle, choice: EngineChoice, *, threads: int | None = None) 
         yield Networks(sessions[0], sessions[1], sessions[2] if len(sessions) > 2 else None)
 
 
+def warm_up(spec: BundleSpec, networks: Networks) -> None:
+    """Call each network once with zeros, on both sides of a comparison: first calls compile and tune.
+
+    An engine that fails here fails on the scans as well, which is where it is told.
+    """
+    sizes = [spec.locnet.window_zyx, spec.fracsegnet.crop_zyx]
+    sizes += [] if spec.levelnet is None else [spec.levelnet.crop_zyx]
+    for session, size_zyx in zip((networks.locnet, networks.fracsegnet, networks.levelnet), sizes, strict=False):
+        if session is not None:
+            with suppress(EngineError):
+                session(np.zeros((1, 1, *size_zyx), np.float32))
+
+
+class _Stopwatch:
+    """Seconds spent in the calls of networks: what lies between them is the same work on both sides."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def on(self, networks: Networks) -> Networks:
+        """The networks, their calls timed; left open by these."""
+        level = networks.levelnet
+        return Networks(
+            _TimedSession(networks.locnet, self),
+            _TimedSession(networks.fracsegnet, self),
+            None if level is None else _TimedSession(level, self),
+        )
+
+
+class _TimedSession:
+    """A session whose calls a stopwatch times; fulfils Session."""
+
+    def __init__(self, session: Session, stopwatch: _Stopwatch) -> None:
+        self.info, self.output_names = session.info, session.output_names
+        self._session, self._stopwatch = session, stopwatch
+
+    def __call__(self, image: np.ndarray) -> tuple[np.ndarray, ...]:
+        """See Session."""
+        start_s = time.perf_counter()
+        try:
+            return self._session(image)
+        finally:
+            self._stopwatch.seconds += time.perf_counter() - start_s
+
+    def close(self) -> None:
+        """Left to the session's owner."""
+
+    def __enter__(self) -> _TimedSession:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
 @dataclass(frozen=True, eq=False)
 class Prepared:
     """A scan, its windows, and what the reference says of them.
@@ -65,7 +119,7 @@ class Prepared:
             twice.
         outputs: the reference's for each of them.
         evidence: (n, 27) the reference's for the levels, or None where the bundle has no network for them.
-        seconds: that the reference took.
+        seconds: that the calls of the reference's networks took, without what lies between them.
     """
 
     scan: Volume
@@ -82,23 +136,23 @@ class Prepared:
 
 
 def prepare(spec: BundleSpec, scan: Volume, reference: Networks) -> Prepared:
-    """Cut the scan as the pipeline does, and run the reference on it."""
+    """Cut the scan as the pipeline does, and run the reference on it; see ``warm_up`` where its seconds count."""
     loc, frac = spec.locnet, spec.fracsegnet
     grid = working_grid(scan.grid, loc.spacing_mm)
     hu = resample(scan, grid)
     plan = plan_windows(hu.shape, loc.window_zyx, loc.overlap)  # type: ignore[arg-type]
     keep = windows_reaching(hu, plan, loc.skip_below_hu)
     image = normalise(hu, loc.intensity)
-    start = time.perf_counter()
-    maps = sliding_windows(image, plan, reference.locnet, keep=keep)
+    stopwatch = _Stopwatch()
+    timed = stopwatch.on(reference)
+    maps = sliding_windows(image, plan, timed.locnet, keep=keep)
     found = centres_of(*maps, grid, loc) if keep.any() else ()
     likeliest = sorted(found, key=lambda centre: -centre.confidence)[:MOST_CENTRES]
     centres = tuple(centre.centre_ras_mm for centre in likeliest)
     looks = tuple(_looks(scan, frac.grid_around(centre), frac) for centre in centres)
-    outputs = tuple(_run(reference.fracsegnet, at_one) for at_one in looks)
-    evidence = _levels(spec, scan, centres, reference)
-    seconds = time.perf_counter() - start
-    return Prepared(scan, grid, image, plan, keep, maps, centres, looks, outputs, evidence, seconds)
+    outputs = tuple(_run(timed.fracsegnet, at_one) for at_one in looks)
+    evidence = _levels(spec, scan, centres, timed)
+    return Prepared(scan, grid, image, plan, keep, maps, centres, looks, outputs, evidence, stopwatch.seconds)
 
 
 def _looks(scan: Volume, grid: Grid, spec: FracSegNetSpec) -> tuple[np.ndarray, ...]:
@@ -130,18 +184,18 @@ def said_together(said: Said, spec: FracSegNetSpec) -> Mapping[str, np.ndarray]:
 
 
 def compare_on_scan(spec: BundleSpec, prepared: Prepared, met: Networks) -> tuple[Parity, float]:
-    """An engine's networks against the reference's on one scan, and the seconds that they took.
+    """An engine's networks against the reference's on one scan, and the seconds that their calls took.
 
     An engine that fails on the scan is a finding, not an error.
     """
-    start, frac = time.perf_counter(), spec.fracsegnet
+    stopwatch, frac = _Stopwatch(), spec.fracsegnet
+    timed = stopwatch.on(met)
     try:
-        maps = sliding_windows(prepared.image, prepared.plan, met.locnet, keep=prepared.keep)
-        outputs = [_run(met.fracsegnet, looks) for looks in prepared.looks]
-        evidence = _levels(spec, prepared.scan, prepared.centres_ras_mm, met)
+        maps = sliding_windows(prepared.image, prepared.plan, timed.locnet, keep=prepared.keep)
+        outputs = [_run(timed.fracsegnet, looks) for looks in prepared.looks]
+        evidence = _levels(spec, prepared.scan, prepared.centres_ras_mm, timed)
     except EngineError as error:
-        return Parity(failed=f"{prepared.scan.name}: {str(error).rstrip('.')}"), time.perf_counter() - start
-    seconds = time.perf_counter() - start
+        return Parity(failed=f"{prepared.scan.name}: {str(error).rstrip('.')}"), stopwatch.seconds
     parts = [
         compare_crops(said_together(right, frac), said_together(found, frac), threshold=frac.mask_threshold)
         for right, found in zip(prepared.outputs, outputs, strict=True)
@@ -150,7 +204,7 @@ def compare_on_scan(spec: BundleSpec, prepared: Prepared, met: Networks) -> tupl
         parts.append(compare_maps(prepared.maps, maps, prepared.grid, spec.locnet))
     if prepared.evidence is not None and evidence is not None:
         parts.append(compare_crops({"level": prepared.evidence}, {"level": evidence}, threshold=0.5))
-    return joined(parts), seconds
+    return joined(parts), stopwatch.seconds
 
 
 def compare_with_itself(prepared: Prepared, met: Networks) -> Parity:

@@ -22,8 +22,8 @@ class Outcome:
         device: where it ran.
         with_itself: its batches and repetitions.
         scans: name and figures of each scan.
-        seconds: that its networks took on all scans.
-        reference_seconds: that the reference took on the same.
+        seconds: that the calls of its networks took on all scans.
+        reference_seconds: that the calls of the reference's took on the same.
     """
 
     choice: EngineChoice

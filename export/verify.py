@@ -35,7 +35,7 @@ try:
     import torch
 
     from export.checkpoint import Trained
-    from export.parity_on_scans import Networks, compare_on_scan, compare_with_itself, opened, prepare
+    from export.parity_on_scans import Networks, compare_on_scan, compare_with_itself, opened, prepare, warm_up
     from export.parity_report import Outcome, as_json, table
     from export.reload import torch_fracsegnet, torch_levelnet, torch_locnet
     from train.evaluate import positive
@@ -93,11 +93,16 @@ def verify(
     *,
     after_scan: Callable[[str, list[Outcome]], None] | None = None,
 ) -> list[Outcome]:
-    """Compare engines with torch, scan by scan; ``after_scan`` is told each scan and what was found so far."""
+    """Compare engines with torch, scan by scan; ``after_scan`` is told each scan and what was found so far.
+
+    Seconds are those of the networks' calls, after one call of each.
+    """
     reference, spec = reference_networks(bundle), bundle.spec
     outcomes = [
         Outcome(choice, networks.locnet.info.version, networks.locnet.info.device) for choice, networks in engines
     ]
+    for warmed in (reference, *(networks for _, networks in engines)):
+        warm_up(spec, warmed)
     for number, scan in enumerate(scans):
         prepared = prepare(spec, scan, reference)
         for outcome, (_, networks) in zip(outcomes, engines, strict=True):

@@ -1,6 +1,7 @@
 """A tiny case of each benchmark runs, says what it should, and ends in one JSON document of the schema."""
 
 import json
+import sys
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -12,16 +13,20 @@ import pytest
 import torch
 
 import benchmarks
-from benchmarks import accuracy, latency, scaling, startup
+from benchmarks import __main__ as command
+from benchmarks import accuracy, latency, memory, plots, scaling, startup
 from benchmarks.__main__ import main
 from benchmarks.contenders import HALF, Contender, TorchVariant, contenders
+from benchmarks.figures import Figure
 from benchmarks.peer_pipeline import PeerRun
+from benchmarks.report import Report
 from benchmarks.scans import enlarged_scan, phantom_scan, save
 from benchmarks.stage_clock import NETWORK_STAGES, StagedRun
 from benchmarks.stages import agreement
+from runtime.cache import user_cache_folder
 from runtime.engines.base import EngineInfo
 from runtime.engines.parity import Parity
-from runtime.errors import EngineError
+from runtime.errors import EngineError, InputError
 from runtime.readers import read_scan
 from train.loop import processor_has_bf16
 
@@ -77,6 +82,10 @@ def test_stages_of_a_file(bundle, capsys, tmp_path) -> None:
         network_s = sum(stages.get(f"{title}/{stage}", 0) for stage in NETWORK_STAGES)
         share = 1 - network_s / figures[f"{title}/total"]["median"]
         assert figures[f"{title}/share of all but the networks"]["median"] == pytest.approx(share, abs=1e-3)
+    halves = [f"MONAI, {HALF['cpu'].name} bf16"] if processor_has_bf16() else []
+    told = {"exhaustive": True, "peers": ["MONAI, torch eager fp32", *halves]}
+    assert told.items() <= found["settings"].items()
+    assert found["settings"]["shapes_zyx"] == [[30, 20, 20]]
     inputs = found["details"]["scan.nii.gz"]["inputs"]
     assert inputs["openvino fp32"]["locnet"] == inputs["MONAI, torch eager fp32"]["locnet"] > 0, "the same windows"
     over = figures[f"{peer}/networks"]["median"] / figures[f"{ours}/networks"]["median"]
@@ -113,6 +122,7 @@ def test_latency_of_all_that_is_here_on_tiny_networks(bundle, capsys, tmp_path) 
     options = ["latency", "--bundle", str(bundle.folder), "--repeats", "1", "--threads", "1", "--shape", "20,16,16"]
     options += ["--spacing", "2", "--no-compile", "--matrix", "64", "--plot", str(plot)]
     found = document_of(capsys, *options, "--engines", "openvino", "onnxruntime", "tensorrt")
+    assert found["settings"]["shapes_zyx"] == [[20, 16, 16]], "a scan of as many mm has the same name"
     contenders, figures = found["details"]["contenders"], found["figures"]
     assert {"torch eager fp32", "openvino fp32", "onnxruntime fp32"} <= set(contenders)
     for title, said in contenders.items():
@@ -236,6 +246,52 @@ def test_centres_that_moved_or_went_are_counted() -> None:
     assert scaling.spine_mm(every) == 60.0
 
 
+STUBS = """
+import os, sys, time, types
+time.sleep(0.5)
+
+def module(name, **holds):
+    sys.modules[name] = types.ModuleType(name)
+    vars(sys.modules[name]).update(holds)
+
+class Opened:
+    spec = types.SimpleNamespace(locnet=types.SimpleNamespace(window_zyx=(4, 4, 4), spacing_mm=3.0))
+    def __enter__(self): return self
+    def __exit__(self, *exc_info): pass
+    def analyse(self, volume, progress): progress.step(1, 1)
+
+class Pipeline:
+    @staticmethod
+    def open(bundle, *, engine, threads, exhaustive):
+        used = [bundle, engine, threads, *(os.environ[name] for name in THREADS)]
+        assert used == ["a bundle", "abacus", 3, "3", "3"], used
+        return Opened()
+
+THREADS = ("NUMBA_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
+module("runtime")
+module("runtime.pipeline", Pipeline=Pipeline)
+module("runtime.progress", NoProgress=object)
+module("runtime.volume", Grid=lambda *a: None, Volume=lambda *a: None)
+"""
+
+
+def test_a_process_is_timed_from_its_start_and_on_the_threads_asked_for(monkeypatch, tmp_path) -> None:
+    """By stubs of what the process imports, in an interpreter that takes half a second to start."""
+    (tmp_path / "sitecustomize.py").write_text(STUBS, encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    figures = startup._first_windows(1, bundle=Path("a bundle"), engine="abacus", threads=3)
+    assert len(figures) == 4
+    assert all(0.5 < figure.median < 600 for figure in figures)
+
+
+def test_caches_of_every_system_are_emptied(monkeypatch, tmp_path) -> None:
+    for name, folder in startup._empty_caches(tmp_path).items():
+        monkeypatch.setenv(name, folder)
+    for system in ("linux", "darwin", "win32"):
+        monkeypatch.setattr(sys, "platform", system)
+        assert tmp_path in user_cache_folder("engines").parents
+
+
 @pytest.mark.slow
 def test_startup_and_sizes(bundle, capsys, monkeypatch, tmp_path) -> None:
     kept = {name: code for name, code in startup.IMPORTS.items() if "monai" not in name}
@@ -263,6 +319,39 @@ def test_memory_of_a_small_scan(bundle, capsys) -> None:
     found = document_of(capsys, "memory", *options, "--engines", "openvino", "--shape", "60,40,40")
     assert 50 < found["figures"]["large.nii.gz/peak memory"]["median"] < 2000
     assert found["figures"]["large.nii.gz/total"]["median"] > 0
+
+
+def test_memory_of_other_engines_is_not_judged(bundle, capsys, monkeypatch, tmp_path) -> None:
+    engine = "openvino fp32"
+
+    def process(scan: Path, **options) -> dict:
+        run = {"stages_s": {"total": 1.0}, "vertebrae": 3}
+        return {"runs": [run], "peak_memory_mib": 100.0 + 100 * engine.endswith("int8"), "engine": engine}
+
+    monkeypatch.setattr(memory, "in_fresh_process", process)
+    old = tmp_path / "old.json"
+    options = [*TINY, "--bundle", str(bundle.folder), "--shape", "8,8,8"]
+    document_of(capsys, "memory", *options, "-o", str(old))
+    assert document_of(capsys, "memory", *options, "--compare", str(old))["compared"]["other_settings"] == []
+    engine = "openvino int8"
+    found = document_of(capsys, "memory", *options, "--compare", str(old))["compared"]
+    assert found["other_settings"] == ["engines: ['openvino fp32'] -> ['openvino int8']"]
+    assert {change["verdict"] for change in found["changes"]} == {"unknown"}
+
+
+def test_figures_of_another_gpu_are_not_judged(bundle, capsys, monkeypatch, tmp_path) -> None:
+    names = ["old GPU", "new GPU"]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(names))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda number=0: names[number])
+    report = Report((Figure("Dice", "ours", "", (1.0,), exact=True),), (), {})
+    monkeypatch.setitem(command.COMMANDS, "accuracy", (lambda frame: report, 1, ""))
+    old = tmp_path / "old.json"
+    options = ["accuracy", *TINY, "--bundle", str(bundle.folder)]
+    document_of(capsys, *options, "-o", str(old))
+    found = document_of(capsys, *options, "--device", "1", "--compare", str(old))
+    assert found["compared"]["other_settings"] == ["gpu: old GPU -> new GPU"]
+    assert found["machine"]["gpu"] == "new GPU"
 
 
 def test_a_measured_process_that_fails_is_told(capsys, tmp_path) -> None:
@@ -330,3 +419,56 @@ def test_what_could_not_be_told_in_the_end_is_refused_at_once(capsys, tmp_path) 
     assert "plot.abacus" in capsys.readouterr().err
     assert main(["kernels", "--compare", str(tmp_path / "no.json")]) == 2
     assert "no.json" in capsys.readouterr().err
+
+
+def test_files_that_can_not_be_written_are_told_before_anything_is_measured(monkeypatch, capsys, tmp_path) -> None:
+    def measured(frame: object) -> None:
+        raise AssertionError("measured first")
+
+    monkeypatch.setitem(command.COMMANDS, "kernels", (measured, 1, ""))
+    for option, name in (("-o", "no/such/k.json"), ("--plot", "no/such/k.png"), ("-o", "folder")):
+        (tmp_path / "folder").mkdir(exist_ok=True)
+        assert main(["kernels", *TINY, option, str(tmp_path / name)]) == 2
+        assert f"{tmp_path / name} can't be written" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"], "nothing is left behind"
+
+
+def test_what_was_measured_is_printed_though_it_can_not_be_written(bundle, monkeypatch, capsys, tmp_path) -> None:
+    """The disk filled up meanwhile, or the plot can't be drawn."""
+    report = Report((Figure("read", "ours", "s", (1.0,)),), (), {})
+    monkeypatch.setitem(command.COMMANDS, "kernels", (lambda frame: report, 1, ""))
+
+    def failing(*arguments: object) -> None:
+        raise InputError("The disk is full.")
+
+    options = ["kernels", *TINY, "--bundle", str(bundle.folder)]
+    monkeypatch.setattr(command, "_write", failing)
+    assert main([*options, "-o", str(tmp_path / "k.json")]) == 2
+    said = capsys.readouterr()
+    assert "read/ours" in json.loads(said.out.splitlines()[-1])["figures"]
+    assert "The disk is full." in said.err
+    monkeypatch.setattr(plots, "draw", failing)
+    assert main([*options, "--plot", str(tmp_path / "k.png")]) == 2
+    assert "read/ours" in json.loads(capsys.readouterr().out.splitlines()[-1])["figures"]
+
+
+def test_a_document_is_compared_with_what_its_file_held_before(bundle, monkeypatch, capsys, tmp_path) -> None:
+    """Also where the command writes over it while it measures; and one of another command is refused at once."""
+    path = tmp_path / "k.json"
+
+    def of(value: float) -> Report:
+        return Report((Figure("Dice", "ours", "", (value,), exact=True, more_is_better=True),), (), {})
+
+    def measured(frame: command.Frame) -> Report:
+        frame.keep(of(0.5))
+        return of(0.5)
+
+    options = [*TINY, "--bundle", str(bundle.folder)]
+    monkeypatch.setitem(command.COMMANDS, "kernels", (lambda frame: of(1.0), 1, ""))
+    document_of(capsys, "kernels", *options, "-o", str(path))
+    monkeypatch.setitem(command.COMMANDS, "kernels", (measured, 1, ""))
+    found = document_of(capsys, "kernels", *options, "-o", str(path), "--compare", str(path))
+    assert [(change["old"], change["new"]) for change in found["compared"]["changes"]] == [(1.0, 0.5)]
+    monkeypatch.setitem(command.COMMANDS, "latency", (lambda frame: pytest.fail("measured first"), 1, ""))
+    assert main(["latency", *options, "--compare", str(path)]) == 2
+    assert "can't be compared with one of kernels" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from export.parity_on_scans import Networks, compare_on_scan, opened, prepare, s
 from export.verify import candidates, main, phantoms, reference_networks, short_gate
 from runtime.bundle import open_bundle
 from runtime.engines import open_session, select_engine
-from runtime.engines.parity import LIMITS, faults, probe_images, processor_session
+from runtime.engines.parity import LIMITS, Parity, faults, probe_images, processor_session
 from runtime.errors import EngineError
 from runtime.localise import Centre
 from runtime.looks import looks_together
@@ -94,6 +95,48 @@ def test_a_wrong_or_failing_engine_is_found_out(bundle, prepared):
     dead = Networks(right.locnet, right.fracsegnet, Broken(right.levelnet))
     found, _ = compare_on_scan(bundle.spec, prepared, dead)
     assert faults(found, LIMITS["bf16"]) == ("small: The engine gave up",)
+
+
+class Ticking:
+    """A session whose calls last as long as the clock is told: the first 1000 s, the others 1 s."""
+
+    def __init__(self, session, now_s):
+        self.session, self.now_s, self.calls = session, now_s, 0
+        self.info, self.output_names = session.info, session.output_names
+
+    def __call__(self, image):
+        self.now_s[0] += 1.0 if self.calls else 1000.0
+        self.calls += 1
+        return self.session(image)
+
+
+def test_seconds_are_those_of_the_networks_calls_after_one_of_each(bundle, small, monkeypatch):
+    """On both sides: neither votes and crops nor what first calls compile is counted."""
+    now_s = [0.0]
+
+    def lasting(work, seconds):
+        def done(*arguments):
+            now_s[0] += seconds
+            return work(*arguments)
+
+        return done
+
+    def ticking():
+        networks = reference_networks(bundle)
+        return Networks(*(Ticking(one, now_s) for one in (networks.locnet, networks.fracsegnet, networks.levelnet)))
+
+    monkeypatch.setattr(parity_on_scans, "time", SimpleNamespace(perf_counter=lambda: now_s[0]))
+    for name in ("centres_of", "extract_crops"):
+        monkeypatch.setattr(parity_on_scans, name, lasting(getattr(parity_on_scans, name), 1e6))
+    reference, engine = ticking(), ticking()
+    monkeypatch.setattr(command, "reference_networks", lambda bundle: reference)
+    monkeypatch.setattr(command, "compare_with_itself", lambda *arguments: Parity())
+    choice = select_engine("openvino", precision="fp32")
+    (outcome,) = command.verify(bundle, [(choice, engine)], iter([small]))
+    for networks, met in ((reference, outcome.reference_seconds), (engine, outcome.seconds)):
+        calls = [one.calls for one in (networks.locnet, networks.fracsegnet, networks.levelnet)]
+        assert min(calls) >= 2
+        assert met == sum(calls) - len(calls)
 
 
 @pytest.mark.parametrize("interleaved", [False, True])
