@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,8 +20,9 @@ from runtime.volume import Grid
 from train.config import GRADES_ALIKE, FracSegNetRun, LevelNetRun, LocNetRun
 from train.label_maps import read_labels, sample_nearest
 from train.level_crops import AIR_HU, LevelSample, block, level_crops
+from train.scan_grades import Grades, match_grades
 from train.sources import VertebraSample
-from train.verse import LEVELS, Case, find_cases, find_grades, grades_of, read_centroids
+from train.verse import LEVELS, Case, find_cases, find_grades, read_centroids
 
 log = logging.getLogger(__name__)
 BODY_DEPTH = 0.6
@@ -55,7 +57,7 @@ class RealSource:
     def __init__(self, root: Path, *, grades: Path | None, cache: Path, split: str = "training") -> None:
         self.cases = find_cases(root, split=split)
         self._root, self._grades_file, self.cache = root, grades, cache
-        self.grades = find_grades(root, grades)
+        self.grades: Mapping[str, Grades] = match_grades(find_cases(root), find_grades(root, grades))
 
     def validation(self) -> RealSource:
         """The same data set's scans for validation: other subjects. Raises InputError when there are none."""
@@ -124,8 +126,9 @@ class RealSource:
     def _by_grade(self) -> dict[int, list[tuple[Case, int, int]]]:
         groups: dict[int, list[tuple[Case, int, int]]] = {}
         for case in self.cases:
+            known = self.grades.get(case.name, {})
             for label in _centres(case, _grid_of(case)):
-                grade = grades_of(case, self.grades).get(label, -1)
+                grade = known.get(label, -1)
                 groups.setdefault(grade, []).append((case, label, grade))
         if not groups:
             raise InputError("The data set names no vertebra: neither centroid files nor masks were found.")

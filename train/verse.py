@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from runtime.errors import InputError
-from runtime.label_map import VERSE_LEVELS
+from runtime.label_map import VERSE_LEVELS, read_labels
 from runtime.volume import Float64, Grid
 
 LEVELS: Mapping[int, str] = VERSE_LEVELS
@@ -55,7 +55,7 @@ class Case:
 
     @property
     def subject(self) -> str:
-        """The patient: ``sub-verse401`` of ``sub-verse401_split-verse252``."""
+        """The patient: ``sub-verse401`` of ``sub-verse401_split-verse253``."""
         return self.name.split("_")[0]
 
 
@@ -165,6 +165,28 @@ def read_centroids(path: Path, grid: Grid) -> dict[int, Float64]:
     The file's coordinates are voxel indices of the scan turned to the orientation that its first entry names; ``grid``
     is the scan's (or the mask's) own. Raises InputError for a file that isn't of this form.
     """
+    direction, points = _annotations(path)
+    centres = {}
+    for label, xyz in points.items():
+        if label in LEVELS:
+            centres[label] = grid.to_ras_mm(_from_direction(xyz, direction, grid, path)[::-1])
+    return centres
+
+
+def annotated_labels(case: Case) -> frozenset[int]:
+    """VerSe labels of the vertebrae in a scan's centroid file, or in its mask where it has none; else no label.
+
+    Raises InputError when the file cannot be read.
+    """
+    if case.centroids is not None:
+        return frozenset(_annotations(case.centroids)[1]) & LEVELS.keys()
+    if case.mask is not None:
+        return frozenset(np.unique(read_labels(case.mask)[0]).tolist()) & LEVELS.keys()
+    return frozenset()
+
+
+def _annotations(path: Path) -> tuple[str, dict[int, Float64]]:
+    """The direction that a centroid file names, and label -> voxel index (x, y, z), of sacrum and coccyx too."""
     try:
         entries = json.loads(path.read_text())
         direction = "".join(entries[0]["direction"])
@@ -174,11 +196,7 @@ def read_centroids(path: Path, grid: Grid) -> dict[int, Float64]:
             f"{path} is not a VerSe centroid file ({error}); expected a list that begins with "
             '{"direction": ["P", "I", "R"]} and goes on with {"label", "X", "Y", "Z"}.'
         ) from error
-    centres = {}
-    for label, xyz in points.items():
-        if label in LEVELS:
-            centres[label] = grid.to_ras_mm(_from_direction(xyz, direction, grid, path)[::-1])
-    return centres
+    return direction, points
 
 
 def _from_direction(xyz: Float64, direction: str, grid: Grid, path: Path) -> Float64:
@@ -223,15 +241,6 @@ def find_grades(root: Path, grades: Path | None) -> dict[str, dict[int, int]]:
     for file in files:
         found.update(read_grades(file))
     return found
-
-
-def grades_of(case: Case, grades: Mapping[str, Mapping[int, int]]) -> Mapping[int, int]:
-    """VerSe label -> grade of one scan; also where the grades are listed under the name its series had in VerSe 2019.
-
-    ``sub-verse401_split-verse252`` of the subject-based layout is series ``verse252`` of the original one.
-    """
-    series = re.search(r"_split-([a-z0-9]+)", case.name)
-    return grades.get(case.name) or (grades.get(f"sub-{series[1]}") if series else None) or {}
 
 
 def read_grades(path: Path) -> dict[str, dict[int, int]]:

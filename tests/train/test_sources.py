@@ -11,8 +11,10 @@ import pytest
 
 from runtime.errors import InputError
 from train.config import FracSegNetRun, LocNetRun
+from train.evaluation.truth import verse_items
 from train.level_crops import block
-from train.phantom import PhantomConfig
+from train.phantom import PhantomConfig, make_scan
+from train.phantom.verse import write_verse
 from train.real_scans import RealSource
 from train.sources import (
     AIR_HU,
@@ -173,3 +175,29 @@ def test_validation_draws_from_other_subjects(verse_folder: Path, tmp_path: Path
 def test_one_subject_is_not_enough_to_validate_on(verse_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="more subjects"):
         held_out(RealSource(verse_folder, grades=verse_folder / "grades.json", cache=tmp_path / "cache"))
+
+
+def test_training_and_evaluation_have_the_grades_of_both_scans(tmp_path: Path) -> None:
+    """A phantom laid out as VerSe's patient 401: one scan around the neck, one below it, graded as two series."""
+    neck, below = "sub-verse401_split-verse201", "sub-verse401_split-verse253"
+    scan = make_scan(5, spacing_mm=4.0)
+    grades = {v.label: v.grade for v in scan.vertebrae if v.level[0] != "C"}
+    cut = sorted(grades)[2]
+    for name in (neck, below):
+        write_verse(scan, tmp_path, name.removeprefix("sub-"))
+        path = tmp_path / "derivatives" / name / f"{name}_seg-subreg_ctd.json"
+        head, *points = json.loads(path.read_text())
+        path.write_text(json.dumps([head, *(p for p in points if (p["label"] < cut) == (name == neck))]))
+    listed = {f"sub-verse401_series{int(label >= cut)}_{label}": grade for label, grade in grades.items()}
+    (tmp_path / "genant.json").write_text(json.dumps({"train": listed}))
+    expected = {
+        neck: {n: g for n, g in grades.items() if n < cut},
+        below: {n: g for n, g in grades.items() if n >= cut},
+    }
+    assert all(expected.values())
+    source = RealSource(tmp_path, grades=None, cache=tmp_path / "cache")
+    assert source.grades == expected
+    rng, run = np.random.default_rng(0), replace(FRAC, spacing_mm=6.0)
+    assert {source.vertebra(rng, run).grade for _ in range(40)} - {-1} == set(grades.values())
+    for item in verse_items(tmp_path, None):
+        assert {v.label: v.grade for v in item.load().vertebrae if v.grade is not None} == expected[item.name]
