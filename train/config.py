@@ -108,8 +108,8 @@ class LocNetRun:
 
 
 SAMPLINGS = ("as_found", "class_counts", "balanced", "equal", "severe")
-GRADES_ALIKE = ("balanced", "equal", "severe")
-"""Those with which every grade that occurs among real scans is drawn equally often, not every vertebra."""
+GRADE_FIRST = ("balanced", "equal", "severe")
+"""Those with which the grade is drawn first and then one of the real scans' vertebrae that have it."""
 TASK_WEIGHTINGS = ("fixed", "uncertainty", "nash")
 
 
@@ -135,8 +135,9 @@ class FracSegNetRun:
         sampling: how often crops of each grade are drawn. ``"as_found"``: as often as the data have them;
             ``"class_counts"``: as those say; ``"balanced"``: half unfractured, a sixth of each fracture grade;
             ``"equal"``: a quarter of each; ``"severe"``: 45 % unfractured, then 10, 15 and 30 %, since masks and
-            heights err most on collapsed bodies. Of real scans the first two take every vertebra equally often, the
-            others every grade that occurs (unknown ones are one more).
+            heights err most on collapsed bodies. Of real scans the first two take every vertebra equally often; the
+            others take one of unknown grade for a tenth of the crops, and share out the rest over the grades that
+            occur, in these proportions.
         task_weighting: how the tasks' losses are joined: see ``train.balance``.
         nash_every: steps between two solutions of ``"nash"``, whose weights stay as they are between them.
         data: ``"phantoms"`` and folders in VerSe's layout.

@@ -6,9 +6,9 @@ import hashlib
 import json
 import logging
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -17,16 +17,20 @@ from runtime.errors import InputError
 from runtime.readers import read_scan
 from runtime.resample import resample, working_grid
 from runtime.volume import Grid
-from train.config import GRADES_ALIKE, FracSegNetRun, LevelNetRun, LocNetRun
+from train.config import GRADE_FIRST, FracSegNetRun, LevelNetRun, LocNetRun
 from train.label_maps import read_labels, sample_nearest
 from train.level_crops import AIR_HU, LevelSample, block, level_crops
 from train.scan_grades import Grades, match_grades
-from train.sources import VertebraSample
+from train.sources import VertebraSample, grade_shares
 from train.verse import LEVELS, Case, find_cases, find_grades, read_centroids
 
 log = logging.getLogger(__name__)
 BODY_DEPTH = 0.6
 """Of the deepest voxel's depth. From 0.4 to 0.8 nothing changes by more than a millimetre."""
+UNKNOWN_GRADE = -1
+UNKNOWN_SHARE = 0.1
+"""Of the crops drawn by grade, those of vertebrae whose grade is not known. They teach masks alone, but of all of the
+neck, which nobody grades, and of patients whom no list has; a larger share would take as much from the grades."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,24 +119,44 @@ class RealSource:
         return [LevelSample(vary_intensity(s.hu, rng), s.level) for s in samples]
 
     def _choose(self, rng: np.random.Generator, run: FracSegNetRun) -> tuple[Case, int, int]:
-        by_grade = self._by_grade()
-        if run.sampling in GRADES_ALIKE:
-            group = by_grade[sorted(by_grade)[rng.integers(len(by_grade))]]
+        by_grade = self._by_grade
+        wanted = grade_shares(run)
+        if run.sampling in GRADE_FIRST and wanted is not None:
+            shares = group_shares(by_grade.keys(), wanted)
+            group = by_grade[int(rng.choice(list(shares), p=list(shares.values())))]
         else:
             group = [entry for entries in by_grade.values() for entry in entries]
         return group[rng.integers(len(group))]
 
-    @lru_cache(maxsize=1)  # noqa: B019 - a source lives as long as the process
+    @cached_property
     def _by_grade(self) -> dict[int, list[tuple[Case, int, int]]]:
+        """Grade, or ``UNKNOWN_GRADE`` -> the vertebrae that have it: their scan, label and grade."""
         groups: dict[int, list[tuple[Case, int, int]]] = {}
         for case in self.cases:
             known = self.grades.get(case.name, {})
             for label in _centres(case, _grid_of(case)):
-                grade = known.get(label, -1)
+                grade = known.get(label, UNKNOWN_GRADE)
                 groups.setdefault(grade, []).append((case, label, grade))
         if not groups:
             raise InputError("The data set names no vertebra: neither centroid files nor masks were found.")
         return groups
+
+
+def group_shares(present: Collection[int], wanted: Sequence[float]) -> dict[int, float]:
+    """How often a vertebra of each grade that is present is drawn, of ``UNKNOWN_GRADE`` too; they add up to 1.
+
+    Args:
+        present: the grades that occur.
+        wanted: shares of grades 0 to 3; the grades that occur keep their proportions.
+
+    Unknown ones have ``UNKNOWN_SHARE``, or all where no grade is known.
+    """
+    known = {grade: wanted[grade] for grade in sorted(present) if grade != UNKNOWN_GRADE}
+    if not known:
+        return {UNKNOWN_GRADE: 1.0}
+    rest = 1.0 - UNKNOWN_SHARE if UNKNOWN_GRADE in present else 1.0
+    shares = {grade: rest * share / sum(known.values()) for grade, share in known.items()}
+    return shares | ({UNKNOWN_GRADE: UNKNOWN_SHARE} if UNKNOWN_GRADE in present else {})
 
 
 def _labelled(

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from train.evaluation.truth import verse_items
 from train.level_crops import block
 from train.phantom import PhantomConfig, make_scan
 from train.phantom.verse import write_verse
-from train.real_scans import RealSource
+from train.real_scans import UNKNOWN_GRADE, UNKNOWN_SHARE, RealSource, group_shares
 from train.sources import (
     AIR_HU,
     MixedSource,
@@ -201,3 +202,51 @@ def test_training_and_evaluation_have_the_grades_of_both_scans(tmp_path: Path) -
     assert {source.vertebra(rng, run).grade for _ in range(40)} - {-1} == set(grades.values())
     for item in verse_items(tmp_path, None):
         assert {v.label: v.grade for v in item.load().vertebrae if v.grade is not None} == expected[item.name]
+
+
+@pytest.mark.parametrize("sampling", ["balanced", "equal", "severe"])
+@pytest.mark.parametrize("grades", [(0, 1, 2, 3), (0, 3), (2,)])
+@pytest.mark.parametrize("some_unknown", [True, False])
+def test_real_grades_are_drawn_as_often_as_the_sampling_says(
+    tmp_path: Path, sampling: str, grades: tuple[int, ...], some_unknown: bool
+) -> None:
+    """However often each occurs: a scan with 1, 2, 3... vertebrae of the grades, and as many unknown ones as all."""
+    known = [grade for count, grade in enumerate(grades, start=1) for _ in range(count)]
+    listed = {f"sub-a_{label}": grade for label, grade in enumerate(known, start=8)}
+    unknown = range(1, len(known) + 1) if some_unknown else range(0)
+    folder = tmp_path / "derivatives" / "sub-a"
+    (tmp_path / "rawdata" / "sub-a").mkdir(parents=True)
+    folder.mkdir(parents=True)
+    nibabel.save(nibabel.Nifti1Image(np.zeros((4, 4, 4), np.int16), np.eye(4)), tmp_path / "rawdata/sub-a/sub-a_ct.nii")
+    labels = [*unknown, *range(8, 8 + len(known))]
+    points = [{"label": label, "X": 1, "Y": 1, "Z": 1} for label in labels]
+    (folder / "sub-a_seg-subreg_ctd.json").write_text(json.dumps([{"direction": ["R", "A", "S"]}, *points]))
+    (tmp_path / "genant.json").write_text(json.dumps(listed))
+    source = RealSource(tmp_path, grades=None, cache=tmp_path / "cache")
+    run, rng, draws = replace(FRAC, sampling=sampling), np.random.default_rng(0), 4000
+    met = Counter(source._choose(rng, run)[2] for _ in range(draws))
+    shares = grade_shares(run)
+    assert shares is not None
+    assert set(met) == {*grades, *([-1] if some_unknown else [])}
+    rest = 1 - UNKNOWN_SHARE if some_unknown else 1.0
+    for grade in grades:
+        expected = rest * shares[grade] / sum(shares[g] for g in grades)
+        assert met[grade] / draws == pytest.approx(expected, abs=0.03)
+    if some_unknown:
+        assert met[-1] / draws == pytest.approx(UNKNOWN_SHARE, abs=0.03)
+
+
+def test_two_sources_keep_apart_what_they_draw(verse_folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    for part in ("rawdata", "derivatives"):
+        shutil.copytree(verse_folder / part, other / part)
+    (other / "grades.json").write_text(json.dumps({"sub-a_20": 1, "sub-a_21": 1}))
+    first, second = (RealSource(r, grades=r / "grades.json", cache=tmp_path / "cache") for r in (verse_folder, other))
+    rng = np.random.default_rng(0)
+    for _ in range(4):
+        assert first._choose(rng, FRAC)[2] in (0, 3)
+        assert second._choose(rng, FRAC)[2] == 1
+
+
+def test_only_unknown_grades_are_drawn_too() -> None:
+    assert group_shares({UNKNOWN_GRADE}, (0.25,) * 4) == {UNKNOWN_GRADE: 1.0}
