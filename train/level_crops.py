@@ -59,7 +59,7 @@ def level_crops(
         if middle is None:  # neither vertebra nor bone: anywhere will do
             middle, level = rng.uniform(0, 1, 3) * hu.shape, NONE
         middle = middle + rng.normal(0, run.centre_jitter_mm / run.spacing_mm, 3)
-        start = np.round(middle - np.array(run.network.crop_zyx) / 2 + 0.5).astype(int)
+        start = crop_start(middle, run.network.crop_zyx)
         samples.append(LevelSample(block(hu, start, run.network.crop_zyx, fill=AIR_HU).astype(np.float32), level))
     return samples
 
@@ -84,6 +84,16 @@ def place_without_vertebra(
         if far.all() and (mask is None or not mask[tuple(place)]):
             return place.astype(float)
     return None
+
+
+def crop_start(middle_zyx: np.ndarray, shape_zyx: tuple[int, int, int]) -> np.ndarray:
+    """The first voxel (3,) of the crop whose middle, its index (n - 1) / 2 as in ``crop_grid``, is nearest to a point.
+
+    Args:
+        middle_zyx: (3,) fractional voxel index.
+        shape_zyx: of the crop.
+    """
+    return np.round(middle_zyx - np.array(shape_zyx) / 2 + 0.5).astype(int)
 
 
 def block(array: np.ndarray, start_zyx: np.ndarray, shape_zyx: tuple[int, int, int], *, fill: float) -> np.ndarray:

@@ -19,7 +19,7 @@ from runtime.resample import resample, working_grid
 from runtime.volume import Grid
 from train.config import GRADE_FIRST, FracSegNetRun, LevelNetRun, LocNetRun
 from train.label_maps import read_labels, sample_nearest
-from train.level_crops import AIR_HU, LevelSample, block, level_crops
+from train.level_crops import AIR_HU, LevelSample, block, crop_start, level_crops
 from train.scan_grades import Grades, match_grades
 from train.sources import VertebraSample, grade_shares
 from train.verse import LEVELS, Case, find_cases, find_grades, read_centroids
@@ -82,7 +82,7 @@ class RealSource:
             middle = centres[rng.integers(len(centres))] + rng.uniform(-0.45, 0.45, 3) * shape
         else:
             middle = rng.uniform(0, 1, 3) * np.array(scan.hu.shape)
-        start = np.round(middle - shape / 2).astype(int)
+        start = crop_start(middle, shape_zyx)
         hu = block(scan.hu, start, shape_zyx, fill=AIR_HU).astype(np.float32)
         points = centres - start
         points = points[((points > -0.5) & (points < shape - 0.5)).all(axis=1)]
@@ -97,7 +97,7 @@ class RealSource:
         shape = (run.network.crop,) * 3
         middle = scan.centres_zyx[label] + rng.normal(0, run.centre_jitter_mm / run.spacing_mm, 3)
         middle = middle + np.array(run.crop_shift_mm[::-1]) / run.spacing_mm
-        start = np.round(middle - np.array(shape) / 2).astype(int)
+        start = crop_start(middle, shape)
         flip = slice(None, None, -1 if rng.random() < 0.5 else 1)
         masks = {"vertebra": scan.mask, "body": scan.body}
         channels = run.network.mask_channels

@@ -10,10 +10,11 @@ import nibabel
 import numpy as np
 import pytest
 
+from runtime.crops import crop_grid
 from runtime.errors import InputError
 from train.config import FracSegNetRun, LocNetRun
 from train.evaluation.truth import verse_items
-from train.level_crops import block
+from train.level_crops import block, crop_start
 from train.phantom import PhantomConfig, make_scan
 from train.phantom.verse import write_verse
 from train.real_scans import UNKNOWN_GRADE, UNKNOWN_SHARE, RealSource, group_shares
@@ -210,10 +211,10 @@ def test_training_and_evaluation_have_the_grades_of_both_scans(tmp_path: Path) -
 def test_real_grades_are_drawn_as_often_as_the_sampling_says(
     tmp_path: Path, sampling: str, grades: tuple[int, ...], some_unknown: bool
 ) -> None:
-    """However often each occurs: a scan with 1, 2, 3... vertebrae of the grades, and as many unknown ones as all."""
+    """However often each occurs: a scan with 1, 2, 3... vertebrae of the grades, and the ungraded neck."""
     known = [grade for count, grade in enumerate(grades, start=1) for _ in range(count)]
     listed = {f"sub-a_{label}": grade for label, grade in enumerate(known, start=8)}
-    unknown = range(1, len(known) + 1) if some_unknown else range(0)
+    unknown = range(1, 8) if some_unknown else range(0)
     folder = tmp_path / "derivatives" / "sub-a"
     (tmp_path / "rawdata" / "sub-a").mkdir(parents=True)
     folder.mkdir(parents=True)
@@ -250,3 +251,31 @@ def test_two_sources_keep_apart_what_they_draw(verse_folder: Path, tmp_path: Pat
 
 def test_only_unknown_grades_are_drawn_too() -> None:
     assert group_shares({UNKNOWN_GRADE}, (0.25,) * 4) == {UNKNOWN_GRADE: 1.0}
+
+
+def test_real_crops_lie_where_crop_grid_lays_them(verse_folder: Path, tmp_path: Path) -> None:
+    """On average over the places within a voxel: a crop of real voxels can't lie between them."""
+    source = RealSource(verse_folder, grades=verse_folder / "grades.json", cache=tmp_path / "cache")
+    rng = np.random.default_rng(0)
+    run = replace(FRAC, spacing_mm=2.0, centre_jitter_mm=3.0, crop_shift_mm=(0.0, 4.0, -6.0))
+    run = replace(run, network=replace(run.network, crop=24))
+    shape, centre = (24, 24, 24), np.array([7.0, -3.0, 5.0])
+    grid = crop_grid(centre, spacing_mm=2.0, shape_zyx=shape, shift_ras_mm=run.crop_shift_mm)
+    expected = grid.to_index_zyx(centre)
+    met = [np.argwhere(source.vertebra(rng, run).masks[0]).mean(axis=0) for _ in range(300)]
+    np.testing.assert_allclose(np.mean(met, axis=0), expected, atol=0.3)
+
+    loc = replace(LOC, negative_fraction=0.0)
+    points = [source.localisation(rng, (8, 8, 8), loc)[1] for _ in range(600)]
+    middle = crop_grid(centre, spacing_mm=loc.spacing_mm, shape_zyx=(8, 8, 8)).to_index_zyx(centre)
+    np.testing.assert_allclose(np.concatenate(points).mean(axis=0), middle, atol=0.3)
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 8), (9, 7, 5), (16, 9, 4)])
+def test_a_crops_start_is_that_of_crop_grid_to_the_nearest_voxel(shape: tuple[int, int, int]) -> None:
+    middles = np.linspace(20.0, 21.0, 1000, endpoint=False)[:, None] + np.array([0.0005, 3.0005, 7.0005])
+    met = np.array([middle - crop_start(middle, shape) for middle in middles])
+    grid = crop_grid((20.0, 20.0, 20.0), spacing_mm=1.0, shape_zyx=shape)
+    expected = grid.to_index_zyx([20.0, 20.0, 20.0])
+    assert np.abs(met - expected).max() <= 0.5 + 1e-9
+    np.testing.assert_allclose(met.mean(axis=0), expected, atol=1e-3)
