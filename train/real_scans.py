@@ -22,7 +22,7 @@ from train.label_maps import read_labels, sample_nearest
 from train.level_crops import AIR_HU, LevelSample, block, crop_start, level_crops
 from train.scan_grades import Grades, match_grades
 from train.sources import VertebraSample, grade_shares
-from train.verse import LEVELS, Case, find_cases, find_grades, read_centroids
+from train.verse import LEVELS, Case, find_cases, find_grades, of_split, read_centroids
 
 log = logging.getLogger(__name__)
 BODY_DEPTH = 0.6
@@ -55,17 +55,38 @@ class PreparedScan:
 class RealSource:
     """Crops of the scans under ``root`` that are of one split (see ``train.verse``).
 
-    ``grades`` is a csv or json file of Genant grades; None for those found beside the data.
+    Args:
+        root: a folder in VerSe's layout.
+        grades: a csv or json file of Genant grades; None for those found beside the data.
+        cache: where resampled scans are kept.
+        split: one of ``train.verse.SPLITS``.
+        splits_elsewhere: subject -> its split in the other folders that are drawn from, see ``find_cases``.
     """
 
-    def __init__(self, root: Path, *, grades: Path | None, cache: Path, split: str = "training") -> None:
-        self.cases = find_cases(root, split=split)
+    def __init__(
+        self,
+        root: Path,
+        *,
+        grades: Path | None,
+        cache: Path,
+        split: str = "training",
+        splits_elsewhere: Mapping[str, str] | None = None,
+    ) -> None:
+        every_case = find_cases(root, splits_elsewhere=splits_elsewhere)
+        self.cases = of_split(every_case, split, root)
         self._root, self._grades_file, self.cache = root, grades, cache
-        self.grades: Mapping[str, Grades] = match_grades(find_cases(root), find_grades(root, grades))
+        self._splits_elsewhere = splits_elsewhere
+        self.grades: Mapping[str, Grades] = match_grades(every_case, find_grades(root, grades))
 
     def validation(self) -> RealSource:
         """The same data set's scans for validation: other subjects. Raises InputError when there are none."""
-        return RealSource(self._root, grades=self._grades_file, cache=self.cache, split="validation")
+        return RealSource(
+            self._root,
+            grades=self._grades_file,
+            cache=self.cache,
+            split="validation",
+            splits_elsewhere=self._splits_elsewhere,
+        )
 
     def prepared(self, case: Case, spacing_mm: float) -> PreparedScan:
         """The scan at ``spacing_mm``, from the cache if it is there."""

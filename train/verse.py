@@ -8,7 +8,8 @@ Splits: a folder between the root and ``rawdata`` whose name ends in ``training`
 which its scans are, as in VerSe's own archives. Where no folder says ``validation``, every tenth subject, chosen by a
 hash of its name, is held out of training for it. Scans of one subject are never on both sides: VerSe 2020 holds the
 patients of VerSe 2019 again, in other splits, so a subject that is in a test folder anywhere is for test alone, and one
-in a validation folder is not trained on. Of scans of the same name one is used.
+in a validation folder is not trained on. Of scans of the same name one is used. Among several data sets that are
+drawn from together a subject has one split likewise.
 """
 
 from __future__ import annotations
@@ -67,10 +68,19 @@ class KnownHeights:
     height_loss: float
 
 
-def find_cases(root: Path | str, *, split: str | None = None) -> tuple[Case, ...]:
+def find_cases(
+    root: Path | str, *, split: str | None = None, splits_elsewhere: Mapping[str, str] | None = None
+) -> tuple[Case, ...]:
     """All scans under ``root``, or those of one split (see this module's head), sorted by name.
 
-    Raises InputError when there are none: the message names the layout that was looked for.
+    Args:
+        root: a folder in VerSe's layout.
+        split: one of ``SPLITS``, or None for all.
+        splits_elsewhere: subject -> its split in other data sets, see ``splits_of_subjects``: a subject is in the one
+            furthest from training, there or here.
+
+    Raises:
+        InputError: there is no scan (the message names the layout that was looked for), or none of that split.
     """
     root = Path(root)
     cases = [
@@ -83,7 +93,15 @@ def find_cases(root: Path | str, *, split: str | None = None) -> tuple[Case, ...
             f"No scan was found in {root}: looked for rawdata/sub-*/sub-*_ct.nii.gz (VerSe's layout). "
             "Point at the folder that holds rawdata/ and derivatives/."
         )
-    cases = _with_validation(_apart(cases))
+    own = _with_validation(_apart(cases))
+    cases = _stricter(own, splits_elsewhere or {})
+    if moved := sum(case.split != before.split for case, before in zip(cases, own, strict=True)):
+        log.info("%d scans in %s are of patients whom another folder holds out, and are held out too", moved, root)
+    return of_split(cases, split, root)
+
+
+def of_split(cases: Sequence[Case], split: str | None, root: Path | str) -> tuple[Case, ...]:
+    """The cases of one split, or all for None. Raises InputError, which names ``root``, when there are none."""
     chosen = tuple(case for case in cases if split in (None, case.split))
     if not chosen:
         counts = ", ".join(f"{sum(c.split == name for c in cases)} for {name}" for name in SPLITS)
@@ -94,12 +112,28 @@ def find_cases(root: Path | str, *, split: str | None = None) -> tuple[Case, ...
     return chosen
 
 
-def _apart(cases: Sequence[Case]) -> list[Case]:
-    """Each subject in one split, the one furthest from training that any of its scans is in; each name once."""
+def splits_of_subjects(roots: Iterable[Path | str]) -> dict[str, str]:
+    """Subject -> the split furthest from training that it is in under any of ``roots``."""
+    return _strictest(case for root in roots for case in find_cases(root))
+
+
+def _strictest(cases: Iterable[Case]) -> dict[str, str]:
     strictest: dict[str, str] = {}
     for case in cases:
         strictest[case.subject] = max(strictest.get(case.subject, SPLITS[0]), case.split, key=SPLITS.index)
-    once = {case.name: replace(case, split=strictest[case.subject]) for case in reversed(cases)}
+    return strictest
+
+
+def _stricter(cases: Iterable[Case], splits: Mapping[str, str]) -> list[Case]:
+    """The cases, those of subjects that are further from training in ``splits`` moved there."""
+    return [
+        replace(case, split=max(case.split, splits.get(case.subject, SPLITS[0]), key=SPLITS.index)) for case in cases
+    ]
+
+
+def _apart(cases: Sequence[Case]) -> list[Case]:
+    """Each subject in one split, the one furthest from training that any of its scans is in; each name once."""
+    once = {case.name: case for case in reversed(_stricter(cases, _strictest(cases)))}
     if len(once) < len(cases):
         log.warning("%d scans are there more than once; one of each name is used", len(cases) - len(once))
     return [once[name] for name in sorted(once)]

@@ -279,3 +279,27 @@ def test_a_crops_start_is_that_of_crop_grid_to_the_nearest_voxel(shape: tuple[in
     expected = grid.to_index_zyx([20.0, 20.0, 20.0])
     assert np.abs(met - expected).max() <= 0.5 + 1e-9
     np.testing.assert_allclose(met.mean(axis=0), expected, atol=1e-3)
+
+
+def test_patients_do_not_leak_between_two_folders(tmp_path: Path) -> None:
+    """One folder of all patients, one in which some of them are for validation and test."""
+    layout = {
+        "old": {"rawdata": range(40)},
+        "new": {"training/rawdata": range(10, 30), "validation/rawdata": range(5, 10), "test/rawdata": range(30, 40)},
+    }
+    for folder, parts in layout.items():
+        for part, subjects in parts.items():
+            for n in subjects:
+                path = tmp_path / folder / part / f"sub-{n}" / f"sub-{n}_ct.nii.gz"
+                path.parent.mkdir(parents=True)
+                path.touch()
+    source = make_source([str(tmp_path / name) for name in layout], grades=None, cache=tmp_path / "cache")
+    assert isinstance(source, MixedSource)
+    training = {c.subject for part in source.sources for c in part.cases}  # type: ignore[attr-defined]
+    validation = {c.subject for part in source.validation().sources for c in part.cases}  # type: ignore[attr-defined]
+    test = {f"sub-{n}" for n in range(30, 40)}
+    assert {f"sub-{n}" for n in range(5, 10)} <= validation
+    assert training
+    assert not training & validation
+    assert not test & (training | validation)
+    assert len(training | validation | test) == 40

@@ -21,6 +21,7 @@ from train.verse import (
     read_centroids,
     read_grades,
     read_heights,
+    splits_of_subjects,
 )
 
 
@@ -110,6 +111,25 @@ def test_a_patient_who_is_in_two_releases_is_in_one_split(tmp_path: Path, caplog
         "test": ["sub-verse006_split-verse007", "sub-verse006_split-verse008"],
     }
     assert "1 scans are there more than once" in caplog.text
+
+
+def test_what_one_folder_holds_out_another_does_not_train_on(tmp_path: Path) -> None:
+    """VerSe 2019 and 2020 as two folders: patients of one's training are in the other's validation or test."""
+    scans = {
+        "verse19": {"training": "abcd", "validation": "ef", "test": "gh"},
+        "verse20": {"training": "aegx", "validation": "bhy", "test": "cz"},
+    }
+    for release, splits in scans.items():
+        for split, subjects in splits.items():
+            make(tmp_path, *(f"{release}/{split}/rawdata/sub-{s}/sub-{s}_ct.nii.gz" for s in subjects))
+    roots = [tmp_path / release for release in scans]
+    together = splits_of_subjects(roots)
+    met = {
+        split: {c.subject[-1] for r in roots for c in find_cases(r, splits_elsewhere=together) if c.split == split}
+        for split in ("training", "validation", "test")
+    }
+    assert met == {"training": set("adx"), "validation": set("befy"), "test": set("cghz")}
+    assert {c.subject[-1] for c in find_cases(roots[0], split="training")} == set("abcd"), "alone it is as it was"
 
 
 @pytest.mark.parametrize("count", range(1, 30))

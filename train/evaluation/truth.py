@@ -19,7 +19,7 @@ from runtime.volume import Grid, Volume
 from train.label_maps import read_labels, sample_nearest
 from train.phantom import PhantomConfig, make_scan
 from train.scan_grades import match_grades
-from train.verse import LEVELS, Case, find_cases, find_grades, read_centroids, read_heights
+from train.verse import LEVELS, Case, find_cases, find_grades, of_split, read_centroids, read_heights
 
 HELD_OUT_SEED = 2**31
 """Training draws its phantoms' seeds below this; evaluation from here on."""
@@ -112,9 +112,10 @@ def verse_items(root: Path, grades: Path | None, *, split: str | None = None) ->
     Raises:
         InputError: there is no scan, none of them has centroids, or the grades belong to none of them.
     """
-    cases = find_cases(root, split=split)
+    every_case = find_cases(root)
+    cases = of_split(every_case, split, root)
     known = find_grades(root, grades)
-    matched = match_grades(find_cases(root), known)
+    matched = match_grades(every_case, known)
     if known and not any(case.name in matched for case in cases):
         raise InputError(
             f"The grades are of {', '.join(list(known)[:3])}, ..., none of which is a scan in {root}, where there are "
