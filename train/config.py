@@ -182,7 +182,8 @@ class LevelNetRun:
         centre_jitter_mm: standard deviation of the crop's centre about the true one.
         crops_per_scan: how many crops are taken from one scan.
         negative_fraction: share of crops around a place that is no vertebra, half of them below the spine.
-        negative_distance_mm: how far such a place is from every vertebral centre.
+        negative_distance_mm: how far such a place is from every vertebral centre. On real scans it is also more than
+            40 mm beyond the annotated spine, where a cut vertebra may be without a centre.
         label_smoothing: of the cross entropy.
         data: ``"phantoms"`` and folders in VerSe's layout.
     """

@@ -133,10 +133,10 @@ class RealSource:
         )
 
     def levels(self, rng: np.random.Generator, run: LevelNetRun) -> list[LevelSample]:
-        """See Source."""
+        """See Source. VerSe annotates no vertebra that is only partly visible: none is to pass for no vertebra."""
         scan = self.prepared(self.cases[rng.integers(len(self.cases))], run.spacing_mm)
         known = {label: centre for label, centre in scan.centres_zyx.items() if label in LEVELS}
-        samples = level_crops(scan.hu, scan.mask, known, rng, run)
+        samples = level_crops(scan.hu, scan.mask, known, rng, run, cut_ones_annotated=False)
         return [LevelSample(vary_intensity(s.hu, rng), s.level) for s in samples]
 
     def _choose(self, rng: np.random.Generator, run: FracSegNetRun) -> tuple[Case, int, int]:
