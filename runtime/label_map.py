@@ -36,6 +36,8 @@ TOTALSEGMENTATOR_LEVELS: Mapping[int, str] = MappingProxyType(
     }
 )
 """TotalSegmentator's labels (version 2, task ``total``); 25 is the sacrum, 26 its first segment."""
+TOTALSEGMENTATOR_SACRUM = 25
+"""The lowest of its labels in the spine."""
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from runtime.anatomy import is_cervical
 from runtime.errors import InputError
 from runtime.findings import Heights
-from runtime.label_map import TOTALSEGMENTATOR_LEVELS, VERSE_LEVELS
+from runtime.label_map import TOTALSEGMENTATOR_LEVELS, TOTALSEGMENTATOR_SACRUM, VERSE_LEVELS
 from runtime.masks import centroid_zyx, connected_parts
 from runtime.morphometry import Measurement, measure_vertebrae
 from runtime.vertebral_body import BodyMask
@@ -147,17 +147,37 @@ def _require_overlap(grid: Grid, scan: Volume) -> None:
 
 
 def _scheme_of(array: UInt8, grid: Grid, notes: list[str]) -> str:
-    """VerSe's labels grow from cranial to caudal and end at 28; TotalSegmentator's fall, from 50."""
-    present = np.flatnonzero(np.bincount(array.ravel())[1:]) + 1
-    if present.max() > max(VERSE_LEVELS):
+    """The scheme of the labels; where both have them all, a guess by their order, which is noted."""
+    present = [int(n) for n in np.flatnonzero(np.bincount(array.ravel())[1:]) + 1]
+    if present[-1] > max(VERSE_LEVELS):
         return "totalsegmentator"
-    both = [int(n) for n in present if int(n) in TOTALSEGMENTATOR_LEVELS]
-    if len(both) == len(present) and len(both) > 1:
-        heights = [grid.to_ras_mm(centroid_zyx(array == n)[0])[2] for n in both]
-        if heights[-1] > heights[0]:
-            notes.append("The labels were taken for TotalSegmentator's, since they fall from cranial to caudal.")
-            return "totalsegmentator"
+    if present[0] < TOTALSEGMENTATOR_SACRUM:
+        return "verse"
+    if _falls_from_cranial(array, grid, present):
+        notes.append(
+            "The labels were taken for TotalSegmentator's, since they fall from cranial to caudal. "
+            "--labels verse reads them as VerSe's."
+        )
+        return "totalsegmentator"
+    notes.append(
+        f"Both VerSe and TotalSegmentator have the labels {', '.join(map(str, present))}: they were taken for VerSe's. "
+        "--labels totalsegmentator reads them as TotalSegmentator's."
+    )
     return "verse"
+
+
+def _falls_from_cranial(array: UInt8, grid: Grid, present: Sequence[int]) -> bool:
+    """Whether labels 25 to 28 lie as in TotalSegmentator's scheme, where they are sacrum, S1, L5 and L4.
+
+    VerSe's 25 to 27, L6, sacrum and coccyx, come from cranial to caudal; its 28, T13, is above them as L4 is, but is
+    never beside them without a label of the lumbar vertebrae between.
+    """
+    told = [n for n in present if n in (25, 26, 27)]
+    lower, upper = (told[0], told[-1]) if len(told) > 1 else (present[0], present[-1])
+    if lower == upper:
+        return False
+    heights_mm = [float(grid.to_ras_mm(centroid_zyx(array == n)[0])[2]) for n in (lower, upper)]
+    return heights_mm[1] > heights_mm[0]
 
 
 def _doubted(parts: list[_Part], notes: list[str]) -> list[_Part]:

@@ -108,8 +108,8 @@ class LocNetRun:
 
 
 SAMPLINGS = ("as_found", "class_counts", "balanced", "equal", "severe")
-GRADES_ALIKE = ("balanced", "equal", "severe")
-"""Those with which every grade that occurs among real scans is drawn equally often, not every vertebra."""
+GRADE_FIRST = ("balanced", "equal", "severe")
+"""Those with which the grade is drawn first and then one of the real scans' vertebrae that have it."""
 TASK_WEIGHTINGS = ("fixed", "uncertainty", "nash")
 
 
@@ -135,8 +135,9 @@ class FracSegNetRun:
         sampling: how often crops of each grade are drawn. ``"as_found"``: as often as the data have them;
             ``"class_counts"``: as those say; ``"balanced"``: half unfractured, a sixth of each fracture grade;
             ``"equal"``: a quarter of each; ``"severe"``: 45 % unfractured, then 10, 15 and 30 %, since masks and
-            heights err most on collapsed bodies. Of real scans the first two take every vertebra equally often, the
-            others every grade that occurs (unknown ones are one more).
+            heights err most on collapsed bodies. Of real scans the first two take every vertebra equally often; the
+            others take one of unknown grade for a tenth of the crops, and share out the rest over the grades that
+            occur, in these proportions.
         task_weighting: how the tasks' losses are joined: see ``train.balance``.
         nash_every: steps between two solutions of ``"nash"``, whose weights stay as they are between them.
         data: ``"phantoms"`` and folders in VerSe's layout.
@@ -181,7 +182,8 @@ class LevelNetRun:
         centre_jitter_mm: standard deviation of the crop's centre about the true one.
         crops_per_scan: how many crops are taken from one scan.
         negative_fraction: share of crops around a place that is no vertebra, half of them below the spine.
-        negative_distance_mm: how far such a place is from every vertebral centre.
+        negative_distance_mm: how far such a place is from every vertebral centre. On real scans it is also more than
+            40 mm beyond the annotated spine, where a cut vertebra may be without a centre.
         label_smoothing: of the cross entropy.
         data: ``"phantoms"`` and folders in VerSe's layout.
     """

@@ -6,8 +6,9 @@ import hashlib
 import json
 import logging
 import tempfile
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -16,15 +17,20 @@ from runtime.errors import InputError
 from runtime.readers import read_scan
 from runtime.resample import resample, working_grid
 from runtime.volume import Grid
-from train.config import GRADES_ALIKE, FracSegNetRun, LevelNetRun, LocNetRun
+from train.config import GRADE_FIRST, FracSegNetRun, LevelNetRun, LocNetRun
 from train.label_maps import read_labels, sample_nearest
-from train.level_crops import AIR_HU, LevelSample, block, level_crops
-from train.sources import VertebraSample
-from train.verse import LEVELS, Case, find_cases, find_grades, grades_of, read_centroids
+from train.level_crops import AIR_HU, LevelSample, block, crop_start, level_crops
+from train.scan_grades import Grades, match_grades
+from train.sources import VertebraSample, grade_shares
+from train.verse import LEVELS, Case, find_cases, find_grades, of_split, read_centroids
 
 log = logging.getLogger(__name__)
 BODY_DEPTH = 0.6
 """Of the deepest voxel's depth. From 0.4 to 0.8 nothing changes by more than a millimetre."""
+UNKNOWN_GRADE = -1
+UNKNOWN_SHARE = 0.1
+"""Of the crops drawn by grade, those of vertebrae whose grade is not known. They teach masks alone, but of all of the
+neck, which nobody grades, and of patients whom no list has; a larger share would take as much from the grades."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,17 +55,38 @@ class PreparedScan:
 class RealSource:
     """Crops of the scans under ``root`` that are of one split (see ``train.verse``).
 
-    ``grades`` is a csv or json file of Genant grades; None for those found beside the data.
+    Args:
+        root: a folder in VerSe's layout.
+        grades: a csv or json file of Genant grades; None for those found beside the data.
+        cache: where resampled scans are kept.
+        split: one of ``train.verse.SPLITS``.
+        splits_elsewhere: subject -> its split in the other folders that are drawn from, see ``find_cases``.
     """
 
-    def __init__(self, root: Path, *, grades: Path | None, cache: Path, split: str = "training") -> None:
-        self.cases = find_cases(root, split=split)
+    def __init__(
+        self,
+        root: Path,
+        *,
+        grades: Path | None,
+        cache: Path,
+        split: str = "training",
+        splits_elsewhere: Mapping[str, str] | None = None,
+    ) -> None:
+        every_case = find_cases(root, splits_elsewhere=splits_elsewhere)
+        self.cases = of_split(every_case, split, root)
         self._root, self._grades_file, self.cache = root, grades, cache
-        self.grades = find_grades(root, grades)
+        self._splits_elsewhere = splits_elsewhere
+        self.grades: Mapping[str, Grades] = match_grades(every_case, find_grades(root, grades))
 
     def validation(self) -> RealSource:
         """The same data set's scans for validation: other subjects. Raises InputError when there are none."""
-        return RealSource(self._root, grades=self._grades_file, cache=self.cache, split="validation")
+        return RealSource(
+            self._root,
+            grades=self._grades_file,
+            cache=self.cache,
+            split="validation",
+            splits_elsewhere=self._splits_elsewhere,
+        )
 
     def prepared(self, case: Case, spacing_mm: float) -> PreparedScan:
         """The scan at ``spacing_mm``, from the cache if it is there."""
@@ -76,7 +103,7 @@ class RealSource:
             middle = centres[rng.integers(len(centres))] + rng.uniform(-0.45, 0.45, 3) * shape
         else:
             middle = rng.uniform(0, 1, 3) * np.array(scan.hu.shape)
-        start = np.round(middle - shape / 2).astype(int)
+        start = crop_start(middle, shape_zyx)
         hu = block(scan.hu, start, shape_zyx, fill=AIR_HU).astype(np.float32)
         points = centres - start
         points = points[((points > -0.5) & (points < shape - 0.5)).all(axis=1)]
@@ -91,7 +118,7 @@ class RealSource:
         shape = (run.network.crop,) * 3
         middle = scan.centres_zyx[label] + rng.normal(0, run.centre_jitter_mm / run.spacing_mm, 3)
         middle = middle + np.array(run.crop_shift_mm[::-1]) / run.spacing_mm
-        start = np.round(middle - np.array(shape) / 2).astype(int)
+        start = crop_start(middle, shape)
         flip = slice(None, None, -1 if rng.random() < 0.5 else 1)
         masks = {"vertebra": scan.mask, "body": scan.body}
         channels = run.network.mask_channels
@@ -106,30 +133,51 @@ class RealSource:
         )
 
     def levels(self, rng: np.random.Generator, run: LevelNetRun) -> list[LevelSample]:
-        """See Source."""
+        """See Source. VerSe annotates no vertebra that is only partly visible: none is to pass for no vertebra."""
         scan = self.prepared(self.cases[rng.integers(len(self.cases))], run.spacing_mm)
         known = {label: centre for label, centre in scan.centres_zyx.items() if label in LEVELS}
-        samples = level_crops(scan.hu, scan.mask, known, rng, run)
+        samples = level_crops(scan.hu, scan.mask, known, rng, run, cut_ones_annotated=False)
         return [LevelSample(vary_intensity(s.hu, rng), s.level) for s in samples]
 
     def _choose(self, rng: np.random.Generator, run: FracSegNetRun) -> tuple[Case, int, int]:
-        by_grade = self._by_grade()
-        if run.sampling in GRADES_ALIKE:
-            group = by_grade[sorted(by_grade)[rng.integers(len(by_grade))]]
+        by_grade = self._by_grade
+        wanted = grade_shares(run)
+        if run.sampling in GRADE_FIRST and wanted is not None:
+            shares = group_shares(by_grade.keys(), wanted)
+            group = by_grade[int(rng.choice(list(shares), p=list(shares.values())))]
         else:
             group = [entry for entries in by_grade.values() for entry in entries]
         return group[rng.integers(len(group))]
 
-    @lru_cache(maxsize=1)  # noqa: B019 - a source lives as long as the process
+    @cached_property
     def _by_grade(self) -> dict[int, list[tuple[Case, int, int]]]:
+        """Grade, or ``UNKNOWN_GRADE`` -> the vertebrae that have it: their scan, label and grade."""
         groups: dict[int, list[tuple[Case, int, int]]] = {}
         for case in self.cases:
+            known = self.grades.get(case.name, {})
             for label in _centres(case, _grid_of(case)):
-                grade = grades_of(case, self.grades).get(label, -1)
+                grade = known.get(label, UNKNOWN_GRADE)
                 groups.setdefault(grade, []).append((case, label, grade))
         if not groups:
             raise InputError("The data set names no vertebra: neither centroid files nor masks were found.")
         return groups
+
+
+def group_shares(present: Collection[int], wanted: Sequence[float]) -> dict[int, float]:
+    """How often a vertebra of each grade that is present is drawn, of ``UNKNOWN_GRADE`` too; they add up to 1.
+
+    Args:
+        present: the grades that occur.
+        wanted: shares of grades 0 to 3; the grades that occur keep their proportions.
+
+    Unknown ones have ``UNKNOWN_SHARE``, or all where no grade is known.
+    """
+    known = {grade: wanted[grade] for grade in sorted(present) if grade != UNKNOWN_GRADE}
+    if not known:
+        return {UNKNOWN_GRADE: 1.0}
+    rest = 1.0 - UNKNOWN_SHARE if UNKNOWN_GRADE in present else 1.0
+    shares = {grade: rest * share / sum(known.values()) for grade, share in known.items()}
+    return shares | ({UNKNOWN_GRADE: UNKNOWN_SHARE} if UNKNOWN_GRADE in present else {})
 
 
 def _labelled(

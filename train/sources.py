@@ -14,6 +14,7 @@ from train.config import FracSegNetRun, LevelNetRun, LocNetRun
 from train.level_crops import AIR_HU, LevelSample, level_crops
 from train.phantom import Anatomy, PhantomConfig, random_scan_grid, render, sample_anatomy, sample_appearance
 from train.phantom.spine import VertebraShape, sample_spine
+from train.verse import splits_of_subjects
 
 _BALANCED_SHARES = (0.5, 1 / 6, 1 / 6, 1 / 6)
 """Equal shares made the network call an uncertain healthy vertebra grade 1."""
@@ -265,10 +266,18 @@ class MixedSource:
 
 
 def make_source(data: Sequence[str], *, grades: Path | None, cache: Path) -> Source:
-    """The source for the command line's ``--data``: ``phantoms``, folders in VerSe's layout, or several of them."""
+    """The source for the command line's ``--data``: ``phantoms``, folders in VerSe's layout, or several of them.
+
+    A patient whom one of the folders holds out for validation or test is not trained on in any other, and one for test
+    not validated on.
+    """
     from train.real_scans import RealSource
 
+    splits = splits_of_subjects(name for name in data if name != "phantoms")
     sources: list[Source] = [
-        PhantomSource() if name == "phantoms" else RealSource(Path(name), grades=grades, cache=cache) for name in data
+        PhantomSource()
+        if name == "phantoms"
+        else RealSource(Path(name), grades=grades, cache=cache, splits_elsewhere=splits)
+        for name in data
     ]
     return sources[0] if len(sources) == 1 else MixedSource(sources)

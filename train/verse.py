@@ -8,7 +8,8 @@ Splits: a folder between the root and ``rawdata`` whose name ends in ``training`
 which its scans are, as in VerSe's own archives. Where no folder says ``validation``, every tenth subject, chosen by a
 hash of its name, is held out of training for it. Scans of one subject are never on both sides: VerSe 2020 holds the
 patients of VerSe 2019 again, in other splits, so a subject that is in a test folder anywhere is for test alone, and one
-in a validation folder is not trained on. Of scans of the same name one is used.
+in a validation folder is not trained on. Of scans of the same name one is used. Among several data sets that are
+drawn from together a subject has one split likewise.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from runtime.errors import InputError
-from runtime.label_map import VERSE_LEVELS
+from runtime.label_map import VERSE_LEVELS, read_labels
 from runtime.volume import Float64, Grid
 
 LEVELS: Mapping[int, str] = VERSE_LEVELS
@@ -55,7 +56,7 @@ class Case:
 
     @property
     def subject(self) -> str:
-        """The patient: ``sub-verse401`` of ``sub-verse401_split-verse252``."""
+        """The patient: ``sub-verse401`` of ``sub-verse401_split-verse253``."""
         return self.name.split("_")[0]
 
 
@@ -67,10 +68,19 @@ class KnownHeights:
     height_loss: float
 
 
-def find_cases(root: Path | str, *, split: str | None = None) -> tuple[Case, ...]:
+def find_cases(
+    root: Path | str, *, split: str | None = None, splits_elsewhere: Mapping[str, str] | None = None
+) -> tuple[Case, ...]:
     """All scans under ``root``, or those of one split (see this module's head), sorted by name.
 
-    Raises InputError when there are none: the message names the layout that was looked for.
+    Args:
+        root: a folder in VerSe's layout.
+        split: one of ``SPLITS``, or None for all.
+        splits_elsewhere: subject -> its split in other data sets, see ``splits_of_subjects``: a subject is in the one
+            furthest from training, there or here.
+
+    Raises:
+        InputError: there is no scan (the message names the layout that was looked for), or none of that split.
     """
     root = Path(root)
     cases = [
@@ -83,7 +93,15 @@ def find_cases(root: Path | str, *, split: str | None = None) -> tuple[Case, ...
             f"No scan was found in {root}: looked for rawdata/sub-*/sub-*_ct.nii.gz (VerSe's layout). "
             "Point at the folder that holds rawdata/ and derivatives/."
         )
-    cases = _with_validation(_apart(cases))
+    own = _with_validation(_apart(cases))
+    cases = _stricter(own, splits_elsewhere or {})
+    if moved := sum(case.split != before.split for case, before in zip(cases, own, strict=True)):
+        log.info("%d scans in %s are of patients whom another folder holds out, and are held out too", moved, root)
+    return of_split(cases, split, root)
+
+
+def of_split(cases: Sequence[Case], split: str | None, root: Path | str) -> tuple[Case, ...]:
+    """The cases of one split, or all for None. Raises InputError, which names ``root``, when there are none."""
     chosen = tuple(case for case in cases if split in (None, case.split))
     if not chosen:
         counts = ", ".join(f"{sum(c.split == name for c in cases)} for {name}" for name in SPLITS)
@@ -94,12 +112,28 @@ def find_cases(root: Path | str, *, split: str | None = None) -> tuple[Case, ...
     return chosen
 
 
-def _apart(cases: Sequence[Case]) -> list[Case]:
-    """Each subject in one split, the one furthest from training that any of its scans is in; each name once."""
+def splits_of_subjects(roots: Iterable[Path | str]) -> dict[str, str]:
+    """Subject -> the split furthest from training that it is in under any of ``roots``."""
+    return _strictest(case for root in roots for case in find_cases(root))
+
+
+def _strictest(cases: Iterable[Case]) -> dict[str, str]:
     strictest: dict[str, str] = {}
     for case in cases:
         strictest[case.subject] = max(strictest.get(case.subject, SPLITS[0]), case.split, key=SPLITS.index)
-    once = {case.name: replace(case, split=strictest[case.subject]) for case in reversed(cases)}
+    return strictest
+
+
+def _stricter(cases: Iterable[Case], splits: Mapping[str, str]) -> list[Case]:
+    """The cases, those of subjects that are further from training in ``splits`` moved there."""
+    return [
+        replace(case, split=max(case.split, splits.get(case.subject, SPLITS[0]), key=SPLITS.index)) for case in cases
+    ]
+
+
+def _apart(cases: Sequence[Case]) -> list[Case]:
+    """Each subject in one split, the one furthest from training that any of its scans is in; each name once."""
+    once = {case.name: case for case in reversed(_stricter(cases, _strictest(cases)))}
     if len(once) < len(cases):
         log.warning("%d scans are there more than once; one of each name is used", len(cases) - len(once))
     return [once[name] for name in sorted(once)]
@@ -165,6 +199,28 @@ def read_centroids(path: Path, grid: Grid) -> dict[int, Float64]:
     The file's coordinates are voxel indices of the scan turned to the orientation that its first entry names; ``grid``
     is the scan's (or the mask's) own. Raises InputError for a file that isn't of this form.
     """
+    direction, points = _annotations(path)
+    centres = {}
+    for label, xyz in points.items():
+        if label in LEVELS:
+            centres[label] = grid.to_ras_mm(_from_direction(xyz, direction, grid, path)[::-1])
+    return centres
+
+
+def annotated_labels(case: Case) -> frozenset[int]:
+    """VerSe labels of the vertebrae in a scan's centroid file, or in its mask where it has none; else no label.
+
+    Raises InputError when the file cannot be read.
+    """
+    if case.centroids is not None:
+        return frozenset(_annotations(case.centroids)[1]) & LEVELS.keys()
+    if case.mask is not None:
+        return frozenset(np.unique(read_labels(case.mask)[0]).tolist()) & LEVELS.keys()
+    return frozenset()
+
+
+def _annotations(path: Path) -> tuple[str, dict[int, Float64]]:
+    """The direction that a centroid file names, and label -> voxel index (x, y, z), of sacrum and coccyx too."""
     try:
         entries = json.loads(path.read_text())
         direction = "".join(entries[0]["direction"])
@@ -174,11 +230,7 @@ def read_centroids(path: Path, grid: Grid) -> dict[int, Float64]:
             f"{path} is not a VerSe centroid file ({error}); expected a list that begins with "
             '{"direction": ["P", "I", "R"]} and goes on with {"label", "X", "Y", "Z"}.'
         ) from error
-    centres = {}
-    for label, xyz in points.items():
-        if label in LEVELS:
-            centres[label] = grid.to_ras_mm(_from_direction(xyz, direction, grid, path)[::-1])
-    return centres
+    return direction, points
 
 
 def _from_direction(xyz: Float64, direction: str, grid: Grid, path: Path) -> Float64:
@@ -223,15 +275,6 @@ def find_grades(root: Path, grades: Path | None) -> dict[str, dict[int, int]]:
     for file in files:
         found.update(read_grades(file))
     return found
-
-
-def grades_of(case: Case, grades: Mapping[str, Mapping[int, int]]) -> Mapping[int, int]:
-    """VerSe label -> grade of one scan; also where the grades are listed under the name its series had in VerSe 2019.
-
-    ``sub-verse401_split-verse252`` of the subject-based layout is series ``verse252`` of the original one.
-    """
-    series = re.search(r"_split-([a-z0-9]+)", case.name)
-    return grades.get(case.name) or (grades.get(f"sub-{series[1]}") if series else None) or {}
 
 
 def read_grades(path: Path) -> dict[str, dict[int, int]]:

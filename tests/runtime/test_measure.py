@@ -10,6 +10,7 @@ import pytest
 from runtime import mask_measurement
 from runtime.heights import measure_body
 from runtime.label_map import TOTALSEGMENTATOR_LEVELS, VERSE_LEVELS, read_labels
+from runtime.mask_measurement import measure_label_map
 from runtime.measure import main
 from runtime.morphometry import CERVICAL, CUT, measure_vertebrae
 from runtime.vertebral_body import BodyMask, find_body, spine_tangents
@@ -90,6 +91,43 @@ def test_numbers_in_any_scheme_and_turned_arrays_say_the_same(tmp_path, capsys):
     for a, b in zip(verse, theirs, strict=True):
         assert a["grade"] == b["grade"]
         assert a["heights_mm"]["anterior"] == pytest.approx(b["heights_mm"]["anterior"], abs=0.4)
+
+
+@pytest.mark.parametrize(
+    ("labels_down", "levels", "guess"),
+    [
+        ((28, 27, 25), ["L4", "L5"], "TotalSegmentator's, since"),
+        ((28, 27, 26), ["L4", "L5"], "TotalSegmentator's, since"),
+        ((27, 26, 25), ["L5"], "TotalSegmentator's, since"),
+        ((27, 25), ["L5"], "TotalSegmentator's, since"),
+        ((28, 27), ["L4", "L5"], "TotalSegmentator's, since"),
+        ((28, 25), ["L4"], "TotalSegmentator's, since"),
+        ((25, 26, 27), ["L6"], "taken for VerSe's"),
+        ((25, 26), ["L6"], "taken for VerSe's"),
+        ((28,), ["T13"], "taken for VerSe's"),
+        ((24, 25, 26), ["L5", "L6"], None),
+        ((19, 28, 20), ["T12", "T13", "L1"], None),
+        ((30, 29, 28), ["L2", "L3", "L4"], None),
+    ],
+)
+def test_labels_of_both_schemes_are_told_apart_by_their_order(labels_down, levels, guess):
+    """Labels 25 to 28 are sacrum to L4 from below in one scheme, L6, sacrum, coccyx and T13 in the other."""
+    column_labels, _, grid = column(broken=False)
+    labels = np.zeros_like(column_labels)
+    for ours, label in zip((19, 20, 21), labels_down, strict=False):
+        labels[column_labels == ours] = label
+    report = measure_label_map((labels, grid))
+    assert [v.level for v in report.vertebrae] == levels
+    notes = [note for note in report.notes if "were taken for" in note]
+    assert [guess in note and "--labels" in note for note in notes] == ([] if guess is None else [True])
+
+
+def test_a_scheme_that_is_named_is_not_guessed():
+    labels, _, grid = column(broken=False)
+    labels = np.array([0, 28, 27, 25], np.uint8)[np.where(labels > 0, labels - 18, 0)]
+    report = measure_label_map((labels, grid), scheme="verse")
+    assert [v.level for v in report.vertebrae] == ["T13", "L6"]
+    assert not any("taken for" in note for note in report.notes)
 
 
 def test_labels_that_only_count_are_not_taken_for_the_neck(tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,11 +10,14 @@ import nibabel
 import numpy as np
 import pytest
 
+from runtime.crops import crop_grid
 from runtime.errors import InputError
 from train.config import FracSegNetRun, LocNetRun
-from train.level_crops import block
-from train.phantom import PhantomConfig
-from train.real_scans import RealSource
+from train.evaluation.truth import verse_items
+from train.level_crops import block, crop_start
+from train.phantom import PhantomConfig, make_scan
+from train.phantom.verse import write_verse
+from train.real_scans import UNKNOWN_GRADE, UNKNOWN_SHARE, RealSource, group_shares
 from train.sources import (
     AIR_HU,
     MixedSource,
@@ -189,3 +193,129 @@ def test_validation_draws_from_other_subjects(verse_folder: Path, tmp_path: Path
 def test_one_subject_is_not_enough_to_validate_on(verse_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="more subjects"):
         held_out(RealSource(verse_folder, grades=verse_folder / "grades.json", cache=tmp_path / "cache"))
+
+
+def test_training_and_evaluation_have_the_grades_of_both_scans(tmp_path: Path) -> None:
+    """A phantom laid out as VerSe's patient 401: one scan around the neck, one below it, graded as two series."""
+    neck, below = "sub-verse401_split-verse201", "sub-verse401_split-verse253"
+    scan = make_scan(5, spacing_mm=4.0)
+    grades = {v.label: v.grade for v in scan.vertebrae if v.level[0] != "C"}
+    cut = sorted(grades)[2]
+    for name in (neck, below):
+        write_verse(scan, tmp_path, name.removeprefix("sub-"))
+        path = tmp_path / "derivatives" / name / f"{name}_seg-subreg_ctd.json"
+        head, *points = json.loads(path.read_text())
+        path.write_text(json.dumps([head, *(p for p in points if (p["label"] < cut) == (name == neck))]))
+    listed = {f"sub-verse401_series{int(label >= cut)}_{label}": grade for label, grade in grades.items()}
+    (tmp_path / "genant.json").write_text(json.dumps({"train": listed}))
+    expected = {
+        neck: {n: g for n, g in grades.items() if n < cut},
+        below: {n: g for n, g in grades.items() if n >= cut},
+    }
+    assert all(expected.values())
+    source = RealSource(tmp_path, grades=None, cache=tmp_path / "cache")
+    assert source.grades == expected
+    rng, run = np.random.default_rng(0), replace(FRAC, spacing_mm=6.0)
+    assert {source.vertebra(rng, run).grade for _ in range(40)} - {-1} == set(grades.values())
+    for item in verse_items(tmp_path, None):
+        assert {v.label: v.grade for v in item.load().vertebrae if v.grade is not None} == expected[item.name]
+
+
+@pytest.mark.parametrize("sampling", ["balanced", "equal", "severe"])
+@pytest.mark.parametrize("grades", [(0, 1, 2, 3), (0, 3), (2,)])
+@pytest.mark.parametrize("some_unknown", [True, False])
+def test_real_grades_are_drawn_as_often_as_the_sampling_says(
+    tmp_path: Path, sampling: str, grades: tuple[int, ...], some_unknown: bool
+) -> None:
+    """However often each occurs: a scan with 1, 2, 3... vertebrae of the grades, and the ungraded neck."""
+    known = [grade for count, grade in enumerate(grades, start=1) for _ in range(count)]
+    listed = {f"sub-a_{label}": grade for label, grade in enumerate(known, start=8)}
+    unknown = range(1, 8) if some_unknown else range(0)
+    folder = tmp_path / "derivatives" / "sub-a"
+    (tmp_path / "rawdata" / "sub-a").mkdir(parents=True)
+    folder.mkdir(parents=True)
+    nibabel.save(nibabel.Nifti1Image(np.zeros((4, 4, 4), np.int16), np.eye(4)), tmp_path / "rawdata/sub-a/sub-a_ct.nii")
+    labels = [*unknown, *range(8, 8 + len(known))]
+    points = [{"label": label, "X": 1, "Y": 1, "Z": 1} for label in labels]
+    (folder / "sub-a_seg-subreg_ctd.json").write_text(json.dumps([{"direction": ["R", "A", "S"]}, *points]))
+    (tmp_path / "genant.json").write_text(json.dumps(listed))
+    source = RealSource(tmp_path, grades=None, cache=tmp_path / "cache")
+    run, rng, draws = replace(FRAC, sampling=sampling), np.random.default_rng(0), 4000
+    met = Counter(source._choose(rng, run)[2] for _ in range(draws))
+    shares = grade_shares(run)
+    assert shares is not None
+    assert set(met) == {*grades, *([-1] if some_unknown else [])}
+    rest = 1 - UNKNOWN_SHARE if some_unknown else 1.0
+    for grade in grades:
+        expected = rest * shares[grade] / sum(shares[g] for g in grades)
+        assert met[grade] / draws == pytest.approx(expected, abs=0.03)
+    if some_unknown:
+        assert met[-1] / draws == pytest.approx(UNKNOWN_SHARE, abs=0.03)
+
+
+def test_two_sources_keep_apart_what_they_draw(verse_folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    for part in ("rawdata", "derivatives"):
+        shutil.copytree(verse_folder / part, other / part)
+    (other / "grades.json").write_text(json.dumps({"sub-a_20": 1, "sub-a_21": 1}))
+    first, second = (RealSource(r, grades=r / "grades.json", cache=tmp_path / "cache") for r in (verse_folder, other))
+    rng = np.random.default_rng(0)
+    for _ in range(4):
+        assert first._choose(rng, FRAC)[2] in (0, 3)
+        assert second._choose(rng, FRAC)[2] == 1
+
+
+def test_only_unknown_grades_are_drawn_too() -> None:
+    assert group_shares({UNKNOWN_GRADE}, (0.25,) * 4) == {UNKNOWN_GRADE: 1.0}
+
+
+def test_real_crops_lie_where_crop_grid_lays_them(verse_folder: Path, tmp_path: Path) -> None:
+    """On average over the places within a voxel: a crop of real voxels can't lie between them."""
+    source = RealSource(verse_folder, grades=verse_folder / "grades.json", cache=tmp_path / "cache")
+    rng = np.random.default_rng(0)
+    run = replace(FRAC, spacing_mm=2.0, centre_jitter_mm=3.0, crop_shift_mm=(0.0, 4.0, -6.0))
+    run = replace(run, network=replace(run.network, crop=24))
+    shape, centre = (24, 24, 24), np.array([7.0, -3.0, 5.0])
+    grid = crop_grid(centre, spacing_mm=2.0, shape_zyx=shape, shift_ras_mm=run.crop_shift_mm)
+    expected = grid.to_index_zyx(centre)
+    met = [np.argwhere(source.vertebra(rng, run).masks[0]).mean(axis=0) for _ in range(300)]
+    np.testing.assert_allclose(np.mean(met, axis=0), expected, atol=0.3)
+
+    loc = replace(LOC, negative_fraction=0.0)
+    points = [source.localisation(rng, (8, 8, 8), loc)[1] for _ in range(600)]
+    middle = crop_grid(centre, spacing_mm=loc.spacing_mm, shape_zyx=(8, 8, 8)).to_index_zyx(centre)
+    np.testing.assert_allclose(np.concatenate(points).mean(axis=0), middle, atol=0.3)
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 8), (9, 7, 5), (16, 9, 4)])
+def test_a_crops_start_is_that_of_crop_grid_to_the_nearest_voxel(shape: tuple[int, int, int]) -> None:
+    middles = np.linspace(20.0, 21.0, 1000, endpoint=False)[:, None] + np.array([0.0005, 3.0005, 7.0005])
+    met = np.array([middle - crop_start(middle, shape) for middle in middles])
+    grid = crop_grid((20.0, 20.0, 20.0), spacing_mm=1.0, shape_zyx=shape)
+    expected = grid.to_index_zyx([20.0, 20.0, 20.0])
+    assert np.abs(met - expected).max() <= 0.5 + 1e-9
+    np.testing.assert_allclose(met.mean(axis=0), expected, atol=1e-3)
+
+
+def test_patients_do_not_leak_between_two_folders(tmp_path: Path) -> None:
+    """One folder of all patients, one in which some of them are for validation and test."""
+    layout = {
+        "old": {"rawdata": range(40)},
+        "new": {"training/rawdata": range(10, 30), "validation/rawdata": range(5, 10), "test/rawdata": range(30, 40)},
+    }
+    for folder, parts in layout.items():
+        for part, subjects in parts.items():
+            for n in subjects:
+                path = tmp_path / folder / part / f"sub-{n}" / f"sub-{n}_ct.nii.gz"
+                path.parent.mkdir(parents=True)
+                path.touch()
+    source = make_source([str(tmp_path / name) for name in layout], grades=None, cache=tmp_path / "cache")
+    assert isinstance(source, MixedSource)
+    training = {c.subject for part in source.sources for c in part.cases}  # type: ignore[attr-defined]
+    validation = {c.subject for part in source.validation().sources for c in part.cases}  # type: ignore[attr-defined]
+    test = {f"sub-{n}" for n in range(30, 40)}
+    assert {f"sub-{n}" for n in range(5, 10)} <= validation
+    assert training
+    assert not training & validation
+    assert not test & (training | validation)
+    assert len(training | validation | test) == 40

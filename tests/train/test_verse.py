@@ -17,11 +17,11 @@ from train.verse import (
     LEVELS,
     find_cases,
     find_grades,
-    grades_of,
     held_out_subjects,
     read_centroids,
     read_grades,
     read_heights,
+    splits_of_subjects,
 )
 
 
@@ -45,16 +45,16 @@ def test_real_file_names_are_found(tmp_path: Path) -> None:
         "dataset-01training/rawdata/sub-verse004/sub-verse004_ct.nii.gz",
         "dataset-01training/derivatives/sub-verse004/sub-verse004_seg-vert_msk.nii.gz",
         "dataset-01training/derivatives/sub-verse004/sub-verse004_seg-subreg_ctd.json",
-        "dataset-01training/rawdata/sub-verse401/sub-verse401_split-verse252_ct.nii.gz",
-        "dataset-01training/derivatives/sub-verse401/sub-verse401_split-verse252_seg-vert_msk.nii.gz",
+        "dataset-01training/rawdata/sub-verse401/sub-verse401_split-verse253_ct.nii.gz",
+        "dataset-01training/derivatives/sub-verse401/sub-verse401_split-verse253_seg-vert_msk.nii.gz",
         "dataset-01training/rawdata/sub-gl003/sub-gl003_dir-ax_ct.nii.gz",
         "dataset-01training/derivatives/sub-gl003/sub-gl003_dir-ax_seg-vb_ctd.json",
     )
     cases = {case.name: case for case in find_cases(tmp_path)}
-    assert sorted(cases) == ["sub-gl003_dir-ax", "sub-verse004", "sub-verse401_split-verse252"]
+    assert sorted(cases) == ["sub-gl003_dir-ax", "sub-verse004", "sub-verse401_split-verse253"]
     assert cases["sub-verse004"].mask is not None
     assert cases["sub-verse004"].centroids is not None
-    assert cases["sub-verse401_split-verse252"].centroids is None
+    assert cases["sub-verse401_split-verse253"].centroids is None
     assert cases["sub-gl003_dir-ax"].centroids is not None
 
 
@@ -111,6 +111,25 @@ def test_a_patient_who_is_in_two_releases_is_in_one_split(tmp_path: Path, caplog
         "test": ["sub-verse006_split-verse007", "sub-verse006_split-verse008"],
     }
     assert "1 scans are there more than once" in caplog.text
+
+
+def test_what_one_folder_holds_out_another_does_not_train_on(tmp_path: Path) -> None:
+    """VerSe 2019 and 2020 as two folders: patients of one's training are in the other's validation or test."""
+    scans = {
+        "verse19": {"training": "abcd", "validation": "ef", "test": "gh"},
+        "verse20": {"training": "aegx", "validation": "bhy", "test": "cz"},
+    }
+    for release, splits in scans.items():
+        for split, subjects in splits.items():
+            make(tmp_path, *(f"{release}/{split}/rawdata/sub-{s}/sub-{s}_ct.nii.gz" for s in subjects))
+    roots = [tmp_path / release for release in scans]
+    together = splits_of_subjects(roots)
+    met = {
+        split: {c.subject[-1] for r in roots for c in find_cases(r, splits_elsewhere=together) if c.split == split}
+        for split in ("training", "validation", "test")
+    }
+    assert met == {"training": set("adx"), "validation": set("befy"), "test": set("cghz")}
+    assert {c.subject[-1] for c in find_cases(roots[0], split="training")} == set("abcd"), "alone it is as it was"
 
 
 @pytest.mark.parametrize("count", range(1, 30))
@@ -224,14 +243,6 @@ def test_bad_grade_files_are_refused(tmp_path: Path, name: str, text: str, says:
     path.write_text(text)
     with pytest.raises(InputError, match=says):
         read_grades(path)
-
-
-def test_grades_under_the_series_name_of_2019(tmp_path: Path) -> None:
-    make(tmp_path, "rawdata/sub-verse401/sub-verse401_split-verse252_ct.nii.gz")
-    (case,) = find_cases(tmp_path)
-    assert grades_of(case, {"sub-verse252": {20: 1}, "sub-verse401": {20: 2}}) == {20: 1}
-    assert grades_of(case, {case.name: {20: 3}, "sub-verse252": {20: 1}}) == {20: 3}
-    assert grades_of(case, {"sub-verse401": {20: 2}}) == {}
 
 
 def test_grades_beside_the_data_are_found(tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from runtime.readers import read_scan
 from runtime.volume import Grid, Volume
 from train.label_maps import read_labels, sample_nearest
 from train.phantom import PhantomConfig, make_scan
-from train.verse import LEVELS, Case, find_cases, find_grades, grades_of, read_centroids, read_heights
+from train.scan_grades import match_grades
+from train.verse import LEVELS, Case, find_cases, find_grades, of_split, read_centroids, read_heights
 
 HELD_OUT_SEED = 2**31
 """Training draws its phantoms' seeds below this; evaluation from here on."""
@@ -111,9 +112,11 @@ def verse_items(root: Path, grades: Path | None, *, split: str | None = None) ->
     Raises:
         InputError: there is no scan, none of them has centroids, or the grades belong to none of them.
     """
-    cases = find_cases(root, split=split)
+    every_case = find_cases(root)
+    cases = of_split(every_case, split, root)
     known = find_grades(root, grades)
-    if known and not any(grades_of(case, known) for case in cases):
+    matched = match_grades(every_case, known)
+    if known and not any(case.name in matched for case in cases):
         raise InputError(
             f"The grades are of {', '.join(list(known)[:3])}, ..., none of which is a scan in {root}, where there are "
             f"{', '.join(case.name for case in cases[:3])}, ...; name the file of their grades with --grades."
@@ -124,7 +127,7 @@ def verse_items(root: Path, grades: Path | None, *, split: str | None = None) ->
             f"None of the {len(cases)} scans in {root} has a centroid file (derivatives/sub-*/*_seg-subreg_ctd.json), "
             "so nothing says where their vertebrae are."
         )
-    return [_verse_item(case, grades_of(case, known)) for case in located]
+    return [_verse_item(case, matched.get(case.name, {})) for case in located]
 
 
 def _verse_item(case: Case, grades: Mapping[int, int]) -> ScanItem:
