@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,13 +10,14 @@ from runtime.dicom import SEG
 from runtime.errors import InputError
 from runtime.findings import Findings, from_json
 from runtime.output import DICOM_FILES, FINDINGS_FILE, MASK_FILE, OVERVIEW_FILE, Outputs
+from runtime.readers.itk_files import sha256_of
 
 if TYPE_CHECKING:
     from runtime.pipeline import Pipeline, PreparedScan
     from runtime.readers.options import ReadOptions
 
-_HASHED_WHOLE = (".nii", ".nii.gz", ".nrrd", ".mha")
-"""Endings of files whose scan hash is that of the file, so that it is known without reading the scan."""
+_HASHED_WHOLE = (".nii", ".nii.gz", ".nrrd", ".mha", ".mhd")
+"""Endings of scans whose hash is that of their files, so that it is known without reading the scan."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def prepare_unless_done(
     if before is not None:
         try:
             sha256 = hash_of_file(scan)
-        except OSError:  # reading it tells what is wrong
+        except (OSError, InputError):  # reading it tells what is wrong
             sha256 = None
         if sha256 == before.scan.sha256:
             return DoneBefore(before)
@@ -84,9 +84,9 @@ def hash_of_file(scan: Path) -> str | None:
     """The hash that reading the scan would give, where it is known without; None where it isn't.
 
     Raises:
-        OSError: the file can't be read.
+        InputError: it can't be told which files the scan consists of.
+        OSError: a file can't be read.
     """
     if not scan.is_file() or not scan.name.lower().endswith(_HASHED_WHOLE):
         return None
-    with scan.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_of(scan)
