@@ -1,10 +1,12 @@
 """Folders of scans through the command line: read ahead, resumed, and never half-written."""
 
+import gc
 import json
 import os
 import signal
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -147,6 +149,70 @@ def test_what_did_not_fit_beside_another_scan_is_tried_alone(scans, run, monkeyp
     assert tries == [".gz", ".nii", ".nii"]
     assert files("out") == EXPECTED
     assert capsys.readouterr().err == ""
+
+
+class Arrays:
+    """Stands for what a scan takes of the memory."""
+
+
+@pytest.mark.parametrize("stage", ["prepare", "analyse"])
+def test_a_scan_is_tried_again_only_when_the_memory_of_its_first_try_and_of_the_next_scan_is_free(
+    scans, run, monkeypatch, capsys, stage, ball_scan, save
+):
+    (scans / "broken.nii.gz").unlink()
+    save(ball_scan(2).volume, scans / "b.nii")
+    short_of = {"prepare": "b", "analyse": "a"}[stage]
+    held, prepared, tries = [], [], []
+    real_prepare = Pipeline.prepare
+
+    def prepare(self, scan, **options):
+        result = real_prepare(self, scan, **options)
+        prepared.append(weakref.ref(result))
+        return result
+
+    def once_out_of_memory(self, scan, **options):
+        name = scan.name.partition(".")[0] if isinstance(scan, Path) else scan.volume.name
+        if name == short_of and not tries:
+            arrays = Arrays()
+            held.append(weakref.ref(arrays))
+            tries.append(name)
+            raise OutOfMemoryError("It does not fit.") from MemoryError()
+        if name == short_of and len(tries) == 1:
+            tries.append(name)
+            assert held[0]() is None
+            assert [result for result in prepared if result() not in (None, scan)] == []
+        return real_try(self, scan, **options)
+
+    monkeypatch.setattr(Pipeline, "prepare", prepare)
+    real_try = getattr(Pipeline, stage)
+    monkeypatch.setattr(Pipeline, stage, once_out_of_memory)
+    monkeypatch.setattr("runtime.scan_runner.give_back_memory", lambda: None)
+    gc.disable()
+    try:
+        assert run(scans, "-o", "out") == 0
+    finally:
+        gc.enable()
+    assert tries == [short_of, short_of]
+    assert files("out") == EXPECTED | {f"b.vertebrae/{name}" for name in ("findings.json", "vertebrae.nii.gz")}
+    out, err = capsys.readouterr()
+    assert (out.splitlines()[-1], err) == ("3 scans done, 0 failed", "")
+
+
+def test_a_scan_that_does_not_fit_alone_is_tried_once_more_and_then_given_up(scans, run, monkeypatch, capsys):
+    (scans / "broken.nii.gz").unlink()
+    real, tries = Pipeline.analyse, []
+
+    def analyse(self, scan, **options):
+        tries.append(scan.volume.grid.shape_zyx)
+        if scan.volume.grid.shape_zyx == tries[0]:
+            raise OutOfMemoryError("It does not fit.")
+        return real(self, scan, **options)
+
+    monkeypatch.setattr(Pipeline, "analyse", analyse)
+    assert run(scans, "-o", "out") == 4
+    assert [shape == tries[0] for shape in tries] == [True, True, False]
+    assert files("out") == {name for name in EXPECTED if name.startswith("deep")}
+    assert capsys.readouterr().err.splitlines() == [f"error: {scans / 'a.nii.gz'}: It does not fit."]
 
 
 def test_a_collision_in_one_folder_is_refused_before_any_work(scans, run, capsys):
