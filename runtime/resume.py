@@ -69,15 +69,24 @@ def finished_findings(folder: Path, *, bundle_sha256: str, outputs: Outputs) -> 
         OSError: the folder is there and can't be read.
     """
     needed = [FINDINGS_FILE, MASK_FILE, *([OVERVIEW_FILE] if outputs.overview else [])]
-    if not all((folder / name).is_file() for name in needed):
+    if not all(_has_content(folder / name) for name in needed):
         return None
     try:
         findings = from_json((folder / FINDINGS_FILE).read_text(encoding="utf-8"))
     except (InputError, UnicodeDecodeError):  # of another version, or damaged: made anew
         return None
     kinds = [kind for kind in outputs.dicom if kind != SEG or findings.vertebrae]
-    is_complete = all((folder / DICOM_FILES[kind]).is_file() for kind in kinds)
+    is_complete = all(_has_content(folder / DICOM_FILES[kind]) for kind in kinds)
     return findings if is_complete and findings.bundle.sha256 == bundle_sha256 else None
+
+
+def _has_content(file: Path) -> bool:
+    """Whether it is there and not empty, as a power cut leaves files that were not yet on the disk.
+
+    Raises:
+        OSError: that can't be told.
+    """
+    return file.is_file() and file.stat().st_size > 0
 
 
 def hash_of_file(scan: Path) -> str | None:

@@ -134,6 +134,19 @@ def test_resume_runs_again_what_is_not_complete_or_not_of_this_scan(
     assert names == ["a"]
 
 
+@pytest.mark.parametrize("name", ["findings.json", "vertebrae.nii.gz", "overview.png"])
+def test_resume_runs_again_where_a_power_cut_left_an_empty_file(scans, ball_bundle, monkeypatch, name):
+    arguments = [str(scans / "a.nii.gz"), "-o", "out", "--bundle", str(ball_bundle), "--precision", "fp32"]
+    assert main(arguments) == 0
+    whole = files("out")
+    names = counted(monkeypatch)
+    Path("out", name).write_bytes(b"")
+    assert main([*arguments, "--resume"]) == 0
+    assert names == ["a"]
+    assert files("out") == whole
+    assert Path("out", name).stat().st_size > 0
+
+
 def test_what_did_not_fit_beside_another_scan_is_tried_alone(scans, run, monkeypatch, capsys):
     (scans / "broken.nii.gz").unlink()
     real, tries = Pipeline.prepare, []
