@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from runtime.dicom import BINARY
 from runtime.dicom import FILES as DICOM_FILES
 from runtime.disk import flush_folder, flush_with_files
 from runtime.errors import InputError
@@ -68,12 +69,13 @@ class Outputs:
     Args:
         overview: the picture.
         dicom: kinds of DICOM objects, of ``runtime.dicom.KINDS``.
-        seg_type: how the segmentation is encoded, one of ``runtime.dicom.SEG_TYPES``.
+        seg_type: how the segmentation is encoded, one of ``runtime.dicom.SEG_TYPES``; None where nobody named one:
+            ``BINARY``.
     """
 
     overview: bool = True
     dicom: tuple[str, ...] = ()
-    seg_type: str = "BINARY"
+    seg_type: str | None = None
 
 
 def write_results(
@@ -114,7 +116,7 @@ def write_results(
 
             progress.stage("dicom")
             dicom_start_s = time.perf_counter()
-            write_dicom(analysis, fresh, outputs.dicom, seg_type=outputs.seg_type)
+            write_dicom(analysis, fresh, outputs.dicom, seg_type=outputs.seg_type or BINARY)
             seconds["dicom"] = round(time.perf_counter() - dicom_start_s, 3)
         progress.stage("write")
         write_start_s = time.perf_counter()

@@ -17,7 +17,7 @@ from runtime.output import Outputs, write_results
 from runtime.read_ahead import Begun, one_ahead
 from runtime.readers import scan_name
 from runtime.report import table
-from runtime.resume import DoneBefore, prepare_unless_done
+from runtime.resume import DoneBefore, Named, prepare_unless_done
 from runtime.series import reading_options
 
 if TYPE_CHECKING:
@@ -73,7 +73,8 @@ class ScanRunner:
         reading = reading_options(self._arguments)
         if not self._arguments.resume:
             return self._pipeline.prepare(scan, reading=reading)
-        return prepare_unless_done(self._pipeline, scan, folder, outputs=self._outputs, reading=reading)
+        named = Named(self._arguments.engine, self._arguments.precision, self._arguments.exhaustive)
+        return prepare_unless_done(self._pipeline, scan, folder, outputs=self._outputs, named=named, reading=reading)
 
     def _finish(self, job: Job, begun: Begun[PreparedScan | DoneBefore]) -> tuple[int, bool]:
         """Run the networks and write the results; the status, and whether they were there already.

@@ -134,6 +134,47 @@ def test_resume_runs_again_what_is_not_complete_or_not_of_this_scan(
     assert names == ["a"]
 
 
+def changed_findings(**parts):
+    """Write parts of the findings in ``out`` anew, as another run would have written them."""
+    path = Path("out/findings.json")
+    content = json.loads(path.read_text())
+    for part, values in parts.items():
+        content[part] = values if values is None else {**content[part], **values}
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("before", "options", "runs_again"),
+    [
+        ({"engine": {"precision": "int8"}}, ["--precision", "auto"], False),
+        ({"engine": {"precision": "int8"}}, ["--precision", "fp32"], True),
+        ({"engine": {"precision": "fp32"}}, ["--precision", "fp32"], False),
+        ({"engine": {"name": "onnxruntime"}}, [], False),
+        ({"engine": {"name": "onnxruntime"}}, ["--engine", "openvino"], True),
+        ({"engine": {"name": "openvino"}}, ["--engine", "openvino"], False),
+        ({"settings": {"exhaustive": False}}, ["--exhaustive"], True),
+        ({"settings": {"exhaustive": True}}, ["--exhaustive"], False),
+        ({"settings": {"exhaustive": True}}, [], False),
+        ({"settings": None}, ["--exhaustive"], True),
+        ({"settings": None}, [], False),
+    ],
+)
+def test_resume_runs_again_what_was_made_otherwise_than_is_asked_for_by_name(
+    scans, ball_bundle, monkeypatch, before, options, runs_again
+):
+    def run(*more):
+        return main([str(scans / "a.nii.gz"), "-o", "out", "--no-overview", "--bundle", str(ball_bundle), *more])
+
+    assert run("--precision", "fp32") == 0
+    changed_findings(**before)
+    names = counted(monkeypatch)
+    assert run("--resume", *options) == 0
+    assert names == ["a"] * runs_again
+    settings = from_json(Path("out/findings.json").read_text()).settings
+    if runs_again:
+        assert settings.exhaustive == ("--exhaustive" in options)
+
+
 @pytest.mark.parametrize("name", ["findings.json", "vertebrae.nii.gz", "overview.png"])
 def test_resume_runs_again_where_a_power_cut_left_an_empty_file(scans, ball_bundle, monkeypatch, name):
     arguments = [str(scans / "a.nii.gz"), "-o", "out", "--bundle", str(ball_bundle), "--precision", "fp32"]
