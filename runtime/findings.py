@@ -6,7 +6,7 @@ import json
 import math
 import types
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from importlib import resources
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -133,8 +133,22 @@ class BundleInfo:
 
 
 @dataclass(frozen=True)
+class Settings:
+    """What was asked of the run besides engine and precision.
+
+    Args:
+        exhaustive: whether the first network was run everywhere, not only along the spine.
+    """
+
+    exhaustive: bool
+
+
+@dataclass(frozen=True)
 class Findings:
-    """Everything reported about one scan; ``timings_s`` holds seconds per stage and ``"total"``."""
+    """Everything reported about one scan; ``timings_s`` holds seconds per stage and ``"total"``.
+
+    ``settings`` is None, or absent from the JSON, where it was written before there were any.
+    """
 
     scan: ScanInfo
     bundle: BundleInfo
@@ -143,6 +157,7 @@ class Findings:
     peak_memory_mb: float
     warnings: tuple[str, ...]
     vertebrae: tuple[Vertebra, ...]
+    settings: Settings | None = None
     schema_version: int = SCHEMA_VERSION
 
 
@@ -205,15 +220,17 @@ def _read(kind: Any, value: Any, where: str) -> Any:
 
 
 def _read_object(kind: Any, value: Any, where: str) -> Any:
+    """The same for a dataclass; fields that have a default may be missing."""
     names = [f.name for f in fields(kind)]
+    needed = {f.name for f in fields(kind) if f.default is MISSING}
     if not isinstance(value, dict):
         raise InputError(f"{where} should be an object; met {value!r}.")
-    if missing := sorted(set(names) - set(value)):
+    if missing := sorted(needed - set(value)):
         raise InputError(f"{where} lacks {', '.join(missing)}.")
     if unknown := sorted(set(value) - set(names)):
         raise InputError(f"{where} has the unknown field {', '.join(unknown)}.")
     hints = get_type_hints(kind)
-    return kind(**{name: _read(hints[name], value[name], f"{where}.{name}") for name in names})
+    return kind(**{name: _read(hints[name], value[name], f"{where}.{name}") for name in names if name in value})
 
 
 def _check(findings: Findings) -> None:

@@ -61,7 +61,8 @@ def _add_result_options(parser: argparse.ArgumentParser) -> None:
         "--resume",
         action="store_true",
         help="go on where an interrupted run stopped: leave scans out whose complete results are there, of the same "
-        "scan (by its hash) and the same bundle",
+        "scan (by its hash) and the same bundle, made with --engine, --precision, --exhaustive and --seg-type as given "
+        "where they are",
     )
     parser.add_argument("--no-overview", action="store_true", help="do not draw overview.png")
     parser.add_argument(
@@ -119,7 +120,6 @@ def add_output_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--seg-type",
         choices=SEG_TYPES,
-        default=SEG_TYPES[0],
         type=str.upper,
         help="how seg.dcm is encoded; many archives and viewers refuse label maps (default: BINARY)",
     )
@@ -153,7 +153,7 @@ def outputs_of(arguments: argparse.Namespace, scans: Sequence[Path]) -> Outputs:
     from runtime.output import Outputs
     from runtime.readers import may_be_dicom
 
-    if arguments.seg_type != BINARY and "seg" not in arguments.output.lower().split(","):
+    if arguments.seg_type not in (None, BINARY) and "seg" not in arguments.output.lower().split(","):
         raise InputError(f"--seg-type is for --output seg; met --output {arguments.output or 'nothing'}.")
     if not arguments.output:
         return Outputs(overview=not arguments.no_overview)

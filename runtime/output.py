@@ -12,7 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from runtime.dicom import BINARY
 from runtime.dicom import FILES as DICOM_FILES
+from runtime.disk import flush_folder, flush_with_files
 from runtime.errors import InputError
 from runtime.findings import Findings, to_json
 from runtime.memory import peak_memory_mb
@@ -67,12 +69,13 @@ class Outputs:
     Args:
         overview: the picture.
         dicom: kinds of DICOM objects, of ``runtime.dicom.KINDS``.
-        seg_type: how the segmentation is encoded, one of ``runtime.dicom.SEG_TYPES``.
+        seg_type: how the segmentation is encoded, one of ``runtime.dicom.SEG_TYPES``; None where nobody named one:
+            ``BINARY``.
     """
 
     overview: bool = True
     dicom: tuple[str, ...] = ()
-    seg_type: str = "BINARY"
+    seg_type: str | None = None
 
 
 def write_results(
@@ -113,7 +116,7 @@ def write_results(
 
             progress.stage("dicom")
             dicom_start_s = time.perf_counter()
-            write_dicom(analysis, fresh, outputs.dicom, seg_type=outputs.seg_type)
+            write_dicom(analysis, fresh, outputs.dicom, seg_type=outputs.seg_type or BINARY)
             seconds["dicom"] = round(time.perf_counter() - dicom_start_s, 3)
         progress.stage("write")
         write_start_s = time.perf_counter()
@@ -160,7 +163,9 @@ def replaced_whole(folder: Path, *, scratch: str = SCRATCH) -> Iterator[Path]:
     """A fresh folder to write into; when the block ends well its files become those of ``folder``, else they vanish.
 
     A new ``folder`` comes into being complete, by one rename. One that is there stays itself, since it may be a mount
-    point or the working directory: its results are exchanged for the new ones by renames, undone if one fails.
+    point or the working directory: its results are exchanged for the new ones by renames, undone if one fails. All is
+    on the disk before it gets its name, and ``findings.json`` comes last, so it never lies beside files that are not
+    whole or not its own, not even after a power cut.
 
     Raises:
         InputError: ``folder`` may not be replaced, or can't be written.
@@ -177,6 +182,7 @@ def replaced_whole(folder: Path, *, scratch: str = SCRATCH) -> Iterator[Path]:
             fresh.mkdir()
             yield fresh
             check_replaceable(folder)
+            flush_with_files(fresh)
             _put(fresh, folder, made / "old")
     finally:
         shutil.rmtree(made, ignore_errors=True)
@@ -191,6 +197,7 @@ def _put(fresh: Path, folder: Path, old: Path) -> None:
     if not folder.exists():
         try:
             fresh.rename(folder)
+            flush_folder(folder.parent)
             return
         except OSError:
             if not folder.exists():  # else another run has just put its results there
@@ -220,22 +227,35 @@ def _alone_in(folder: Path) -> Iterator[None]:
 
 
 def _exchange(fresh: Path, folder: Path, old: Path) -> None:
-    """Move the results in ``folder`` to ``old`` and those in ``fresh`` into it; when that fails, put all back."""
-    names = sorted(entry.name for entry in fresh.iterdir())
+    """Move the results in ``folder`` to ``old`` and those in ``fresh`` into it; when that fails, put all back.
+
+    Findings are the first to go and the last to come, on the disk too.
+    """
+    names = {entry.name for entry in fresh.iterdir()}
+    others = sorted((RESULT_FILES | names) - {FINDINGS_FILE})
     old.mkdir()
     try:
-        for name in sorted(RESULT_FILES):
-            if (folder / name).exists():
-                (folder / name).rename(old / name)
-        for name in names:
-            (fresh / name).rename(folder / name)
+        _move([FINDINGS_FILE], folder, old)
+        flush_folder(folder)
+        _move(others, folder, old)
+        _move(others, fresh, folder)
+        flush_folder(folder)
+        _move([FINDINGS_FILE], fresh, folder)
+        flush_folder(folder)
     except BaseException:
         for name in names:
             if not (fresh / name).exists():
                 (folder / name).unlink(missing_ok=True)
-        for entry in old.iterdir():
+        for entry in sorted(old.iterdir(), key=lambda entry: entry.name == FINDINGS_FILE):
             entry.replace(folder / entry.name)
         raise
+
+
+def _move(names: Sequence[str], source: Path, target: Path) -> None:
+    """Of the files ``names`` those that are in ``source`` to ``target``."""
+    for name in names:
+        if (source / name).exists():
+            (source / name).rename(target / name)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from runtime.engines import measured_choice, open_session, select_engine, triton
 from runtime.engines.base import EngineInfo, Session, release_memory
 from runtime.engines.triton_server import TritonServer
 from runtime.errors import BundleError, EngineError, InputError, OutOfMemoryError
-from runtime.findings import BundleInfo, Findings, ScanInfo
+from runtime.findings import BundleInfo, Findings, ScanInfo, Settings
 from runtime.heights import HeightEnds
 from runtime.kernels.threads import each_in_threads
 from runtime.levels import LevelCall, decode_levels, level_evidence
@@ -357,6 +357,7 @@ class Pipeline:
             peak_memory_mb=round(peak_memory_mb(), 1),
             warnings=warnings(self.spec, volume, vertebrae, dropped=dropped, rejected=found.rejected, padded=padded),
             vertebrae=vertebrae,
+            settings=Settings(exhaustive=self._exhaustive),
         )
         ends = tuple(measured.ends for measured in measurements)
         return Analysis(findings, labels, volume, notice(self.spec), ends, found.windows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,16 +12,19 @@ from typing import TYPE_CHECKING
 from runtime.console import complain, internal_error, say, shown
 from runtime.errors import OutOfMemoryError, VertscanError
 from runtime.findings import Findings, to_json
+from runtime.memory import give_back_memory
 from runtime.output import Outputs, write_results
 from runtime.read_ahead import Begun, one_ahead
 from runtime.readers import scan_name
 from runtime.report import table
-from runtime.resume import DoneBefore, prepare_unless_done
+from runtime.resume import DoneBefore, Named, prepare_unless_done
 from runtime.series import reading_options
 
 if TYPE_CHECKING:
-    from runtime.pipeline import Pipeline, PreparedScan
+    from runtime.pipeline import Analysis, Pipeline, PreparedScan
     from runtime.progress import Progress
+
+logger = logging.getLogger(__name__)
 
 Job = tuple[Path, Path]
 """A scan and the folder of its results."""
@@ -69,7 +73,8 @@ class ScanRunner:
         reading = reading_options(self._arguments)
         if not self._arguments.resume:
             return self._pipeline.prepare(scan, reading=reading)
-        return prepare_unless_done(self._pipeline, scan, folder, outputs=self._outputs, reading=reading)
+        named = Named(self._arguments.engine, self._arguments.precision, self._arguments.exhaustive)
+        return prepare_unless_done(self._pipeline, scan, folder, outputs=self._outputs, named=named, reading=reading)
 
     def _finish(self, job: Job, begun: Begun[PreparedScan | DoneBefore]) -> tuple[int, bool]:
         """Run the networks and write the results; the status, and whether they were there already.
@@ -102,14 +107,35 @@ class ScanRunner:
 
     def _analysed(self, job: Job, begun: Begun[PreparedScan | DoneBefore]) -> tuple[Findings, str, bool]:
         """Findings, what the table must say of the bundle, and whether an earlier run had made them."""
+        outcome = self._beside_others(begun)
+        if outcome is None:
+            logger.info("%s did not fit in memory beside another scan; it is run again alone", job[0])
+            if begun.following is not None:
+                begun.following.drop()
+            give_back_memory()
+            self._progress.stage("read")
+            outcome = self._analysis_of(self._prepare(job))
+        if isinstance(outcome, DoneBefore):
+            return outcome.findings, "", True
+        findings = write_results(outcome, job[1], outputs=self._outputs, progress=self._progress)
+        return findings, outcome.notice, False
+
+    def _beside_others(self, begun: Begun[PreparedScan | DoneBefore]) -> Analysis | DoneBefore | None:
+        """What came of a scan; None where memory ran out while another scan took a part of it.
+
+        All that the try had in memory is free again when this returns, the error with it.
+        """
+        was_shared = begun.beside_another
         try:
             prepared = begun.take()
+            was_shared = begun.following is not None
+            return self._analysis_of(prepared)
         except OutOfMemoryError:
-            if not begun.beside_another:
+            if not was_shared:
                 raise
-            prepared = self._prepare(job)  # alone now
+        return None
+
+    def _analysis_of(self, prepared: PreparedScan | DoneBefore) -> Analysis | DoneBefore:
         if isinstance(prepared, DoneBefore):
-            return prepared.findings, "", True
-        analysis = self._pipeline.analyse(prepared, progress=self._progress)
-        findings = write_results(analysis, job[1], outputs=self._outputs, progress=self._progress)
-        return findings, analysis.notice, False
+            return prepared
+        return self._pipeline.analyse(prepared, progress=self._progress)

@@ -54,7 +54,10 @@ class CohortRun:
                 continue
             try:
                 findings = finished_findings(
-                    scan.folder, bundle_sha256=self._orders.bundle_sha256, outputs=self._orders.outputs
+                    scan.folder,
+                    bundle_sha256=self._orders.bundle_sha256,
+                    outputs=self._orders.outputs,
+                    named=self._orders.named,
                 )
             except OSError:  # a worker will tell
                 continue

@@ -16,7 +16,7 @@ from runtime.kernels.threads import limit_threads
 from runtime.output import Outputs, write_results
 from runtime.progress import NoProgress
 from runtime.readers.options import ReadOptions
-from runtime.resume import DoneBefore, prepare_unless_done
+from runtime.resume import DoneBefore, Named, prepare_unless_done
 from runtime.version import software_version
 
 if TYPE_CHECKING:
@@ -61,6 +61,11 @@ class Orders:
     outputs: Outputs
     accept_gaps: bool
     version: str
+
+    @property
+    def named(self) -> Named:
+        """How results of earlier runs must have been made to be kept."""
+        return Named(self.engine, self.precision, self.exhaustive)
 
 
 @dataclass(frozen=True)
@@ -183,9 +188,11 @@ class Worker:
             return ended(FAILED, kind=DEFECT, reason=said, may_pass=True)
 
     def _findings(self, task: Task) -> tuple[str, str]:
-        outputs = self._orders.outputs
+        outputs, named = self._orders.outputs, self._orders.named
         reading = ReadOptions(accept_gaps=self._orders.accept_gaps)
-        prepared = prepare_unless_done(self._pipeline, task.scan, task.folder, outputs=outputs, reading=reading)
+        prepared = prepare_unless_done(
+            self._pipeline, task.scan, task.folder, outputs=outputs, named=named, reading=reading
+        )
         if isinstance(prepared, DoneBefore):
             return to_json(prepared.findings, indent=None), DONE_BEFORE
         analysis = self._pipeline.analyse(prepared)

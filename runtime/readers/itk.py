@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from runtime.errors import InputError
 from runtime.readers.checks import VoxelCollector, check_grid, check_shape
+from runtime.readers.itk_files import check_nrrd_header, data_files, metaimage_fields, sha256_of
 from runtime.volume import LPS_FROM_RAS, Volume
 
 
@@ -17,8 +17,8 @@ def read(path: Path, name: str) -> Volume:
     """Reads one file; see :func:`runtime.readers.read_scan`."""
     import SimpleITK
 
-    _require_plain_header(path)
-    sha256 = _sha256(path)
+    check_nrrd_header(path)
+    sha256 = sha256_of(path)
     reader = SimpleITK.ImageFileReader()
     reader.SetFileName(str(path))
     try:
@@ -41,59 +41,6 @@ def read(path: Path, name: str) -> Volume:
     return Volume(array, grid, name, sha256, tuple(voxels.notes))
 
 
-def _require_plain_header(path: Path) -> None:
-    """Refuses an NRRD header of absurdly many lines: ITK's time for them grows with their square."""
-    if path.suffix.lower() != ".nrrd":
-        return
-    with path.open("rb") as file:
-        lines = 0
-        while file.readline(_LONGEST_LINE).strip(b"\r\n"):
-            lines += 1
-            if lines > _MOST_HEADER_LINES:
-                raise InputError(
-                    f"The header of {path.name} has more than {_MOST_HEADER_LINES} lines. Export the scan again."
-                )
-
-
-def _sha256(path: Path) -> str:
-    """Hex digest of the file's bytes, followed by those of the data file that a MetaImage header names."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256")
-    data = _data_file(path)
-    if data is not None:
-        with data.open("rb") as file:
-            while chunk := file.read(2**20):
-                digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _header_fields(path: Path) -> dict[str, str]:
-    """The ``Name = value`` lines of a MetaImage header, names in lower case."""
-    fields = {}
-    with path.open("rb") as file:
-        for raw in iter(lambda: file.readline(4096), b""):
-            key, equals, value = raw.decode("latin-1").partition("=")
-            if not equals:
-                break
-            fields[key.strip().lower()] = value.strip()
-            if key.strip().lower() == "elementdatafile":
-                break
-    return fields
-
-
-def _data_file(path: Path) -> Path | None:
-    """The single separate data file of a MetaImage header, or None."""
-    if path.suffix.lower() != ".mhd":
-        return None
-    named = _header_fields(path).get("elementdatafile", "LOCAL")
-    if named.upper() == "LOCAL" or named.upper().startswith("LIST") or "%" in named:
-        return None
-    data = path.parent / named
-    if data.exists() and not data.is_file():
-        raise InputError(f"{path.name} names {named} as the file of its voxels, which is none. Export it again.")
-    return data
-
-
 def _require_scalars(reader: Any, file_name: str) -> None:
     import SimpleITK
 
@@ -105,8 +52,6 @@ def _require_scalars(reader: Any, file_name: str) -> None:
         )
 
 
-_MOST_HEADER_LINES = 10_000
-_LONGEST_LINE = 2**20
 _ELEMENT_BYTES = {"char": 1, "short": 2, "int": 4, "long": 4, "long_long": 8, "float": 4, "double": 8}
 
 
@@ -114,7 +59,7 @@ def _require_all_bytes(path: Path) -> None:
     """Refuses an uncompressed MetaImage that is too short, which ITK may read without a word."""
     if path.suffix.lower() not in (".mha", ".mhd"):
         return
-    fields = _header_fields(path)
+    fields = metaimage_fields(path)
     if fields.get("compresseddata", "false").lower() == "true" or "dimsize" not in fields:
         return
     element = fields.get("elementtype", "").lower().removeprefix("met_").replace("uchar", "char")
@@ -123,7 +68,7 @@ def _require_all_bytes(path: Path) -> None:
         needed = width * int(np.prod([int(n) for n in fields["dimsize"].split()]))
     except ValueError as error:
         raise InputError(f"{path.name} is damaged: its DimSize is {fields['dimsize']!r}. Export it again.") from error
-    met = (_data_file(path) or path).stat().st_size
+    met = sum(file.stat().st_size for file in data_files(path) or (path,))
     if met < needed:
         raise InputError(f"{path.name} is cut off: {needed} bytes of voxels are due, {met} are there. Copy it again.")
 

@@ -16,6 +16,7 @@ from runtime.findings import (
     Measured,
     NetworkOpinion,
     ScanInfo,
+    Settings,
     Vertebra,
     from_json,
     schema,
@@ -74,6 +75,7 @@ FINDINGS = Findings(
     peak_memory_mb=321.5,
     warnings=("No vertebra was found.",),
     vertebrae=(FULL, BARE),
+    settings=Settings(exhaustive=True),
 )
 
 
@@ -158,6 +160,10 @@ def test_a_number_that_json_does_not_know_is_refused():
         (["vertebrae", 0, "measured", "height_loss"], -0.2),
         (["vertebrae", 0, "measured", "heights_mm"], None),
         (["vertebrae", 0, "trabecular_hu"], "soft"),
+        (["settings"], True),
+        (["settings"], {}),
+        (["settings", "exhaustive"], None),
+        (["settings", "extra"], 1),
     ],
 )
 def test_reader_and_schema_refuse_the_same(path, value):
@@ -165,6 +171,13 @@ def test_reader_and_schema_refuse_the_same(path, value):
     with pytest.raises(InputError):
         from_json(text)
     assert not is_valid(text)
+
+
+@pytest.mark.parametrize("value", [None, ...])
+def test_findings_from_before_settings_were_recorded_are_read(value):
+    text = changed(["settings"], value)
+    assert from_json(text) == replace(FINDINGS, settings=None)
+    assert is_valid(text)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"schema_version": 2}'])

@@ -1,10 +1,12 @@
 """Folders of scans through the command line: read ahead, resumed, and never half-written."""
 
+import gc
 import json
 import os
 import signal
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -132,6 +134,60 @@ def test_resume_runs_again_what_is_not_complete_or_not_of_this_scan(
     assert names == ["a"]
 
 
+def changed_findings(**parts):
+    """Write parts of the findings in ``out`` anew, as another run would have written them."""
+    path = Path("out/findings.json")
+    content = json.loads(path.read_text())
+    for part, values in parts.items():
+        content[part] = values if values is None else {**content[part], **values}
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("before", "options", "runs_again"),
+    [
+        ({"engine": {"precision": "int8"}}, ["--precision", "auto"], False),
+        ({"engine": {"precision": "int8"}}, ["--precision", "fp32"], True),
+        ({"engine": {"precision": "fp32"}}, ["--precision", "fp32"], False),
+        ({"engine": {"name": "onnxruntime"}}, [], False),
+        ({"engine": {"name": "onnxruntime"}}, ["--engine", "openvino"], True),
+        ({"engine": {"name": "openvino"}}, ["--engine", "openvino"], False),
+        ({"settings": {"exhaustive": False}}, ["--exhaustive"], True),
+        ({"settings": {"exhaustive": True}}, ["--exhaustive"], False),
+        ({"settings": {"exhaustive": True}}, [], False),
+        ({"settings": None}, ["--exhaustive"], True),
+        ({"settings": None}, [], False),
+    ],
+)
+def test_resume_runs_again_what_was_made_otherwise_than_is_asked_for_by_name(
+    scans, ball_bundle, monkeypatch, before, options, runs_again
+):
+    def run(*more):
+        return main([str(scans / "a.nii.gz"), "-o", "out", "--no-overview", "--bundle", str(ball_bundle), *more])
+
+    assert run("--precision", "fp32") == 0
+    changed_findings(**before)
+    names = counted(monkeypatch)
+    assert run("--resume", *options) == 0
+    assert names == ["a"] * runs_again
+    settings = from_json(Path("out/findings.json").read_text()).settings
+    if runs_again:
+        assert settings.exhaustive == ("--exhaustive" in options)
+
+
+@pytest.mark.parametrize("name", ["findings.json", "vertebrae.nii.gz", "overview.png"])
+def test_resume_runs_again_where_a_power_cut_left_an_empty_file(scans, ball_bundle, monkeypatch, name):
+    arguments = [str(scans / "a.nii.gz"), "-o", "out", "--bundle", str(ball_bundle), "--precision", "fp32"]
+    assert main(arguments) == 0
+    whole = files("out")
+    names = counted(monkeypatch)
+    Path("out", name).write_bytes(b"")
+    assert main([*arguments, "--resume"]) == 0
+    assert names == ["a"]
+    assert files("out") == whole
+    assert Path("out", name).stat().st_size > 0
+
+
 def test_what_did_not_fit_beside_another_scan_is_tried_alone(scans, run, monkeypatch, capsys):
     (scans / "broken.nii.gz").unlink()
     real, tries = Pipeline.prepare, []
@@ -147,6 +203,70 @@ def test_what_did_not_fit_beside_another_scan_is_tried_alone(scans, run, monkeyp
     assert tries == [".gz", ".nii", ".nii"]
     assert files("out") == EXPECTED
     assert capsys.readouterr().err == ""
+
+
+class Arrays:
+    """Stands for what a scan takes of the memory."""
+
+
+@pytest.mark.parametrize("stage", ["prepare", "analyse"])
+def test_a_scan_is_tried_again_only_when_the_memory_of_its_first_try_and_of_the_next_scan_is_free(
+    scans, run, monkeypatch, capsys, stage, ball_scan, save
+):
+    (scans / "broken.nii.gz").unlink()
+    save(ball_scan(2).volume, scans / "b.nii")
+    short_of = {"prepare": "b", "analyse": "a"}[stage]
+    held, prepared, tries = [], [], []
+    real_prepare = Pipeline.prepare
+
+    def prepare(self, scan, **options):
+        result = real_prepare(self, scan, **options)
+        prepared.append(weakref.ref(result))
+        return result
+
+    def once_out_of_memory(self, scan, **options):
+        name = scan.name.partition(".")[0] if isinstance(scan, Path) else scan.volume.name
+        if name == short_of and not tries:
+            arrays = Arrays()
+            held.append(weakref.ref(arrays))
+            tries.append(name)
+            raise OutOfMemoryError("It does not fit.") from MemoryError()
+        if name == short_of and len(tries) == 1:
+            tries.append(name)
+            assert held[0]() is None
+            assert [result for result in prepared if result() not in (None, scan)] == []
+        return real_try(self, scan, **options)
+
+    monkeypatch.setattr(Pipeline, "prepare", prepare)
+    real_try = getattr(Pipeline, stage)
+    monkeypatch.setattr(Pipeline, stage, once_out_of_memory)
+    monkeypatch.setattr("runtime.scan_runner.give_back_memory", lambda: None)
+    gc.disable()
+    try:
+        assert run(scans, "-o", "out") == 0
+    finally:
+        gc.enable()
+    assert tries == [short_of, short_of]
+    assert files("out") == EXPECTED | {f"b.vertebrae/{name}" for name in ("findings.json", "vertebrae.nii.gz")}
+    out, err = capsys.readouterr()
+    assert (out.splitlines()[-1], err) == ("3 scans done, 0 failed", "")
+
+
+def test_a_scan_that_does_not_fit_alone_is_tried_once_more_and_then_given_up(scans, run, monkeypatch, capsys):
+    (scans / "broken.nii.gz").unlink()
+    real, tries = Pipeline.analyse, []
+
+    def analyse(self, scan, **options):
+        tries.append(scan.volume.grid.shape_zyx)
+        if scan.volume.grid.shape_zyx == tries[0]:
+            raise OutOfMemoryError("It does not fit.")
+        return real(self, scan, **options)
+
+    monkeypatch.setattr(Pipeline, "analyse", analyse)
+    assert run(scans, "-o", "out") == 4
+    assert [shape == tries[0] for shape in tries] == [True, True, False]
+    assert files("out") == {name for name in EXPECTED if name.startswith("deep")}
+    assert capsys.readouterr().err.splitlines() == [f"error: {scans / 'a.nii.gz'}: It does not fit."]
 
 
 def test_a_collision_in_one_folder_is_refused_before_any_work(scans, run, capsys):

@@ -1,4 +1,7 @@
+import contextlib
+import gc
 import threading
+import weakref
 
 import pytest
 
@@ -45,3 +48,43 @@ def test_an_error_is_raised_for_its_own_item_alone():
 
 def test_nothing_to_do_is_done():
     assert list(one_ahead(print, [], on_wait=print)) == []
+
+
+class Arrays:
+    """Stands for what a scan takes of the memory."""
+
+
+def test_an_error_that_was_taken_holds_nothing_that_the_work_had():
+    made = []
+
+    def work(_):
+        arrays = Arrays()
+        made.append(weakref.ref(arrays))
+        raise MemoryError
+
+    gc.disable()
+    try:
+        for _, result in one_ahead(work, [0], on_wait=lambda _: None):
+            with contextlib.suppress(MemoryError):
+                result.take()
+            assert made[0]() is None
+    finally:
+        gc.enable()
+
+
+def test_what_was_dropped_makes_room_and_is_begun_anew_in_its_turn():
+    made = []
+
+    def work(n):
+        arrays = Arrays()
+        made.append((n, weakref.ref(arrays)))
+        return arrays
+
+    for n, result in one_ahead(work, range(3), on_wait=lambda _: None):
+        if n == 0:
+            result.following.drop()
+            assert [number for number, _ in made] == [0, 1]
+            assert made[1][1]() is None
+        assert isinstance(result.take(), Arrays)
+        assert (result.following is None) == (n == 2)
+    assert [number for number, _ in made] == [0, 1, 1, 2]

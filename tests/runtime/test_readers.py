@@ -16,6 +16,7 @@ import SimpleITK
 from runtime.errors import GeometryError, InputError, OutOfMemoryError
 from runtime.readers import READERS, read_scan, scan_name
 from runtime.readers.checks import VoxelCollector
+from runtime.resume import hash_of_file
 
 AFFINE = np.array([[-0.8, 0, 0, 12.5], [0, -0.8, 0, 20], [0, 0, 1.5, -300], [0, 0, 0, 1]])
 
@@ -173,6 +174,70 @@ def test_the_hash_of_a_metaimage_covers_its_data_file(tmp_path):
     first = write(array)
     assert write(array) == first
     assert write(array + np.int16(1)) != first
+
+
+METAIMAGE = (
+    "ObjectType = Image\nNDims = 3\nDimSize = 6 5 4\nElementSpacing = 1 1 1\nElementByteOrderMSB = False\n"
+    "ElementType = MET_SHORT\nElementDataFile = "
+)
+NRRD = (
+    "NRRD0004\ntype: short\ndimension: 3\nspace: left-posterior-superior\nsizes: 6 5 4\n"
+    "space directions: (1,0,0) (0,1,0) (0,0,1)\nspace origin: (0,0,0)\nencoding: raw\nendian: little\n"
+)
+LISTED = "LIST\ns01.raw\ns02.raw\ns03.raw\ns04.raw\n"
+DETACHED = {
+    "one.nrrd": f"{NRRD}data file: s.raw\n\n",
+    "without_space.nrrd": f"{NRRD}datafile: s.raw\n",
+    "case.nrrd": f"{NRRD}# data file: other.raw\nData File: s.raw\n\n",
+    "list.nrrd": f"{NRRD}data file: {LISTED}",
+    "numbered.nrrd": f"{NRRD}data file: s%02d.raw 1 4 1\n\n",
+    "backwards.nrrd": f"{NRRD}data file: back%d.raw 4 1 -1\n\n",
+    "one.mhd": f"{METAIMAGE}s.raw\n",
+    "one.mha": f"{METAIMAGE}s.raw\n",
+    "list.mhd": f"{METAIMAGE}{LISTED}",
+    "numbered.mhd": f"{METAIMAGE}s%02d.raw 1 4 1\n",
+    "counted.mhd": f"{METAIMAGE}s%02d.raw\n",
+}
+"""Headers without voxels, of the same scan of four slices in ``s.raw``, ``s01.raw`` ... or ``back4.raw`` ..."""
+
+
+def write_slices(folder, array):
+    (folder / "s.raw").write_bytes(array.astype("<i2").tobytes())
+    for number, plane in enumerate(array.astype("<i2"), start=1):
+        (folder / f"s{number:02d}.raw").write_bytes(plane.tobytes())
+        (folder / f"back{5 - number}.raw").write_bytes(plane.tobytes())
+
+
+@pytest.mark.parametrize("name", DETACHED)
+def test_the_hash_of_a_scan_covers_every_file_that_its_header_names(tmp_path, name):
+    array, path = np.arange(-1000, 200, 10, dtype=np.int16).reshape(4, 5, 6), tmp_path / name
+    write_slices(tmp_path, array)
+    path.write_text(DETACHED[name])
+    volume = read_scan(path)
+    np.testing.assert_array_equal(volume.array, array)
+    assert hash_of_file(path) == volume.sha256
+    seen = {volume.sha256}
+    for z in range(4):
+        changed = array.copy()
+        changed[z, 2, 3] += 1
+        write_slices(tmp_path, changed)
+        seen.add(read_scan(path).sha256)
+        assert hash_of_file(path) in seen
+    assert len(seen) == 5
+
+
+@pytest.mark.parametrize("header", [f"{NRRD}data file: ", METAIMAGE], ids=["nrrd", "metaimage"])
+@pytest.mark.parametrize("pattern", ["s%n.raw 1 4 1", "s%02d.raw 1 4 0", "s%99d.raw 1 4 1", "%d%d.raw 1 4 1"])
+def test_numbered_files_that_cannot_be_told_are_refused(tmp_path, header, pattern):
+    write_slices(tmp_path, np.zeros((4, 5, 6)))
+    path = tmp_path / ("a.nrrd" if header.startswith("NRRD") else "a.mhd")
+    path.write_text(f"{header}{pattern}\n")
+    refused(path, f"{pattern!r}, which can't be understood", "Export the scan as one file")
+
+
+def test_absurdly_many_numbered_files_are_refused_before_any_is_read(tmp_path):
+    (tmp_path / "a.nrrd").write_text(f"{NRRD}data file: s%d.raw 1 999999999 1\n")
+    refused(tmp_path / "a.nrrd", "more than 10000 files")
 
 
 @pytest.mark.parametrize("hu", [-1024, -1000])

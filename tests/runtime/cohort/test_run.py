@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import pytest
 
@@ -50,6 +51,16 @@ def run(orders, tmp_path, ball_scan, save):
 
 def rows(orders):
     return {row["id"]: row for row in pq.read_table(orders.output / SCANS_FILE).to_pylist()}
+
+
+def test_results_made_otherwise_than_named_are_no_results_of_this_run(run, orders):
+    Worker(orders).run(run.tasks[0])
+    run._orders = replace(orders, exhaustive=True)
+    assert not run.load_complete()
+    run._orders = replace(orders, precision="bf16")
+    assert not run.load_complete()
+    run._orders = replace(orders, engine="auto", precision="auto")
+    assert run.load_complete()
 
 
 def test_complete_results_that_nobody_told_of_are_in_the_tables(run, orders):

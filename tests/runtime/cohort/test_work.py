@@ -47,6 +47,13 @@ def test_a_scan_is_run_once_and_then_known_to_be_done(orders, lock, task):
     assert (task.folder / "findings.json").read_text() == written
 
 
+def test_a_scan_is_run_again_when_it_was_done_otherwise_than_named(orders, lock, task):
+    assert Worker(orders).run(task).status == DONE
+    exhaustive = Worker(replace(orders, exhaustive=True))
+    assert [exhaustive.run(task).status for _ in range(2)] == [DONE, DONE_BEFORE]
+    assert Worker(replace(orders, engine="auto", precision="auto")).run(task).status == DONE_BEFORE
+
+
 def test_whether_a_failure_may_pass_is_told(orders, lock, task, tmp_path, monkeypatch):
     worker = Worker(orders)
     (tmp_path / "bad.nii.gz").write_bytes(b"no scan")

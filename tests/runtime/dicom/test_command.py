@@ -73,6 +73,38 @@ def test_a_run_without_them_takes_old_ones_away(series, run, tmp_path):
     assert content(folder) == {"findings.json", "vertebrae.nii.gz", "overview.png"}
 
 
+@pytest.mark.parametrize(
+    ("before", "named", "runs_again"),
+    [
+        ("labelmap", None, False),
+        ("labelmap", "labelmap", False),
+        ("labelmap", "binary", True),
+        ("labelmap", "labelmap-rle", True),
+        ("labelmap-rle", "labelmap-rle", False),
+        (None, "binary", False),
+    ],
+)
+def test_resume_runs_again_where_another_encoding_is_named(series, run, tmp_path, before, named, runs_again):
+    arguments = [series, "-o", tmp_path / "out", "--output", "seg", "--no-overview"]
+    assert run(*arguments, *(["--seg-type", before] if before else [])) == 0
+    file = tmp_path / "out" / "seg.dcm"
+    was = file.stat().st_ino, file.stat().st_mtime_ns
+    assert run(*arguments, "--resume", *(["--seg-type", named] if named else [])) == 0
+    assert ((file.stat().st_ino, file.stat().st_mtime_ns) != was) == runs_again
+    expected = (named or before).upper()
+    assert pydicom.dcmread(file).SegmentationType == expected.removesuffix("-RLE")
+
+
+@pytest.mark.parametrize("content", [b"", b"no DICOM at all" * 100])
+def test_resume_runs_again_where_the_segmentation_is_damaged(series, run, tmp_path, content):
+    arguments = [series, "-o", tmp_path / "out", "--output", "seg", "--no-overview", "--seg-type", "binary"]
+    assert run(*arguments) == 0
+    file = tmp_path / "out" / "seg.dcm"
+    file.write_bytes(content)
+    assert run(*arguments, "--resume") == 0
+    assert pydicom.dcmread(file).SegmentationType == "BINARY"
+
+
 def test_the_findings_are_the_same_with_and_without(series, run, tmp_path, capsys):
     texts = []
     for options in ([], ["--output", "seg,sr"]):
