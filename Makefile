@@ -67,12 +67,12 @@ bundle: $(VENV)/dev.stamp ## train the default networks on phantoms (hours on a 
 	$(BIN)/python -m train levelnet -o runs/levelnet
 	$(BIN)/python -m export -o runs/bundle
 	$(BIN)/python -m train.fit_grades --bundle runs/bundle -o runs/grading
-	$(BIN)/python -m train.evaluate --phantoms 100 --bundle runs/bundle -o runs/accuracy.json
-	$(BIN)/python -m export -o runs/bundle --accuracy runs/accuracy.json --grading runs/grading/fit.json
+	$(BIN)/python -m train.evaluate --phantoms 200 --true-centres --compare-heatmap --bundle runs/bundle -o runs/eval
+	$(BIN)/python -m export -o runs/bundle --accuracy runs/eval/summary.json --grading runs/grading/fit.json
 	@echo "The bundle is in runs/bundle; copy it to runtime/bundles/default to ship it."
 
-evaluate: $(VENV)/dev.stamp ## the default bundle on 100 held-out phantoms
-	$(BIN)/python -m train.evaluate --phantoms 100
+evaluate: $(VENV)/dev.stamp ## the default bundle on 200 held-out phantoms (hours on a CPU, resumable)
+	$(BIN)/python -m train.evaluate --phantoms 200 --true-centres --compare-heatmap -o runs/eval-default
 
 clean: ## remove the environment and what was made, but for runs/ and .cache/
 	rm -rf $(VENV) build demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -224,6 +224,24 @@ def override(run: Run, settings: list[str]) -> Run:
     return _checked(type(run), values, at="the settings")
 
 
+def differences(before: Run, after: Run) -> list[str]:
+    """Each setting that is not the same in both, as ``"loop.steps from 3000 to 4000"``."""
+    earlier, later = (_flat(json.loads(to_json(run))) for run in (before, after))
+    return [
+        f"{name} from {json.dumps(earlier.get(name))} to {json.dumps(later.get(name))}"
+        for name in earlier | later
+        if earlier.get(name) != later.get(name)
+    ]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values under ``key.subkey``, as ``override`` takes them."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
 def save(run: Run, path: Path) -> None:
     """Write the run as indented JSON."""
     path.write_text(to_json(SavedRun(type(run).__name__, dataclasses.asdict(run))), encoding="utf-8")

@@ -16,6 +16,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -30,7 +31,7 @@ from train.evaluation.records import ScanRecord
 from train.evaluation.report import as_markdown
 from train.evaluation.run import Extras, SingleNetworks, evaluate_scan
 from train.evaluation.store import ScanStore
-from train.evaluation.summary import Provenance, Summary, code_version, summarise
+from train.evaluation.summary import Provenance, Summary, code_version, summarise, training_note
 from train.evaluation.truth import (
     HELD_OUT_SEED,
     ScanItem,
@@ -132,6 +133,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _evaluate(args: argparse.Namespace, given: Sequence[str]) -> int:
     items = _items(args)
+    splits = _splits(items)
+    if args.shard == (1, 1):  # shards share one report, which says it too
+        for warning in training_note(splits):
+            print(f"evaluate: {warning}", file=sys.stderr)
     folder = _folder(args)
     if args.report:
         plots.check_available()
@@ -150,7 +155,7 @@ def _evaluate(args: argparse.Namespace, given: Sequence[str]) -> int:
     if len(records) < len(items):
         print(f"{len(records)} of {len(items)} scans are done; the figures come with the last of them.")
         return 0
-    summary = summarise(records, provenance=_provenance(records, args, given, bundle, engine))
+    summary = summarise(records, provenance=replace(_provenance(records, args, given, bundle, engine), splits=splits))
     _write(summary, records, folder, args)
     return 0
 
@@ -162,6 +167,12 @@ def _items(args: argparse.Namespace) -> list[ScanItem]:
     if args.grades or args.split:
         raise InputError("--grades and --split belong to --data; phantoms know their grades.")
     return phantom_items(args.phantoms or DEFAULT_PHANTOMS, first_seed=args.first_seed)
+
+
+def _splits(items: Sequence[ScanItem]) -> dict[str, int]:
+    """How many scans there are of each split that occurs; nothing for phantoms."""
+    counts = {split: sum(item.split == split for item in items) for split in SPLITS}
+    return {split: count for split, count in counts.items() if count}
 
 
 def _folder(args: argparse.Namespace) -> Path | None:

@@ -51,6 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     what.add_argument("--data", type=Path, help="folder in VerSe's layout, with grades")
     parser.add_argument("--split", choices=SPLITS, default="validation", help="of --data (default: validation)")
+    parser.add_argument("--grades", type=Path, help="csv or json of Genant grades (default: genant*.json in --data)")
     parser.add_argument(
         "--first-seed", type=int, default=TUNING_SEED, metavar="S", help="of the phantoms (default 2^31 + 10000)"
     )
@@ -82,6 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fit(args: argparse.Namespace, command: str) -> int:
+    if args.data is None and args.grades is not None:
+        raise InputError("--grades belongs to --data; phantoms know their grades.")
     if args.data is None and not args.first_seed >= TUNING_SEED:
         raise InputError(
             f"Phantoms from 2^31 to 2^31 + 9999 are for final figures and must choose nothing; --first-seed must be "
@@ -110,6 +113,7 @@ def _evaluate(neutral: Bundle, args: argparse.Namespace) -> int:
     what = ["--phantoms", str(args.phantoms), "--first-seed", str(args.first_seed)]
     if args.data is not None:
         what = ["--data", str(args.data), "--split", args.split]
+        what += ["--grades", str(args.grades)] if args.grades else []
     options = ["--engine", args.engine, "--precision", args.precision, "--jobs", str(args.jobs)]
     options += ["--threads", str(args.threads)] if args.threads else []
     options += ["--quiet"] if args.quiet else []
@@ -125,7 +129,7 @@ def _records(neutral: Bundle, args: argparse.Namespace) -> list[ScanRecord]:
 
 def _items(args: argparse.Namespace) -> list[ScanItem]:
     if args.data is not None:
-        return verse_items(args.data, None, split=args.split)
+        return verse_items(args.data, args.grades, split=args.split)
     return phantom_items(args.phantoms, first_seed=args.first_seed)
 
 
@@ -135,7 +139,7 @@ def _origin(fit: Fit, args: argparse.Namespace, command: str) -> dict[str, Any]:
         "command": command,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "code_version": code_version(),
-        "data": args.data.resolve().name if args.data else f"phantoms, seeds from {args.first_seed}",
+        "data": f"{args.data.resolve().name}, {args.split}" if args.data else f"phantoms, seeds from {args.first_seed}",
         **to_plain({name: value for name, value in asdict(fit).items() if name != "spec"}),
     }
 

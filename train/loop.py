@@ -122,6 +122,10 @@ class Trainer:
         self.best_metrics: dict[str, float] = {}
         self._resume_or_start()
 
+    @property
+    def _on_cuda(self) -> bool:
+        return self.fabric.device.type == "cuda"
+
     def _make_average(self) -> AveragedModel | None:
         decay = self.loop.ema
         if not decay:
@@ -149,11 +153,27 @@ class Trainer:
             self.best_metrics = state["best_metrics"]
             self.balancer.load_state_dict(state.get("balancer", {}))  # runs of earlier versions have none
             torch.set_rng_state(state["rng"])
+            if self._on_cuda and state.get("cuda_rng") is not None:
+                torch.cuda.set_rng_state(state["cuda_rng"], self.fabric.device)
             log.info("resuming %s at step %d of %d", self.folder, self.step, self.loop.steps)
         elif self.loop.start_from:
             self._start_from(Path(self.loop.start_from))
         if self.fabric.is_global_zero:
+            if last.exists() and config_path.exists():
+                self._keep_earlier(config_path)
             configuration.save(self.run, config_path)
+
+    def _keep_earlier(self, config_path: Path) -> None:
+        """Say which settings are others than the run had until now, and keep those as ``config.before-step-N.json``."""
+        changes = configuration.differences(configuration.load(config_path), self.run)
+        if not changes:
+            return
+        kept = config_path.with_name(f"config.before-step-{self.step}.json")
+        if not kept.exists():  # else no step was made since it was written: those before it had its settings
+            kept.write_bytes(config_path.read_bytes())
+        log.warning(
+            "from step %d on other settings: %s; the earlier ones are in %s", self.step, "; ".join(changes), kept
+        )
 
     def _start_from(self, source: Path) -> None:
         """Begin with the best weights of another run, or with those of a bundle."""
@@ -173,6 +193,7 @@ class Trainer:
             "average": self.average.state_dict() if self.average is not None else None,
             "step": self.step, "best": self.best, "since_best": self.since_best, "best_metrics": self.best_metrics,
             "rng": torch.get_rng_state(), "balancer": self.balancer.state_dict(),
+            "cuda_rng": torch.cuda.get_rng_state(self.fabric.device) if self._on_cuda else None,
         }  # fmt: skip
         save_atomically(state, self.folder / "last.ckpt")
 
@@ -183,6 +204,8 @@ class Trainer:
 
     def fit(self, *, progress: bool = True) -> dict[str, float]:
         """Train to the end, from wherever the folder's last checkpoint is. Returns the best validation's figures."""
+        if self._out_of_patience():
+            return self.best_metrics
         bar = tqdm(total=self.loop.steps, initial=self.step, disable=not progress, desc=self.task.name, unit="step")
         last_saved = time.monotonic()
         for batch in self._batches():
@@ -199,12 +222,18 @@ class Trainer:
             if time.monotonic() - last_saved > CHECKPOINT_SECONDS or self.step == self.loop.steps:
                 self._save()
                 last_saved = time.monotonic()
-            if self.loop.patience and self.since_best >= self.loop.patience:
-                log.info("no better score for %d validations: stopped at step %d", self.since_best, self.step)
+            if self._out_of_patience():
                 break
         self._save()
         bar.close()
         return self.best_metrics
+
+    def _out_of_patience(self) -> bool:
+        """Whether the validations without a better score are as many as the run waits for; said in the log."""
+        if not self.loop.patience or self.since_best < self.loop.patience:
+            return False
+        log.info("no better score for %d validations: stopped at step %d", self.since_best, self.step)
+        return True
 
     def _batches(self) -> Iterator[Batch]:
         data = Batches(

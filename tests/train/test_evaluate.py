@@ -235,6 +235,28 @@ def test_data_of_one_split(tiny_data: Path) -> None:
     assert names[0] | names[1] == {item.name for item in verse_items(tiny_data, None)}
 
 
+def test_scans_that_were_trained_on_are_not_mixed_in_unsaid(
+    fake: Fake, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.found = ()
+    command = ["--data", str(tiny_data), "--quiet", "-o", str(tmp_path)]
+    assert main(command) == 0
+    met = capsys.readouterr()
+    warning = "1 of 2 scans are of the training split"
+    assert warning in met.err
+    assert f"Note: {warning}" in met.out
+    assert "| scans by split | 1 training, 1 validation |" in met.out
+    assert _read_accuracy(tmp_path / "summary.json")["provenance"]["splits"] == {"training": 1, "validation": 1}
+    assert main([*command, "--split", "validation"]) == 0
+    met = capsys.readouterr()
+    assert met.err == ""
+    assert "training split" not in met.out
+    assert "| scans by split | 1 validation |" in met.out
+    assert main(["--phantoms", "1", "--quiet"]) == 0
+    met = capsys.readouterr()
+    assert "by split" not in met.out + met.err
+
+
 def test_items_change_with_their_files_and_grades(tiny_data: Path, tmp_path: Path) -> None:
     before = [item.fingerprint for item in verse_items(tiny_data, None)]
     assert before == [item.fingerprint for item in verse_items(tiny_data, None)]

@@ -5,13 +5,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from sklearn.metrics import f1_score, recall_score
 
 from runtime.volume import Grid, Volume
 from train.evaluation.compare import Called, block_around, compare, compare_one_by_one, mask_agreement
 from train.evaluation.grades import summarise_grades
 from train.evaluation.localisation import summarise_levels, summarise_localisation
 from train.evaluation.measures import summarise_calibration, summarise_heights, summarise_masks
-from train.evaluation.records import Comparison, ScanRecord
+from train.evaluation.plain import to_plain
+from train.evaluation.records import Comparison, ScanRecord, VertebraRecord
+from train.evaluation.report import as_markdown
+from train.evaluation.summary import summarise
 from train.evaluation.truth import TrueScan, TrueVertebra, mm_below
 from train.verse import LABELS
 
@@ -138,10 +142,57 @@ def test_grades_by_hand() -> None:
     assert (two.recall, two.f1) == (0, 0)
     assert np.isnan(two.precision)
     assert (none.found_share, one.found_share) == (0.5, 0.0)
+    assert (none.recall_10mm, one.recall_10mm) == (0.5, 1.0), "one was found and not graded"
+    assert none.f1_with_missed == pytest.approx(2 / 3), "one right, one missed"
+    assert np.isnan(one.f1_with_missed)
+    assert three.f1_with_missed == three.f1
     assert figures.macro_f1 == pytest.approx((1 + 0 + 2 / 3) / 3)
     moderate, any_grade = figures.fracture_per_vertebra
     assert (moderate.at_least, any_grade.at_least) == (2, 1)
     assert (moderate.sensitivity, moderate.specificity, moderate.auroc) == (1, 1, 1)
+
+
+def test_a_missed_vertebra_is_a_fifth_class_to_scikit_learn() -> None:
+    """That no true vertebra is of and that those not found are called."""
+    rng = np.random.default_rng(0)
+    met = Comparison(
+        tuple(
+            VertebraRecord(
+                "L1", int(rng.choice(4, p=(0.5, 0.2, 0.15, 0.15))), error_mm=None if rng.random() < 0.2 else 1.0
+            )
+            for _ in range(300)
+        ),
+        (),
+    )
+    met = replace(met, vertebrae=tuple(with_a_call(v, rng) for v in met.vertebrae))
+    figures = summarise_grades([ScanRecord("scan", "one", True, 1.0, "v", met)], [met])
+    assert figures.missed > 40
+    assert figures.ungraded > 10
+    counted = [v for v in met.vertebrae if not v.found or v.found_grade is not None]
+    oracle = f1_score(
+        [v.grade for v in counted],
+        [4 if v.found_grade is None else v.found_grade for v in counted],
+        labels=range(4),
+        average=None,
+    )
+    assert [f.f1_with_missed for f in figures.by_grade] == pytest.approx(list(oracle))
+    found = [recall_score([1 for v in met.vertebrae if v.grade == grade],
+                          [int(v.found) for v in met.vertebrae if v.grade == grade]) for grade in range(4)]  # fmt: skip
+    assert [f.recall_10mm for f in figures.by_grade] == pytest.approx(found)
+    assert all(f.f1_with_missed < f.f1 for f in figures.by_grade)
+    text, plain = as_markdown(summarise([ScanRecord("scan", "one", True, 1.0, "v", met)])), to_plain(figures)
+    for grade, f in enumerate(figures.by_grade):
+        assert f"{f.recall_10mm:.3f} | {f.f1_with_missed:.3f} |" in text
+        assert plain["by_grade"][grade]["f1_with_missed"] == pytest.approx(f.f1_with_missed, abs=1e-4)
+
+
+def with_a_call(vertebra: VertebraRecord, rng: np.random.Generator) -> VertebraRecord:
+    """One that was found, called right more often than not, or not at all."""
+    assert vertebra.grade is not None
+    if not vertebra.found or rng.random() < 0.1:
+        return vertebra
+    grade = vertebra.grade if rng.random() < 0.6 else int(rng.integers(4))
+    return replace(vertebra, found_grade=grade, probabilities=CERTAIN[grade])
 
 
 def test_patients_are_judged_by_all_that_is_reported() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +21,8 @@ from train.evaluation import fit_grading as fitting
 from train.evaluation.fit_grading import NEUTRAL, Sample, fit_constants, fit_grading
 from train.evaluation.records import Comparison, Opinion, ScanRecord, VertebraRecord
 from train.evaluation.truth import ScanItem
+from train.phantom import write_verse
+from train.phantom.render import make_scan
 from train.stored_grading import read_grading
 
 
@@ -160,6 +163,34 @@ def test_the_command_writes_the_constants_and_their_origin(
     assert str(fit_grades.TUNING_SEED) in seen[0]
 
 
+@pytest.mark.parametrize("kind", ["csv", "json"])
+def test_grades_of_a_data_set_may_lie_in_a_file_of_any_name(
+    kind: str, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fit and the evaluation before it, whose records it reads, both go by that file."""
+    scan = make_scan(2**31 + 5, spacing_mm=8.0)
+    write_verse(scan, tmp_path / "data" / "validation", "p1")
+    (tmp_path / "data" / "validation" / "genant.json").unlink()
+    graded = [v.label for v in scan.vertebrae if v.level[0] != "C"][:2]
+    assert len(graded) == 2
+    grades = tmp_path / f"by-a-reader.{kind}"
+    if kind == "csv":
+        grades.write_text("subject,label,grade\n" + "".join(f"sub-p1,{label},3\n" for label in graded))
+    else:
+        grades.write_text(json.dumps({f"sub-p1_{label}": 3 for label in graded}))
+    seen: list[list[str]] = []
+    items: list[ScanItem] = []
+    monkeypatch.setattr(evaluate, "main", lambda arguments: seen.append(arguments) or 0)
+    monkeypatch.setattr(
+        fit_grades, "ScanStore", lambda *_, **__: SimpleNamespace(done=lambda of: items.extend(of) or records(400))
+    )
+    command = ["--bundle", str(bundle), "-o", str(tmp_path / "out"), "--data", str(tmp_path / "data")]
+    assert fit_grades.main([*command, "--grades", str(grades), "--quiet"]) == 0
+    assert {v.label: v.grade for v in items[0].load().vertebrae if v.grade is not None} == dict.fromkeys(graded, 3)
+    options = evaluate.build_parser().parse_args(seen[0])
+    assert (options.data, options.grades, options.split) == (tmp_path / "data", grades, "validation")
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"grading": {}, "made": {}}'])
 def test_a_file_that_holds_no_constants_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "fit.json").write_text(text)
@@ -169,7 +200,11 @@ def test_a_file_that_holds_no_constants_is_refused(text: str, tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
-    [(["--first-seed", str(2**31)], "final figures"), (["--bundle", "nowhere"], "no folder")],
+    [
+        (["--first-seed", str(2**31)], "final figures"),
+        (["--bundle", "nowhere"], "no folder"),
+        (["--grades", "grades.csv"], "--grades belongs to --data"),
+    ],
 )
 def test_what_it_cannot_do_is_said(
     arguments: list[str], says: str, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

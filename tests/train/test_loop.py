@@ -131,6 +131,43 @@ def test_early_stopping(tmp_path: Path, monkeypatch) -> None:
     assert trainer.step == 4
 
 
+def test_a_run_that_was_stopped_early_makes_no_further_step(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("train.tasks.LocNetTask.metrics", lambda *_: {"score": 0.0})
+    run = loc_run(steps=50, validate_every=1, patience=3)
+    train(run, tmp_path)
+    before = weights(tmp_path / "last.ckpt")
+    again = train(run, tmp_path)
+    assert again.step == 4
+    assert again.best_metrics == {"score": 0.0}
+    torch.testing.assert_close(weights(tmp_path / "last.ckpt"), before, rtol=0, atol=0)
+    patient = replace(run, loop=replace(run.loop, patience=5))
+    assert train(patient, tmp_path).step == 6, "more patience goes on"
+
+
+def said_by_the_loop(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name == "train.loop"]
+
+
+def test_settings_changed_on_the_way_are_said_and_the_earlier_ones_kept(tmp_path: Path, caplog) -> None:
+    train(loc_run(), tmp_path)
+    Trainer(loc_run(), Balls(), tmp_path, accelerator="cpu")
+    assert said_by_the_loop(caplog) == []
+    assert [path.name for path in tmp_path.glob("config*")] == ["config.json"], "nothing was changed"
+    changed = replace(loc_run(steps=8, learning_rate=0.5), spacing_mm=4.0)
+    Trainer(loc_run(steps=7), Balls(), tmp_path, accelerator="cpu")
+    caplog.clear()
+    train(changed, tmp_path)
+    (said,) = said_by_the_loop(caplog)
+    assert "from step 6 on" in said
+    for change in ("loop.steps from 7 to 8", "loop.learning_rate from 0.001 to 0.5", "spacing_mm from 3.0 to 4.0"):
+        assert change in said
+    assert configuration.load(tmp_path / "config.json") == changed
+    assert configuration.load(tmp_path / "config.before-step-6.json") == loc_run(), "what made these six steps"
+    train(replace(changed, loop=replace(changed.loop, steps=9)), tmp_path)
+    assert configuration.load(tmp_path / "config.before-step-8.json") == changed
+    assert configuration.load(tmp_path / "config.before-step-6.json") == loc_run()
+
+
 def test_a_score_that_is_no_number_is_said_not_kept(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("train.tasks.LocNetTask.metrics", lambda *_: {"score": math.nan})
     with pytest.raises(InputError, match="neither grades nor masks"):

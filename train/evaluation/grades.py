@@ -32,8 +32,11 @@ class GradeFigures:
         called: how many were called this grade.
         precision: of the calls.
         recall: of the support.
-        f1: of both.
+        f1: of both: of the vertebrae that were found and graded.
         found_share: of all true vertebrae of this grade, those that were found and graded: misses are not in the rest.
+        recall_10mm: of all true vertebrae of this grade, those with a centre of their own within 10 mm.
+        f1_with_missed: F1 with each vertebra that was not found as a false negative of its grade; those that were found
+            and not graded are left out of it, as of ``f1``.
     """
 
     grade: int
@@ -43,6 +46,8 @@ class GradeFigures:
     recall: float
     f1: float
     found_share: float
+    recall_10mm: float
+    f1_with_missed: float
 
 
 @dataclass(frozen=True)
@@ -150,11 +155,17 @@ def _by_grade(matrix: np.ndarray, known: Sequence[VertebraRecord]) -> tuple[Grad
     precision, recall, f1 = precisions(matrix), recalls(matrix), f1_of(matrix)
     rows = []
     for grade in range(GRADES):
-        support, total = int(matrix[grade].sum()), sum(v.grade == grade for v in known)
-        share = support / total if total else float("nan")
+        support, called = int(matrix[grade].sum()), int(matrix[:, grade].sum())
+        found = [v.found for v in known if v.grade == grade]
         figures = (float(precision[grade]), float(recall[grade]), float(f1[grade]))
-        rows.append(GradeFigures(grade, support, int(matrix[:, grade].sum()), *figures, share))
+        shares = (_share(support, len(found)), _share(sum(found), len(found)))
+        with_missed = _share(2 * int(matrix[grade, grade]), support + called + found.count(False))
+        rows.append(GradeFigures(grade, support, called, *figures, *shares, with_missed))
     return tuple(rows)
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else float("nan")
 
 
 def _per_vertebra(graded: Sequence[GradedVertebra], at_least: int) -> Fracture:

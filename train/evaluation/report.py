@@ -113,12 +113,16 @@ def _graded(
 
 def _grades(figures: GradeSummary) -> str:
     header = ["grade", "support", "called", "precision", "recall", "F1", "thesis F1", "found and graded"]
+    header += ["located (10 mm)", "F1 with missed"]
     rows = [
-        [f.grade, f.support, f.called, _n(f.precision), _n(f.recall), _n(f.f1), _n(theirs, 2), _n(f.found_share)]
+        [f.grade, f.support, f.called, _n(f.precision), _n(f.recall), _n(f.f1), _n(theirs, 2), _n(f.found_share),
+         _n(f.recall_10mm), _n(f.f1_with_missed)]
         for f, theirs in zip(figures.by_grade, thesis.GRADE_F1, strict=True)
-    ]
+    ]  # fmt: skip
     said = (
-        f"Macro F1 {_n(figures.macro_f1)}, quadratic kappa {_n(figures.quadratic_kappa)}; {figures.graded} graded, "
+        "Precision, recall and F1 are of the vertebrae that were found and graded; F1 with missed counts each one that "
+        f"was not found as a false negative of its grade. Macro F1 {_n(figures.macro_f1)}, "
+        f"quadratic kappa {_n(figures.quadratic_kappa)}; {figures.graded} graded, "
         f"{figures.ungraded} found without a grade, {figures.missed} missed (thoracic and lumbar)."
     )
     return f"{_table(header, rows)}\n\n{said}"
@@ -136,7 +140,8 @@ def _witnesses(summary: Summary) -> str:
     header = ["", "graded", "F1: 0", "1", "2", "3", "macro", "grade >= 2: recall", "precision", "AUROC", "heights, mm"]
     return (
         f"{_table(header, rows)}\n\nNetwork: its likeliest grade and its own estimate of the heights. Mask: measured "
-        "on the network's masks, graded by Genant's limits. Heights: mean absolute error."
+        "on the network's masks, graded by Genant's limits. F1: of those found and graded. Heights: mean "
+        "absolute error."
     )
 
 
@@ -200,6 +205,8 @@ def _provenance(p: Provenance) -> str:
         ["engine", p.engine],
         ["data", p.data if p.first_seed is None else f"{p.data}, seeds from {p.first_seed}"],
     ]
+    if p.splits:
+        rows.append(["scans by split", ", ".join(f"{count} {split}" for split, count in p.splits.items())])
     return _table(["", ""], rows)
 
 

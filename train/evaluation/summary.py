@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ class Provenance:
         data: ``"phantoms"``, or the name of the data set's folder.
         first_seed: of the phantoms; the others follow on. None for a data set.
         phantoms: their configuration; empty for a data set.
+        splits: how many scans of the data set are in each split; empty for phantoms.
     """
 
     command: str
@@ -51,6 +52,7 @@ class Provenance:
     data: str
     first_seed: int | None
     phantoms: Mapping[str, Any]
+    splits: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ def summarise(records: Sequence[ScanRecord], *, provenance: Provenance | None = 
         None if voted is None else summarise_localisation(voted),
         None if heatmap is None else summarise_localisation(heatmap),
         float(np.median([r.seconds for r in records])) if records else float("nan"),
-        notes(records),
+        (*training_note({} if provenance is None else provenance.splits), *notes(records)),
         provenance,
     )
 
@@ -139,6 +141,17 @@ def _alone(records: Sequence[ScanRecord], alone: Sequence[Comparison]) -> Networ
         summarise_masks(alone),
         summarise_heights(alone),
         summarise_calibration(records, alone),
+    )
+
+
+def training_note(splits: Mapping[str, int]) -> tuple[str, ...]:
+    """A warning where scans that networks train on are among the evaluated ones, or nothing."""
+    training = splits.get("training", 0)
+    if not training:
+        return ()
+    return (
+        f"{training} of {sum(splits.values())} scans are of the training split. Of a network that was trained on them "
+        "the figures say nothing about other patients; --split validation or --split test leaves them out.",
     )
 
 

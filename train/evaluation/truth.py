@@ -77,11 +77,15 @@ def mm_below(grid: Grid, point_ras_mm: np.ndarray) -> float:
 
 @dataclass(frozen=True, eq=False)
 class ScanItem:
-    """A scan yet to be made or read: its name, a text that changes when it does, and how to get it."""
+    """A scan yet to be made or read: its name, a text that changes when it does, how to get it, and its split.
+
+    ``split`` is as ``train.verse`` defines it, and empty for a phantom.
+    """
 
     name: str
     fingerprint: str
     load: Callable[[], TrueScan]
+    split: str = ""
 
 
 def phantom_items(count: int, *, first_seed: int = HELD_OUT_SEED) -> list[ScanItem]:
@@ -133,7 +137,7 @@ def verse_items(root: Path, grades: Path | None, *, split: str | None = None) ->
 def _verse_item(case: Case, grades: Mapping[int, int]) -> ScanItem:
     files = [path for path in (case.ct, case.mask, case.centroids, case.heights) if path is not None]
     stamps = " ".join(f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files)
-    return ScanItem(case.name, f"{stamps} {sorted(grades.items())}", lambda: _verse_scan(case, grades))
+    return ScanItem(case.name, f"{stamps} {sorted(grades.items())}", lambda: _verse_scan(case, grades), case.split)
 
 
 def _verse_scan(case: Case, grades: Mapping[int, int]) -> TrueScan:
