@@ -21,6 +21,7 @@ _SERVER_OPTIONS = ("url", "tls-ca", "tls-cert", "tls-key", "server-timeout")
 
 def build_parser() -> argparse.ArgumentParser:
     """The options of ``python -m runtime.infer``."""
+    from runtime.argument_types import above_zero
     from runtime.scan_list import RULE
 
     parser = argparse.ArgumentParser(
@@ -42,6 +43,13 @@ def build_parser() -> argparse.ArgumentParser:
     add_engine_options(parser)
     _add_dicom_options(parser.add_argument_group("DICOM series, and results beside them"))
     add_server_options(parser.add_argument_group("a Triton server, for --engine triton"))
+    parser.add_argument(
+        "--memory",
+        metavar="GIB",
+        type=above_zero,
+        help="so much memory may be used, such as 4 or 2.5: a scan that would need more is refused with exit status 4 "
+        "before its voxels are read, and the next one is read ahead only where both fit (default: no limit)",
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress and no log, errors only")
     parser.add_argument("--debug", action="store_true", help="show the trace of an internal error")
     parser.add_argument("--version", action="version", version=f"vertscan {software_version()}")

@@ -12,20 +12,29 @@ MIB = 2**20
 def peak_memory_mb() -> float:
     """Peak resident memory of this process so far, MiB; 0.0 where the system does not tell."""
     if sys.platform == "win32":
-        return _windows_peak_bytes() / MIB
+        return _windows_counters().peak_working_set_size / MIB
     if sys.platform == "linux":
-        return _linux_peak_kib() / 1024
+        return _linux_kib("VmHWM") / 1024
     import resource  # there on POSIX only
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / MIB if sys.platform == "darwin" else peak / 1024
 
 
-def _linux_peak_kib() -> float:
+def used_memory_mb() -> float:
+    """Resident memory of this process now, MiB; where the system does not tell, its peak so far, or 0.0."""
+    if sys.platform == "win32":
+        return _windows_counters().working_set_size / MIB
+    if sys.platform == "linux":
+        return _linux_kib("VmRSS") / 1024
+    return peak_memory_mb()
+
+
+def _linux_kib(field: str) -> float:
     """Of this program alone: what ``getrusage`` tells begins with the memory of the process that started it."""
     try:
         with open("/proc/self/status", encoding="ascii", errors="replace") as status:
-            line = next((line for line in status if line.startswith("VmHWM:")), "")
+            line = next((line for line in status if line.startswith(f"{field}:")), "")
         return float(line.split()[1]) if line else 0.0
     except (OSError, ValueError, IndexError):
         return 0.0
@@ -62,14 +71,14 @@ class _ProcessMemoryCounters(ctypes.Structure):
     )
 
 
-def _windows_peak_bytes() -> int:
-    libraries = getattr(ctypes, "windll", None)
-    if libraries is None:
-        return 0
+def _windows_counters() -> _ProcessMemoryCounters:
+    """All zero where the system does not tell."""
     counters = _ProcessMemoryCounters(cb=ctypes.sizeof(_ProcessMemoryCounters))
-    current = libraries.kernel32.GetCurrentProcess
-    current.restype = ctypes.c_void_p
-    query = libraries.psapi.GetProcessMemoryInfo
-    query.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint32)
-    known = query(current(), ctypes.byref(counters), counters.cb)
-    return int(counters.peak_working_set_size) if known else 0
+    libraries = getattr(ctypes, "windll", None)
+    if libraries is not None:
+        current = libraries.kernel32.GetCurrentProcess
+        current.restype = ctypes.c_void_p
+        query = libraries.psapi.GetProcessMemoryInfo
+        query.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint32)
+        query(current(), ctypes.byref(counters), counters.cb)
+    return counters

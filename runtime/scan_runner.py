@@ -13,6 +13,7 @@ from runtime.console import complain, internal_error, say, shown
 from runtime.errors import OutOfMemoryError, VertscanError
 from runtime.findings import Findings, to_json
 from runtime.memory import give_back_memory
+from runtime.memory_limit import GIB, MemoryLimit
 from runtime.output import Outputs, write_results
 from runtime.read_ahead import Begun, one_ahead
 from runtime.readers import scan_name
@@ -46,6 +47,9 @@ class ScanRunner:
     ) -> None:
         self._pipeline, self._arguments, self._outputs = pipeline, arguments, outputs
         self._is_list, self._talks = is_list, talks
+        self._limit: MemoryLimit | None = None
+        if arguments.memory is not None:
+            self._limit = MemoryLimit(arguments.memory * GIB, pipeline.spec, writes_dicom=bool(outputs.dicom))
         self._progress: Progress
 
     def run(self, jobs: Sequence[Job]) -> int:
@@ -53,6 +57,8 @@ class ScanRunner:
         statuses, skipped = [], 0
         for job, begun in one_ahead(self._prepare, jobs, on_wait=self._show):
             status, was_done = self._finish(job, begun)
+            if self._limit is not None:
+                self._limit.through(job)
             statuses.append(status)
             skipped += was_done
         if len(jobs) > 1 and not self._arguments.json:
@@ -71,6 +77,8 @@ class ScanRunner:
         """What comes before the networks; on a thread of its own."""
         scan, folder = job
         reading = reading_options(self._arguments)
+        if self._limit is not None:
+            reading = self._limit.applied_to(reading, job)
         if not self._arguments.resume:
             return self._pipeline.prepare(scan, reading=reading)
         named = Named(self._arguments.engine, self._arguments.precision, self._arguments.exhaustive)

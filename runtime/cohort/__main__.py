@@ -98,6 +98,7 @@ def _orders(arguments: argparse.Namespace, listed: ScanTable, output: Path) -> O
         outputs=outputs_of(arguments, [scan.path for scan in listed.scans]),
         accept_gaps=arguments.accept_gaps,
         version=software_version(),
+        memory_gib=arguments.memory,
     )
 
 

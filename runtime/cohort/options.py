@@ -6,7 +6,7 @@ import argparse
 import math
 from pathlib import Path
 
-from runtime.argument_types import whole_from_one, whole_from_zero
+from runtime.argument_types import above_zero, whole_from_one, whole_from_zero
 from runtime.infer_options import add_model_options, add_output_options
 from runtime.version import software_version
 
@@ -59,6 +59,11 @@ def _add_cluster_options(group: argparse._ArgumentGroup) -> None:
         "--address", metavar="WHERE",
         help="of a Ray cluster: auto (the one this machine is part of), HOST:PORT of its head, or ray://HOST:PORT "
         "(default: none; workers on this machine alone)",
+    )  # fmt: skip
+    group.add_argument(
+        "--memory", metavar="GIB", type=above_zero,
+        help="so much memory a worker may use; a scan that would need more fails before its voxels are read (default: "
+        "no limit)",
     )  # fmt: skip
     group.add_argument("--workers", metavar="N", type=whole_from_one, help="at most so many (default: as many as fit)")
     group.add_argument(

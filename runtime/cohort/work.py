@@ -20,6 +20,7 @@ from runtime.resume import DoneBefore, Named, prepare_unless_done
 from runtime.version import software_version
 
 if TYPE_CHECKING:
+    from runtime.memory_limit import MemoryLimit
     from runtime.pipeline import Pipeline
 
 DONE, DONE_BEFORE, FAILED = "done", "done before", "failed"
@@ -47,6 +48,7 @@ class Orders:
         outputs: what is written of each scan.
         accept_gaps: as ``ReadOptions``.
         version: of the driver's software.
+        memory_gib: that a worker may use, or None.
     """
 
     run: str
@@ -61,6 +63,7 @@ class Orders:
     outputs: Outputs
     accept_gaps: bool
     version: str
+    memory_gib: float | None = None
 
     @property
     def named(self) -> Named:
@@ -157,6 +160,8 @@ class Worker:
                 f"{orders.bundle_sha256[:12]}; give all nodes the same bundle"
             )
 
+        self._limit = None if orders.memory_gib is None else _limit(orders, orders.memory_gib, self._pipeline)
+
     @property
     def engine(self) -> str:
         """The engine, its version, precision and device in words."""
@@ -186,10 +191,15 @@ class Worker:
         except Exception as error:  # noqa: BLE001  a defect met in one scan does not stop the others
             said = f"internal error: {type(error).__name__}: {error}. Please report it."
             return ended(FAILED, kind=DEFECT, reason=said, may_pass=True)
+        finally:
+            if self._limit is not None:
+                self._limit.through(task)
 
     def _findings(self, task: Task) -> tuple[str, str]:
         outputs, named = self._orders.outputs, self._orders.named
         reading = ReadOptions(accept_gaps=self._orders.accept_gaps)
+        if self._limit is not None:
+            reading = self._limit.applied_to(reading, task)
         prepared = prepare_unless_done(
             self._pipeline, task.scan, task.folder, outputs=outputs, named=named, reading=reading
         )
@@ -198,6 +208,12 @@ class Worker:
         analysis = self._pipeline.analyse(prepared)
         findings = write_results(analysis, task.folder, outputs=outputs, progress=NoProgress(), scratch=COHORT_SCRATCH)
         return to_json(findings, indent=None), DONE
+
+
+def _limit(orders: Orders, memory_gib: float, pipeline: Pipeline) -> MemoryLimit:
+    from runtime.memory_limit import GIB, MemoryLimit
+
+    return MemoryLimit(memory_gib * GIB, pipeline.spec, writes_dicom=bool(orders.outputs.dicom))
 
 
 def _kind_of(error: VertscanError) -> str:

@@ -17,13 +17,13 @@ Reader = Callable[[Path, str, ReadOptions], Volume]
 _DICM_AT = 128
 
 
-def _without_series(read: Callable[[Path, str], Volume]) -> Reader:
+def _without_series(read: Reader) -> Reader:
     """A reader of files that hold one volume, in which there are no series to name and no gaps to accept."""
 
     def reader(path: Path, name: str, options: ReadOptions) -> Volume:
         if options.series_uid is not None:
             raise InputError(f"{path.name} is no DICOM, so there is no series to name; leave --series away.")
-        return read(path, name)
+        return read(path, name, options)
 
     return reader
 

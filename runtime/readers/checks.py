@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.errors import GeometryError, InputError
+from runtime.readers.options import ReadOptions, ScanHeader
 from runtime.volume import Grid
 
 MIN_SPACING_MM = 0.05
@@ -20,6 +21,8 @@ ALL_AIR_BELOW_HU = -900.0
 _LARGEST_HU = 32767.0
 _LARGEST_LABEL = 255
 _FEW_VALUES = 64
+SLAB_VOXELS = 2**21
+"""About so many voxels are read and converted at once."""
 
 
 def check_shape(shape_xyz: Sequence[int], name: str) -> tuple[int, int, int]:
@@ -75,6 +78,24 @@ def check_grid(shape_zyx: tuple[int, int, int], affine_ras: npt.ArrayLike, name:
     return Grid(shape_zyx, affine)
 
 
+def fits_int16(largest_stored: float, slope: float, intercept: float) -> bool:
+    """Whether whole stored values up to ``largest_stored`` are whole HU up to int16's largest; lower ones are refused.
+
+    Args:
+        largest_stored: that the type of the stored values can hold.
+        slope: from stored values to HU.
+        intercept: likewise.
+    """
+    is_whole = float(slope).is_integer() and float(intercept).is_integer()
+    return is_whole and slope > 0 and largest_stored * slope + intercept <= _LARGEST_HU
+
+
+def tell_of(header: ScanHeader, options: ReadOptions) -> None:
+    """Tell whoever asked what the header says; raises what that raises."""
+    if options.on_header is not None:
+        options.on_header(header)
+
+
 class VoxelCollector:
     """Takes a scan's voxels slab by slab: int16 while that is exact, float32 from the first slab where it isn't.
 
@@ -92,7 +113,7 @@ class VoxelCollector:
     @property
     def planes_per_slab(self) -> int:
         """How many (y, x) planes make a slab of some megabytes, so that conversions need little memory."""
-        return max(1, 2**21 // (self._array.shape[1] * self._array.shape[2]))
+        return max(1, SLAB_VOXELS // (self._array.shape[1] * self._array.shape[2]))
 
     def room_for(self, first: int, planes: int, dtype: np.dtype[Any]) -> np.ndarray:
         """(planes, y, x) memory to read the planes from ``first`` on into: their own where they hold this type."""

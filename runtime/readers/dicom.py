@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from runtime.errors import InputError
-from runtime.readers.checks import VoxelCollector
+from runtime.readers.checks import VoxelCollector, fits_int16, tell_of
 from runtime.readers.dicom_choice import Verdict, brief, choose, label, refusal
 from runtime.readers.dicom_damage import quiet
 from runtime.readers.dicom_files import FileSet, dicomdir_files, folder_files, single_file, zip_files
 from runtime.readers.dicom_geometry import Stack, arrange
 from runtime.readers.dicom_headers import CtFile, Headers, read_headers, text_of
-from runtime.readers.dicom_pixels import SliceReader, read_voxels
+from runtime.readers.dicom_pixels import SliceReader, bytes_of_open_files, read_voxels
 from runtime.readers.dicom_series import Candidate, candidates
 from runtime.readers.dicom_source import DicomSource
-from runtime.readers.options import ReadOptions
+from runtime.readers.options import ReadOptions, ScanHeader
 from runtime.remarks import NOT_READ
 from runtime.volume import Volume
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+_HEADER_BYTES = 2**16
+"""A header without pixels, as objects."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,9 +142,10 @@ def _volume(files: FileSet, chosen: Candidate, name: str, notes: Sequence[str], 
     images = {image.source: image for image in chosen.files}
     reader = SliceReader(files.files, images)
     stack = chosen.stack
+    assert stack is not None
+    tell_of(_header(stack, images, name), options)
     if options.accept_gaps:
         stack = _decodable(reader, chosen, name)
-    assert stack is not None
     voxels = VoxelCollector(stack.grid.shape_zyx, name)
     read_voxels(reader, stack, voxels)
     array = voxels.finish()
@@ -148,6 +157,19 @@ def _volume(files: FileSet, chosen: Candidate, name: str, notes: Sequence[str], 
     )
     everything = (*notes, *stack.notes, *unscaled, *voxels.notes)
     return Volume(array, stack.grid, name, reader.sha256(), everything, _source(stack, images, files.root))
+
+
+def _header(stack: Stack, images: Mapping[str, CtFile], name: str) -> ScanHeader:
+    """What the headers say of a stack."""
+    kinds = {(frame.source, frame.slope, frame.intercept) for frame in stack.frames}
+    stays_int16 = all(fits_int16(_largest_stored(images[s].header), slope, shift) for s, slope, shift in kinds)
+    return ScanHeader(name, stack.grid, stays_int16, bytes_of_open_files(stack) + len(images) * _HEADER_BYTES)
+
+
+def _largest_stored(header: Dataset) -> float:
+    """The largest value that a pixel can have; infinite where they aren't whole numbers of a known size."""
+    bits, signed = header.get("BitsStored"), header.get("PixelRepresentation")
+    return 2.0 ** (int(bits) - int(signed)) - 1 if bits and signed in (0, 1) else math.inf
 
 
 def _decodable(reader: SliceReader, chosen: Candidate, name: str) -> Stack:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
@@ -27,6 +28,8 @@ _FILES_AHEAD = 4
 """Files that are read before they are due. One thread does that: two would wait for each other's memory."""
 _OPEN_FILES = 2
 """Decoded files that are kept: enhanced files may take turns."""
+_BYTES_PER_OPEN_PIXEL = 8
+"""Of a file that is decoded: its bytes, those again as the library has them, stored values, and HU of one slice."""
 _NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1")
 """Transfer syntaxes whose pixels lie in the file as they are, little endian: implicit and explicit VR."""
 
@@ -97,6 +100,14 @@ class SliceReader:
         """Hash and (frames, rows, columns) stored values of the file that holds a frame."""
         data = self._files[frame.source].read()
         return hashlib.sha256(data).hexdigest(), _stored_values(data, self._images[frame.source], frame)
+
+
+def bytes_of_open_files(stack: Stack) -> int:
+    """Memory of the files that are open at a time while a stack is read, at most: their bytes, pixels and HU."""
+    frames_of = Counter(frame.source for frame in stack.frames)
+    largest = max(frames_of.values())
+    at_once = min(len(frames_of), _OPEN_FILES + (_FILES_AHEAD if largest == 1 else 0))
+    return at_once * largest * stack.frames[0].rows * stack.frames[0].columns * _BYTES_PER_OPEN_PIXEL
 
 
 def read_voxels(reader: SliceReader, stack: Stack, voxels: VoxelCollector) -> None:

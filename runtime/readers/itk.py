@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from runtime.errors import InputError
-from runtime.readers.checks import VoxelCollector, check_grid, check_shape
+from runtime.readers.checks import VoxelCollector, check_grid, check_shape, fits_int16, tell_of
 from runtime.readers.itk_files import check_nrrd_header, data_files, metaimage_fields, sha256_of
-from runtime.volume import LPS_FROM_RAS, Volume
+from runtime.readers.options import ReadOptions, ScanHeader
+from runtime.volume import LPS_FROM_RAS, Grid, Volume
 
 
-def read(path: Path, name: str) -> Volume:
+def read(path: Path, name: str, options: ReadOptions) -> Volume:
     """Reads one file; see :func:`runtime.readers.read_scan`."""
     import SimpleITK
 
@@ -26,13 +28,14 @@ def read(path: Path, name: str) -> Volume:
         shape = check_shape(reader.GetSize(), path.name)
         _require_scalars(reader, path.name)
         _require_all_bytes(path)
+        grid = check_grid(shape, _affine_ras(reader), path.name)
+        tell_of(_header(reader, path, grid), options)
         image = reader.Execute()
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise InputError(f"{path.name} is damaged or cut off ({reason}). Copy or export the file again.") from error
     if image.GetDimension() > 3:
         image = image[(slice(None),) * 3 + (0,) * (image.GetDimension() - 3)]
-    grid = check_grid(shape, _affine_ras(image), path.name)
     values = SimpleITK.GetArrayViewFromImage(image)
     voxels = VoxelCollector(shape, path.name)
     for first in range(0, shape[0], voxels.planes_per_slab):
@@ -73,8 +76,29 @@ def _require_all_bytes(path: Path) -> None:
         raise InputError(f"{path.name} is cut off: {needed} bytes of voxels are due, {met} are there. Copy it again.")
 
 
+def _header(reader: Any, path: Path, grid: Grid) -> ScanHeader:
+    """What is known before the voxels are read: ITK reads all of them in their own type, and packed ones whole."""
+    import SimpleITK
+
+    dtype = _stored_as(SimpleITK.GetPixelIDValueAsString(reader.GetPixelID()))
+    stays_int16 = dtype.kind in "iu" and fits_int16(np.iinfo(dtype).max, 1.0, 0.0)
+    unpacked = math.prod(grid.shape_zyx) * dtype.itemsize
+    on_disk = sum(file.stat().st_size for file in data_files(path) or (path,))
+    return ScanHeader(path.name, grid, stays_int16, reader_bytes=unpacked + (on_disk if on_disk < unpacked else 0))
+
+
+def _stored_as(kind: str) -> np.dtype[Any]:
+    """NumPy's name for what ITK calls ``16-bit signed integer``, ``32-bit float`` and so on."""
+    bits, _, rest = kind.partition("-bit ")
+    letter = {"signed integer": "i", "unsigned integer": "u", "float": "f"}.get(rest)
+    return np.dtype(f"{letter}{int(bits) // 8}") if letter else np.dtype(np.float64)
+
+
 def _affine_ras(image: Any) -> np.ndarray:
+    """Of an image, or of the reader that knows its header; axes beyond the third have one voxel and are left out."""
+    axes = image.GetDimension()
     affine = np.eye(4)
-    affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
-    affine[:3, 3] = image.GetOrigin()
+    directions = np.array(image.GetDirection()).reshape(axes, axes)[:3, :3]
+    affine[:3, :3] = directions * np.array(image.GetSpacing()[:3])
+    affine[:3, 3] = image.GetOrigin()[:3]
     return LPS_FROM_RAS @ affine

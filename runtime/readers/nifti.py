@@ -5,13 +5,15 @@ from __future__ import annotations
 import gzip
 import hashlib
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from runtime.errors import InputError
-from runtime.readers.checks import VoxelCollector, check_grid, check_shape
+from runtime.readers.checks import VoxelCollector, check_grid, check_shape, fits_int16, tell_of
+from runtime.readers.options import ReadOptions, ScanHeader
 from runtime.volume import Volume
 
 _CHUNK = 2**20
@@ -67,7 +69,7 @@ class _HashingFile:
             self._pending.result()
 
 
-def read(path: Path, name: str) -> Volume:
+def read(path: Path, name: str, options: ReadOptions) -> Volume:
     """Reads one NIfTI file; see :func:`runtime.readers.read_scan`."""
     from isal import igzip, igzip_lib
 
@@ -77,9 +79,9 @@ def read(path: Path, name: str) -> Volume:
         hashing = _HashingFile(file, pool, copies=packed)  # else it is read into slabs, which are filled once
         try:
             if not packed:
-                return _read_stream(hashing, hashing, path.name, name)
+                return _read_stream(hashing, hashing, path.name, name, options)
             with igzip.IGzipFile(fileobj=hashing, mode="rb") as stream:
-                return _read_stream(stream, hashing, path.name, name)
+                return _read_stream(stream, hashing, path.name, name, options)
         except EOFError as error:
             raise InputError(f"{path.name} is cut off: its compressed data end early. Copy the file again.") from error
         except damage as error:
@@ -94,7 +96,7 @@ def _what_is_wrong_with_gzip(path: Path, error: Exception) -> str:
     return f"{path.name} is damaged ({error}). Copy the file again."
 
 
-def _read_stream(stream: _Stream, hashing: _HashingFile, file_name: str, name: str) -> Volume:
+def _read_stream(stream: _Stream, hashing: _HashingFile, file_name: str, name: str, options: ReadOptions) -> Volume:
     header, size = _read_header(stream, file_name)
     shape = check_shape(header.get_data_shape(), file_name)
     affine, notes = _affine(header, file_name)
@@ -102,9 +104,11 @@ def _read_stream(stream: _Stream, hashing: _HashingFile, file_name: str, name: s
     offset = float(header["vox_offset"])
     if not size <= offset <= 2**31:
         raise InputError(f"{file_name} is damaged: its header puts the voxels at byte {offset:g}. Export it again.")
+    coding = _coding(header, file_name)
+    tell_of(ScanHeader(file_name, grid, coding.fits_int16, reader_bytes=0), options)
     _skip(stream, int(offset) - size, file_name)
     voxels = VoxelCollector(shape, file_name)
-    _read_voxels(stream, header, voxels, shape, file_name)
+    _read_voxels(stream, coding, voxels, shape, file_name)
     while stream.read(_CHUNK):  # to the end, so that a compressed file's checksum is verified
         pass
     array = voxels.finish()
@@ -177,10 +181,25 @@ def _qform_apart_mm(header: Any, affine: np.ndarray) -> float:
     return float(np.linalg.norm(corners @ difference.T, axis=1).max())
 
 
-def _read_voxels(
-    stream: _Stream, header: Any, voxels: VoxelCollector, shape_zyx: tuple[int, int, int], file_name: str
-) -> None:
-    """Streams the voxels into ``voxels`` with slope and intercept applied."""
+@dataclass(frozen=True)
+class _Coding:
+    """How the voxels are stored; ``slope`` and ``intercept`` are from stored values to HU."""
+
+    dtype: np.dtype[Any]
+    slope: float
+    intercept: float
+
+    @property
+    def is_scaled(self) -> bool:
+        return (self.slope, self.intercept) != (1.0, 0.0)
+
+    @property
+    def fits_int16(self) -> bool:
+        return self.dtype.kind in "iu" and fits_int16(np.iinfo(self.dtype).max, self.slope, self.intercept)
+
+
+def _coding(header: Any, file_name: str) -> _Coding:
+    """How the header says that the voxels are stored; raises InputError where they can't be Hounsfield units."""
     from nibabel.spatialimages import HeaderDataError
 
     try:
@@ -193,15 +212,22 @@ def _read_voxels(
             f"{file_name} holds {'colours' if dtype.names else dtype.name} instead of Hounsfield units. Give the CT "
             "itself."
         )
+    return _Coding(dtype, 1.0 if slope is None else float(slope), float(intercept or 0.0))
+
+
+def _read_voxels(
+    stream: _Stream, coding: _Coding, voxels: VoxelCollector, shape_zyx: tuple[int, int, int], file_name: str
+) -> None:
+    """Streams the voxels into ``voxels`` with slope and intercept applied."""
     depth, rows, columns = shape_zyx
-    is_scaled = (slope, intercept) not in ((1.0, 0.0), (None, None))
+    dtype = coding.dtype
     for first in range(0, depth, voxels.planes_per_slab):
         planes = min(voxels.planes_per_slab, depth - first)
         # What is read may still be hashed when it is put: it is not to be written over by what it is scaled to.
-        slab = np.empty((planes, rows, columns), dtype) if is_scaled else voxels.room_for(first, planes, dtype)
+        slab = np.empty((planes, rows, columns), dtype) if coding.is_scaled else voxels.room_for(first, planes, dtype)
         _fill(stream, slab, file_name)
-        if is_scaled:
-            slab = slab * np.float64(slope) + np.float64(intercept or 0.0)
+        if coding.is_scaled:
+            slab = slab * np.float64(coding.slope) + np.float64(coding.intercept)
         voxels.put(first, slab)
 
 
