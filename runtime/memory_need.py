@@ -2,7 +2,7 @@
 
 Each stage keeps what it works on, so the peak is that of one stage. What grows with the scan is counted here exactly as
 the stages take it; what doesn't (the networks' tensors, kernels and libraries that are loaded when they are first used)
-was measured and is one constant. See ``docs/decisions/0024-memory-limit.md``.
+is one constant, with room. See ``docs/decisions/0024-memory-limit.md``.
 """
 
 from __future__ import annotations

@@ -15,8 +15,9 @@ import pytest
 
 from runtime.errors import OutOfMemoryError
 from runtime.infer import build_parser, main
+from runtime.memory import MIB
 from runtime.memory_limit import GIB, MemoryLimit
-from runtime.memory_need import MemoryNeed, memory_need
+from runtime.memory_need import RUN_BYTES, MemoryNeed, memory_need
 from runtime.pipeline import Pipeline
 from runtime.readers import nifti, read_scan
 from runtime.readers.options import ReadOptions, ScanHeader
@@ -296,4 +297,4 @@ def test_the_estimate_is_a_bound_and_about_what_a_fresh_process_takes(tmp_path, 
     needed, peak, vertebrae = json.loads(said)
     print(f"needed {needed:.0f} peak {peak:.0f} vertebrae {vertebrae}")
     assert vertebrae > 0
-    assert peak < needed < 2.2 * peak
+    assert peak < needed < 1.2 * peak + RUN_BYTES / MIB, "these networks take next to nothing of what is set aside"
