@@ -367,7 +367,7 @@ def test_a_contender_that_fails_is_told_and_the_others_go_on(bundle) -> None:
         raise EngineError("No memory.\nat line 1")
         yield
 
-    met = latency.measured(Contender("bad", "fp16", failing), bundle, [], 1, 0)
+    met = latency.measured(Contender("bad", "fp16", failing), SimpleNamespace(), bundle, [], 1, 0)
     assert met.failed == "No memory."
     assert met.figures == ()
 

@@ -274,8 +274,8 @@ def test_real_crops_lie_where_crop_grid_lays_them(verse_folder: Path, tmp_path: 
     source = RealSource(verse_folder, grades=verse_folder / "grades.json", cache=tmp_path / "cache")
     rng = np.random.default_rng(0)
     run = replace(FRAC, spacing_mm=2.0, centre_jitter_mm=3.0, crop_shift_mm=(0.0, 4.0, -6.0))
-    run = replace(run, network=replace(run.network, crop=24))
-    shape, centre = (24, 24, 24), np.array([7.0, -3.0, 5.0])
+    run = replace(run, network=replace(run.network, crop=32))
+    shape, centre = (32, 32, 32), np.array([7.0, -3.0, 5.0])
     grid = crop_grid(centre, spacing_mm=2.0, shape_zyx=shape, shift_ras_mm=run.crop_shift_mm)
     expected = grid.to_index_zyx(centre)
     met = [np.argwhere(source.vertebra(rng, run).masks[0]).mean(axis=0) for _ in range(300)]

@@ -97,7 +97,7 @@ def test_the_recipe_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
         assert run(*command) == 0, command
         if command[0] == "train.fit_grades":
             fitted = open_bundle(Path("runs/verse/bundle"))
-    assert fitted_to == ["sub-phantom900200"], "the validation scan and no other"
+    assert fitted_to == ["sub-phantom900200_ct"], "the validation scan and no other"
     constants, made = read_grading(Path("runs/verse/grading/fit.json"))
     final = open_bundle(Path("runs/verse/bundle")).spec
     assert final.grading == fitted.spec.grading == constants != NEUTRAL
