@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from export.parity_on_scans import Networks
+from export.timed_session import TimedSession
 from runtime.bundle import Bundle
 from runtime.device.session import offers_device_tensors
 from runtime.engines.base import Session
@@ -24,32 +25,6 @@ STAGES = (
     "levels: rest", "crops: network", "crops: rest", "heights", "paste", "overview", "write", "rest",
 )  # fmt: skip
 """In the order of a run; votes are cast as windows complete. ``rest`` is what lies between the stages."""
-
-
-class TimedSession:
-    """A session that keeps the seconds spent in it and the number of its windows; fulfils Session."""
-
-    def __init__(self, session: Session) -> None:
-        self.info, self.output_names = session.info, session.output_names
-        self.seconds, self.windows = 0.0, 0
-        self._session = session
-
-    def __call__(self, image: np.ndarray) -> tuple[np.ndarray, ...]:
-        """See Session."""
-        start_s = time.perf_counter()
-        outputs = self._session(image)
-        self.seconds += time.perf_counter() - start_s
-        self.windows += len(image)
-        return outputs
-
-    def close(self) -> None:
-        """Left to the session's owner."""
-
-    def __enter__(self) -> TimedSession:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
 
 
 class Marks:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 import runtime.pipeline
-from benchmarks.stage_clock import TimedSession
+from export.timed_session import TimedSession
 from runtime.device.session import offers_device_tensors
 from runtime.engines.base import Session, release_memory
 from runtime.node.commands import main

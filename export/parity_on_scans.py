@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
 import numpy as np
 
+from export.timed_session import TimedSession
 from runtime.bundle import Bundle, BundleSpec, FracSegNetSpec
 from runtime.crops import extract_crops
 from runtime.engines import EngineChoice, open_session
@@ -62,45 +62,21 @@ def warm_up(spec: BundleSpec, networks: Networks) -> None:
                 session(np.zeros((1, 1, *size_zyx), np.float32))
 
 
-class _Stopwatch:
-    """Seconds spent in the calls of networks: what lies between them is the same work on both sides."""
+class _TimedNetworks(Networks):
+    """Networks whose calls are timed: what lies between them is the same work on both sides. Left open by these."""
 
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def on(self, networks: Networks) -> Networks:
-        """The networks, their calls timed; left open by these."""
+    @classmethod
+    def of(cls, networks: Networks) -> _TimedNetworks:
+        """These networks, timed."""
         level = networks.levelnet
-        return Networks(
-            _TimedSession(networks.locnet, self),
-            _TimedSession(networks.fracsegnet, self),
-            None if level is None else _TimedSession(level, self),
-        )
+        timed = TimedSession(networks.locnet), TimedSession(networks.fracsegnet)
+        return cls(*timed, None if level is None else TimedSession(level))
 
-
-class _TimedSession:
-    """A session whose calls a stopwatch times; fulfils Session."""
-
-    def __init__(self, session: Session, stopwatch: _Stopwatch) -> None:
-        self.info, self.output_names = session.info, session.output_names
-        self._session, self._stopwatch = session, stopwatch
-
-    def __call__(self, image: np.ndarray) -> tuple[np.ndarray, ...]:
-        """See Session."""
-        start_s = time.perf_counter()
-        try:
-            return self._session(image)
-        finally:
-            self._stopwatch.seconds += time.perf_counter() - start_s
-
-    def close(self) -> None:
-        """Left to the session's owner."""
-
-    def __enter__(self) -> _TimedSession:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
+    @property
+    def seconds(self) -> float:
+        """Spent in all calls so far."""
+        sessions = (self.locnet, self.fracsegnet, self.levelnet)
+        return sum(session.seconds for session in sessions if isinstance(session, TimedSession))
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,8 +119,7 @@ def prepare(spec: BundleSpec, scan: Volume, reference: Networks) -> Prepared:
     plan = plan_windows(hu.shape, loc.window_zyx, loc.overlap)  # type: ignore[arg-type]
     keep = windows_reaching(hu, plan, loc.skip_below_hu)
     image = normalise(hu, loc.intensity)
-    stopwatch = _Stopwatch()
-    timed = stopwatch.on(reference)
+    timed = _TimedNetworks.of(reference)
     maps = sliding_windows(image, plan, timed.locnet, keep=keep)
     found = centres_of(*maps, grid, loc) if keep.any() else ()
     likeliest = sorted(found, key=lambda centre: -centre.confidence)[:MOST_CENTRES]
@@ -152,7 +127,7 @@ def prepare(spec: BundleSpec, scan: Volume, reference: Networks) -> Prepared:
     looks = tuple(_looks(scan, frac.grid_around(centre), frac) for centre in centres)
     outputs = tuple(_run(timed.fracsegnet, at_one) for at_one in looks)
     evidence = _levels(spec, scan, centres, timed)
-    return Prepared(scan, grid, image, plan, keep, maps, centres, looks, outputs, evidence, stopwatch.seconds)
+    return Prepared(scan, grid, image, plan, keep, maps, centres, looks, outputs, evidence, timed.seconds)
 
 
 def _looks(scan: Volume, grid: Grid, spec: FracSegNetSpec) -> tuple[np.ndarray, ...]:
@@ -188,14 +163,13 @@ def compare_on_scan(spec: BundleSpec, prepared: Prepared, met: Networks) -> tupl
 
     An engine that fails on the scan is a finding, not an error.
     """
-    stopwatch, frac = _Stopwatch(), spec.fracsegnet
-    timed = stopwatch.on(met)
+    timed, frac = _TimedNetworks.of(met), spec.fracsegnet
     try:
         maps = sliding_windows(prepared.image, prepared.plan, timed.locnet, keep=prepared.keep)
         outputs = [_run(timed.fracsegnet, looks) for looks in prepared.looks]
         evidence = _levels(spec, prepared.scan, prepared.centres_ras_mm, timed)
     except EngineError as error:
-        return Parity(failed=f"{prepared.scan.name}: {str(error).rstrip('.')}"), stopwatch.seconds
+        return Parity(failed=f"{prepared.scan.name}: {str(error).rstrip('.')}"), timed.seconds
     parts = [
         compare_crops(said_together(right, frac), said_together(found, frac), threshold=frac.mask_threshold)
         for right, found in zip(prepared.outputs, outputs, strict=True)
@@ -204,7 +178,7 @@ def compare_on_scan(spec: BundleSpec, prepared: Prepared, met: Networks) -> tupl
         parts.append(compare_maps(prepared.maps, maps, prepared.grid, spec.locnet))
     if prepared.evidence is not None and evidence is not None:
         parts.append(compare_crops({"level": prepared.evidence}, {"level": evidence}, threshold=0.5))
-    return joined(parts), stopwatch.seconds
+    return joined(parts), timed.seconds
 
 
 def compare_with_itself(prepared: Prepared, met: Networks) -> Parity:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from export import parity_on_scans
+from export import parity_on_scans, timed_session
 from export import verify as command
 from export.parity_on_scans import Networks, compare_on_scan, opened, prepare, said_together
 from export.verify import candidates, main, phantoms, reference_networks, short_gate
@@ -125,7 +125,7 @@ def test_seconds_are_those_of_the_networks_calls_after_one_of_each(bundle, small
         networks = reference_networks(bundle)
         return Networks(*(Ticking(one, now_s) for one in (networks.locnet, networks.fracsegnet, networks.levelnet)))
 
-    monkeypatch.setattr(parity_on_scans, "time", SimpleNamespace(perf_counter=lambda: now_s[0]))
+    monkeypatch.setattr(timed_session, "time", SimpleNamespace(perf_counter=lambda: now_s[0]))
     for name in ("centres_of", "extract_crops"):
         monkeypatch.setattr(parity_on_scans, name, lasting(getattr(parity_on_scans, name), 1e6))
     reference, engine = ticking(), ticking()
