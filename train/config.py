@@ -81,6 +81,8 @@ class LocNetRun:
         chamfer_weight: of the Chamfer loss.
         foreground_weight: extra weight of voxels in proportion to their true heat.
         negative_fraction: share of crops drawn anywhere, with or without a vertebra; the thesis wants none.
+        fractured_fraction: share of the other crops of phantoms that show a body of grade 2 or 3. As often as patients
+            have them, collapsed bodies are missed more often than whole ones.
         data: ``"phantoms"`` and folders in VerSe's layout.
     """
 
@@ -104,6 +106,7 @@ class LocNetRun:
     chamfer_weight: float = 0.0001
     foreground_weight: float = 10.0
     negative_fraction: float = 0.4
+    fractured_fraction: float = 0.3
     data: tuple[str, ...] = ("phantoms",)
 
 
@@ -260,6 +263,7 @@ def load(path: Path) -> Run:
 
 
 _LOOP_ADDED_LATER: Mapping[str, Any] = {"start_from": ""}
+_LOCNET_ADDED_LATER: Mapping[str, Any] = {"fractured_fraction": 0.0}
 _FRACSEGNET_ADDED_LATER: Mapping[str, Any] = {
     "task_weighting": "fixed",
     "nash_every": 1,
@@ -275,7 +279,9 @@ def with_later_settings(run: Any) -> Any:
     values = {**run, "loop": {**_LOOP_ADDED_LATER, **run["loop"]}}
     if "balanced" in values:  # what sampling was called when there were two
         values["sampling"] = "balanced" if values.pop("balanced") else "as_found"
-    return {**_FRACSEGNET_ADDED_LATER, **values} if "grade_loss" in values else values
+    if "grade_loss" in values:
+        return {**_FRACSEGNET_ADDED_LATER, **values}
+    return {**_LOCNET_ADDED_LATER, **values} if "sigma_voxels" in values else values
 
 
 @dataclass(frozen=True)

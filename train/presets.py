@@ -59,6 +59,7 @@ def _thesis_locnet() -> LocNetRun:
         chamfer_weight=0.01,
         foreground_weight=0.0,
         negative_fraction=0.0,
+        fractured_fraction=0.0,
     )
 
 

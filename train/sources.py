@@ -100,14 +100,14 @@ class PhantomSource:
         self, rng: np.random.Generator, shape_zyx: tuple[int, int, int], run: LocNetRun
     ) -> tuple[np.ndarray, np.ndarray]:
         """See Source. Some crops are cut by the edge of a scan, beyond which there is air."""
-        anatomy = self._anatomy(rng)
-        extent_mm = np.array(shape_zyx[::-1]) * run.spacing_mm
-        vertebrae = anatomy.vertebrae
         if rng.random() < run.negative_fraction:
+            anatomy = self._anatomy(rng)
             centre = _anywhere(anatomy, rng)
         else:
-            centre = anatomy.centre_ras_mm(vertebrae[rng.integers(len(vertebrae))])
-            centre = centre + rng.uniform(-0.45, 0.45, 3) * extent_mm
+            wanted = int(rng.integers(2, 4)) if rng.random() < run.fractured_fraction else None
+            anatomy, target = find_vertebra(wanted, rng, self.config)
+            extent_mm = np.array(shape_zyx[::-1]) * run.spacing_mm
+            centre = anatomy.centre_ras_mm(target) + rng.uniform(-0.45, 0.45, 3) * extent_mm
         grid = crop_grid(centre, spacing_mm=run.spacing_mm, shape_zyx=shape_zyx)
         scan = render(anatomy, grid, sample_appearance(rng, self.config), rng)
         points = np.array([grid.to_index_zyx(v.centre_ras_mm) for v in scan.vertebrae]).reshape(-1, 3)

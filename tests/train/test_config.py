@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from runtime.bundle_json import to_json
 from runtime.errors import InputError
 from train import config
 from train.config import FracSegNetRun, LocNetRun, override
@@ -86,3 +87,10 @@ def test_runs_of_versions_with_two_samplings_and_fixed_weights_are_read(
 def test_choices_that_do_not_exist_are_refused(setting: str) -> None:
     with pytest.raises(InputError, match="met"):
         override(FracSegNetRun(), [setting])
+
+
+def test_a_locnet_of_an_earlier_version_goes_on_as_it_began() -> None:
+    values = json.loads(to_json(LocNetRun()))
+    del values["fractured_fraction"]
+    assert config.with_later_settings(values)["fractured_fraction"] == 0.0
+    assert "fractured_fraction" not in config.with_later_settings(json.loads(to_json(FracSegNetRun())))

@@ -12,10 +12,11 @@ import pytest
 
 from runtime.crops import crop_grid
 from runtime.errors import InputError
+from runtime.volume import Grid, Volume
 from train.config import FracSegNetRun, LocNetRun
 from train.evaluation.truth import verse_items
 from train.level_crops import block, crop_start
-from train.phantom import PhantomConfig, make_scan
+from train.phantom import Anatomy, PhantomConfig, PhantomScan, make_scan
 from train.phantom.verse import write_verse
 from train.real_scans import UNKNOWN_GRADE, UNKNOWN_SHARE, RealSource, group_shares
 from train.sources import (
@@ -50,6 +51,31 @@ def test_phantom_centres_lie_where_heat_and_offsets_say() -> None:
                 z, y, x = centre.tolist()
                 assert batch["heatmap"][i, 0, z, y, x] > 0.8
                 assert batch["offsets"][i, :, z, y, x].abs().max() <= 0.5001
+
+
+def test_as_many_crops_as_asked_for_show_a_fractured_body(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not rendered: what each crop is laid around is all that is asked."""
+    shown: list[bool] = []
+
+    def without_voxels(anatomy: Anatomy, grid: Grid, *_: object) -> PhantomScan:
+        centres = {v: grid.to_index_zyx(anatomy.centre_ras_mm(v)) for v in anatomy.vertebrae}
+        inside = [v for v, at in centres.items() if (at > 0).all() and (at < np.array(grid.shape_zyx) - 1).all()]
+        shown.append(any(v.grade >= 2 for v in inside))
+        nothing = np.zeros(grid.shape_zyx, np.float32)
+        none = nothing.astype(np.uint8)
+        return PhantomScan(Volume(nothing, grid), none, none, (), anatomy.seed)
+
+    monkeypatch.setattr("train.sources.render", without_voxels)
+    rng = np.random.default_rng(0)
+    share = {}
+    for fraction in (0.0, 1.0):
+        run = replace(LOC, negative_fraction=0.0, fractured_fraction=fraction)
+        shown.clear()
+        for _ in range(60):
+            PhantomSource().localisation(rng, (32, 32, 32), run)
+        share[fraction] = np.mean(shown)
+    assert share[1.0] > 0.9
+    assert share[0.0] < 0.7
 
 
 def test_phantom_vertebrae_are_where_the_crop_has_them_and_of_all_grades() -> None:
