@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from runtime.errors import InputError, VertscanError
 from runtime.extras import stop_interrupted, stop_without
+from runtime.locks import try_lock
 
 try:
     from train.config import Run, load, override
@@ -82,10 +85,41 @@ def _train(args: argparse.Namespace) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     source = make_source(run.data, grades=args.grades, cache=args.cache)
-    trainer = Trainer(run, source, out, accelerator=args.accelerator, devices=args.devices)
-    best = trainer.fit(progress=not args.quiet)
+    with sole_run_in(out):
+        trainer = Trainer(run, source, out, accelerator=args.accelerator, devices=args.devices)
+        best = trainer.fit(progress=not args.quiet)
     print(f"{out}: " + ", ".join(f"{name} {value:.4f}" for name, value in best.items()))
     return 0
+
+
+@contextmanager
+def sole_run_in(folder: Path) -> Iterator[None]:
+    """Inside the block no other training goes on in the folder: two would overwrite each other's checkpoints.
+
+    Of several processes of one training the first one holds the folder. Where the file system has no locks, nothing is
+    held.
+
+    Raises:
+        InputError: another training holds it, or nothing can be written there.
+    """
+    if any(os.environ.get(rank, "0") != "0" for rank in ("RANK", "LOCAL_RANK", "SLURM_PROCID")):
+        yield
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        stream = open(folder / "training.lock", "ab")  # noqa: SIM115
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written to ({error.strerror}); name another folder with -o.") from error
+    with stream:
+        try:
+            is_alone = try_lock(stream.fileno())
+        except OSError:
+            is_alone = True
+        if not is_alone:
+            raise InputError(
+                f"Another training is running in {folder}. Wait until it ends, stop it, or name another folder with -o."
+            )
+        yield
 
 
 def _run_of(args: argparse.Namespace, out: Path) -> Run:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -12,8 +12,17 @@ import numpy as np
 from runtime.crops import crop_grid
 from train.config import FracSegNetRun, LevelNetRun, LocNetRun
 from train.level_crops import AIR_HU, LevelSample, level_crops
-from train.phantom import Anatomy, PhantomConfig, random_scan_grid, render, sample_anatomy, sample_appearance
+from train.phantom import (
+    Anatomy,
+    Appearance,
+    PhantomConfig,
+    random_scan_grid,
+    render,
+    sample_anatomy,
+    sample_appearance,
+)
 from train.phantom.spine import VertebraShape, sample_spine
+from train.phantom.tables import Tissue
 from train.verse import splits_of_subjects
 
 _BALANCED_SHARES = (0.5, 1 / 6, 1 / 6, 1 / 6)
@@ -109,9 +118,10 @@ class PhantomSource:
             extent_mm = np.array(shape_zyx[::-1]) * run.spacing_mm
             centre = anatomy.centre_ras_mm(target) + rng.uniform(-0.45, 0.45, 3) * extent_mm
         grid = crop_grid(centre, spacing_mm=run.spacing_mm, shape_zyx=shape_zyx)
-        scan = render(anatomy, grid, sample_appearance(rng, self.config), rng)
+        scan = render(anatomy, grid, dense_blood(sample_appearance(rng, self.config), rng), rng)
         points = np.array([grid.to_index_zyx(v.centre_ras_mm) for v in scan.vertebrae]).reshape(-1, 3)
-        return cut_by_edges(scan.volume.array, points, rng)
+        hu = thick_slices(scan.volume.array, rng, spacing_mm=run.spacing_mm)
+        return narrow_field(*cut_by_edges(hu, points, rng), rng, spacing_mm=run.spacing_mm)
 
     def vertebra(self, rng: np.random.Generator, run: FracSegNetRun) -> VertebraSample:
         """See Source. Unless ``run.sampling`` is "as_found", the grade is drawn first, then a vertebra that has it."""
@@ -226,6 +236,87 @@ def cut_by_edges(
         hu[tuple(part)] = AIR_HU
         inside &= points_zyx[:, axis] > width - 0.5 if low else points_zyx[:, axis] < size - width - 0.5
     return hu, points_zyx[inside]
+
+
+def narrow_field(
+    hu: np.ndarray, points_zyx: np.ndarray, rng: np.random.Generator, *, spacing_mm: float, probability: float = 0.12
+) -> tuple[np.ndarray, np.ndarray]:
+    """Some crops as if reconstructed for the spine or the heart: air beyond 80 to 180 mm along y and x.
+
+    One of the centres lies in the field, where there are any; those beyond it are gone.
+
+    Args:
+        hu: (z, y, x) float32.
+        points_zyx: (k, 3) centres, voxels.
+        rng: decides where.
+        spacing_mm: of the voxels.
+        probability: of a narrow field.
+    """
+    if rng.random() >= probability:
+        return hu, points_zyx
+    shape = np.array(hu.shape[1:])
+    held = points_zyx[rng.integers(len(points_zyx))][1:] if len(points_zyx) else shape * rng.uniform(0.2, 0.8, 2)
+    width = rng.uniform(80.0, 180.0, 2) / spacing_mm
+    low = np.clip(np.rint(held - rng.uniform(0.15, 0.85, 2) * width), 0, None).astype(int)
+    high = np.minimum(np.rint(low + width).astype(int), shape)
+    field = np.full(hu.shape, AIR_HU, np.float32)
+    within = (slice(None), slice(low[0], high[0]), slice(low[1], high[1]))
+    field[within] = hu[within]
+    inside = ((points_zyx[:, 1:] > low - 0.5) & (points_zyx[:, 1:] < high - 0.5)).all(axis=1)
+    return field, points_zyx[inside]
+
+
+def thick_slices(
+    hu: np.ndarray, rng: np.random.Generator, *, spacing_mm: float, probability: float = 0.25
+) -> np.ndarray:
+    """Some crops as if resampled from slices of 3 to 6 mm, mostly axial ones, sometimes sagittal or coronal ones.
+
+    Each slice is the mean over its thickness; between their middles values are interpolated, as the runtime does.
+
+    Args:
+        hu: (z, y, x) float32.
+        rng: decides how.
+        spacing_mm: of the voxels.
+        probability: of such slices.
+    """
+    if rng.random() >= probability:
+        return hu
+    axis = int(rng.choice(3, p=(0.6, 0.2, 0.2)))
+    thickness = rng.uniform(3.0, 6.0) / spacing_mm
+    return along_axis(hu, slice_weights(hu.shape[axis], thickness, rng.uniform(0, thickness)), axis)
+
+
+def slice_weights(count: int, thickness: float, first: float) -> np.ndarray:
+    """(count, count) float32: which voxels of a line make up each voxel once it was stored in slices; rows sum to 1.
+
+    Args:
+        count: voxels of the line.
+        thickness: of the contiguous slices, voxels.
+        first: middle of a slice, voxels; the others lie ``thickness`` apart.
+    """
+    middles = np.arange(first - thickness, count + thickness, thickness)
+    voxels = np.arange(count)
+    low, high = middles[:, None] - thickness / 2, middles[:, None] + thickness / 2
+    share = np.clip(np.minimum(high, voxels + 0.5) - np.maximum(low, voxels - 0.5), 0, None)
+    kept = share.sum(axis=1) > 0.5 * min(thickness, 1.0)
+    means = share[kept] / share[kept].sum(axis=1, keepdims=True)
+    place = np.clip(np.interp(voxels, middles[kept], np.arange(kept.sum())), 0, kept.sum() - 1)
+    between = np.clip(1 - np.abs(place[:, None] - np.arange(kept.sum())), 0, None)
+    return np.asarray(between @ means, np.float32)
+
+
+def along_axis(hu: np.ndarray, weights: np.ndarray, axis: int) -> np.ndarray:
+    """(z, y, x) float32: every line along ``axis`` multiplied by the matrix ``weights``."""
+    return np.ascontiguousarray(np.moveaxis(np.moveaxis(hu, axis, -1) @ weights.T, -1, axis), np.float32)
+
+
+def dense_blood(appearance: Appearance, rng: np.random.Generator, *, probability: float = 0.08) -> Appearance:
+    """Some appearances with undiluted contrast agent in the veins, as beside the upper spine during an injection."""
+    if rng.random() >= probability:
+        return appearance
+    hu = appearance.hu.copy()
+    hu[Tissue.VEIN] = rng.uniform(300.0, 1800.0)
+    return replace(appearance, hu=hu)
 
 
 def _anywhere(anatomy: Anatomy, rng: np.random.Generator) -> np.ndarray:

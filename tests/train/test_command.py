@@ -4,7 +4,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from runtime.errors import InputError
 from train import config
+from train.__main__ import sole_run_in
 
 SETTINGS = [
     "network.unet.channels=[4,4]",
@@ -57,3 +61,22 @@ def test_what_it_cannot_do_is_said_without_a_trace(tmp_path: Path) -> None:
         assert done.returncode == 2
         assert says in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_two_trainings_do_not_share_a_folder(tmp_path: Path) -> None:
+    with sole_run_in(tmp_path / "run"):
+        second = run("locnet", "-o", str(tmp_path / "run"), *(word for s in SETTINGS for word in ("--set", s)))
+    assert second.returncode == 2
+    assert "Another training is running" in second.stderr
+    assert not (tmp_path / "run" / "config.json").exists()
+    with sole_run_in(tmp_path / "run"):
+        pass
+
+
+def test_the_other_processes_of_one_training_are_let_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with sole_run_in(tmp_path):
+        monkeypatch.setenv("LOCAL_RANK", "1")
+        with sole_run_in(tmp_path):
+            monkeypatch.delenv("LOCAL_RANK")
+            with pytest.raises(InputError), sole_run_in(tmp_path):
+                pass

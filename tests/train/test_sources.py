@@ -16,7 +16,8 @@ from runtime.volume import Grid, Volume
 from train.config import FracSegNetRun, LocNetRun
 from train.evaluation.truth import verse_items
 from train.level_crops import block, crop_start
-from train.phantom import Anatomy, PhantomConfig, PhantomScan, make_scan
+from train.phantom import Anatomy, PhantomConfig, PhantomScan, make_scan, sample_appearance
+from train.phantom.tables import Tissue
 from train.phantom.verse import write_verse
 from train.real_scans import UNKNOWN_GRADE, UNKNOWN_SHARE, RealSource, group_shares
 from train.sources import (
@@ -24,11 +25,15 @@ from train.sources import (
     MixedSource,
     PhantomSource,
     cut_by_edges,
+    dense_blood,
     find_vertebra,
     grade_shares,
     held_out,
     make_source,
+    narrow_field,
     scan_beside_body,
+    slice_weights,
+    thick_slices,
 )
 from train.tasks import FracSegNetTask, LocNetTask
 
@@ -51,6 +56,62 @@ def test_phantom_centres_lie_where_heat_and_offsets_say() -> None:
                 z, y, x = centre.tolist()
                 assert batch["heatmap"][i, 0, z, y, x] > 0.8
                 assert batch["offsets"][i, :, z, y, x].abs().max() <= 0.5001
+
+
+def test_a_narrow_field_is_a_box_around_one_of_the_centres_and_air_beyond() -> None:
+    rng = np.random.default_rng(0)
+    hu = rng.normal(0, 10, (12, 64, 64)).astype(np.float32)
+    points = np.array([[3.0, 30.0, 40.0], [9.0, 35.0, 20.0], [6.0, 5.0, 60.0]])
+    lost = 0
+    for _ in range(60):
+        field, kept = narrow_field(hu, points, rng, spacing_mm=3.0, probability=1.0)
+        inside = field != AIR_HU
+        np.testing.assert_array_equal(field[inside], hu[inside])
+        sizes = [len(np.unique(where)) for where in np.nonzero(inside)]
+        assert inside.sum() == np.prod(sizes)
+        assert sizes[0] == 12
+        assert max(sizes[1:]) <= 61
+        assert len(kept) >= 1
+        lost += len(points) - len(kept)
+        for point in points:
+            is_kept = any((point == other).all() for other in kept)
+            assert is_kept == inside[tuple(np.rint(point).astype(int))]
+    assert lost > 0
+    assert narrow_field(hu, points, rng, spacing_mm=3.0, probability=0.0)[0] is hu
+
+
+def test_stored_in_slices_a_line_keeps_its_mean_and_a_ramp_its_slope() -> None:
+    ramp = np.arange(48.0)
+    for thickness in (1.0, 1.4, 2.0, 5 / 3):
+        weights = slice_weights(48, thickness, 0.3)
+        np.testing.assert_allclose(weights.sum(axis=1), 1, atol=1e-5)
+        np.testing.assert_allclose((weights @ ramp)[4:-4], ramp[4:-4], atol=0.2)
+        assert weights.min() >= 0
+    np.testing.assert_allclose(slice_weights(48, 1.0, 0.0), np.eye(48), atol=1e-6)
+    assert slice_weights(48, 2.0, 0.3).max(axis=1)[4:-4].max() < 0.7
+
+
+def test_thick_slices_change_one_axis_alone() -> None:
+    rng = np.random.default_rng(0)
+    axes = Counter()
+    for _ in range(40):
+        z, y, x = (rng.normal(0, 100, n).astype(np.float32) for n in (20, 24, 28))
+        hu = z[:, None, None] + y[None, :, None] + x[None, None, :]
+        changed = thick_slices(hu, rng, spacing_mm=3.0, probability=1.0) - hu
+        moving = [axis for axis in range(3) if changed.std(axis=axis).max() > 1e-3]
+        assert len(moving) <= 1
+        axes.update(moving)
+    assert set(axes) == {0, 1, 2}
+    assert axes[0] == max(axes.values())
+
+
+def test_dense_blood_changes_the_veins_alone() -> None:
+    rng = np.random.default_rng(0)
+    appearance = sample_appearance(rng)
+    changed = dense_blood(appearance, rng, probability=1.0)
+    assert np.flatnonzero(changed.hu != appearance.hu).tolist() == [Tissue.VEIN]
+    assert 300 <= changed.hu[Tissue.VEIN] <= 1800
+    assert dense_blood(appearance, rng, probability=0.0) is appearance
 
 
 def test_as_many_crops_as_asked_for_show_a_fractured_body(monkeypatch: pytest.MonkeyPatch) -> None:
