@@ -15,6 +15,7 @@ from train.evaluation.measures import summarise_calibration, summarise_heights, 
 from train.evaluation.plain import to_plain
 from train.evaluation.records import Comparison, ScanRecord, VertebraRecord
 from train.evaluation.report import as_markdown
+from train.evaluation.strata import by_voxel
 from train.evaluation.summary import summarise
 from train.evaluation.truth import TrueScan, TrueVertebra, mm_below
 from train.verse import LABELS
@@ -184,6 +185,27 @@ def test_a_missed_vertebra_is_a_fifth_class_to_scikit_learn() -> None:
     for grade, f in enumerate(figures.by_grade):
         assert f"{f.recall_10mm:.3f} | {f.f1_with_missed:.3f} |" in text
         assert plain["by_grade"][grade]["f1_with_missed"] == pytest.approx(f.f1_with_missed, abs=1e-4)
+
+
+def test_each_scan_is_in_the_stratum_of_its_voxels_and_judged_as_if_alone() -> None:
+    rng = np.random.default_rng(0)
+    sizes = [0.7, 1.5, 1.6, 3.0, 3.1, 5.0, 0.0]
+    scans = []
+    for voxel_mm in sizes:
+        drawn = (
+            VertebraRecord("L1", int(rng.integers(4)), error_mm=None if rng.random() < 0.3 else 1.0) for _ in range(40)
+        )
+        met = Comparison(tuple(with_a_call(v, rng) for v in drawn), ())
+        scans.append(ScanRecord(f"scan of {voxel_mm}", "one", True, 1.0, "v", met, voxel_mm=voxel_mm))
+    strata = by_voxel(scans)
+    assert [(s.above_mm, s.up_to_mm, s.scans) for s in strata] == [(0.0, 1.5, 2), (1.5, 3.0, 2), (3.0, None, 2)]
+    for stratum, members in zip(strata, (scans[0:2], scans[2:4], scans[4:6]), strict=True):
+        alone = summarise(members)
+        assert stratum.recall_10mm == alone.localisation.overall.recall_10mm
+        assert stratum.f1 == tuple(f.f1 for f in alone.grades.by_grade)
+        assert sum(stratum.support) == alone.grades.graded
+    assert [s.scans for s in by_voxel(scans[5:])] == [1]
+    assert "above 1.5, up to 3 | 2 | 80 |" in as_markdown(summarise(scans))
 
 
 def with_a_call(vertebra: VertebraRecord, rng: np.random.Generator) -> VertebraRecord:

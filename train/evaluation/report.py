@@ -9,6 +9,7 @@ from train.evaluation import thesis
 from train.evaluation.grades import Fracture, GradeSummary
 from train.evaluation.localisation import LevelFigures, LocalisationSummary, RegionFigures
 from train.evaluation.measures import CalibrationSummary, HeightSummary, MaskSummary
+from train.evaluation.strata import Stratum
 from train.evaluation.summary import Provenance, Summary
 
 REGIONS = ("cervical", "thoracic", "lumbar", "overall")
@@ -33,6 +34,8 @@ def as_markdown(summary: Summary, *, pictures: Sequence[str] = ()) -> str:
         *_graded("whole pipeline", summary.grades, summary.masks, summary.heights, summary.calibration),
         "## What each witness says alone",
         _witnesses(summary),
+        "## By the scans' voxels",
+        _strata(summary.by_voxel),
     ]
     if summary.alone is not None:
         alone = summary.alone
@@ -143,6 +146,26 @@ def _witnesses(summary: Summary) -> str:
         "on the network's masks, graded by Genant's limits. F1: of those found and graded. Heights: mean "
         "absolute error."
     )
+
+
+def _strata(strata: Sequence[Stratum]) -> str:
+    header = ["largest voxel edge, mm", "scans", "vertebrae", "recall (10 mm)", "false per scan", "Dice"]
+    header += ["F1: 0", "1", "2", "3", "graded of 0 to 3", "heights, mm"]
+    rows: list[list[object]] = [
+        [
+            f"above {s.above_mm:g}" + ("" if s.up_to_mm is None else f", up to {s.up_to_mm:g}"),
+            s.scans,
+            s.vertebrae,
+            _n(s.recall_10mm),
+            _n(s.false_positives_per_scan, 2),
+            _n(s.dice),
+            *(_n(f1) for f1 in s.f1),
+            ", ".join(map(str, s.support)),
+            _n(s.heights_mm, 2),
+        ]
+        for s in strata
+    ]
+    return _table(header, rows)
 
 
 def _confusion(figures: GradeSummary) -> str:

@@ -22,6 +22,7 @@ from train.evaluation.measures import (
     summarise_masks,
 )
 from train.evaluation.records import Comparison, ScanRecord, as_by
+from train.evaluation.strata import Stratum, by_voxel
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Summary:
 
     ``localisation`` and what follows are the whole pipeline's; ``locnet_f`` and ``locnet_h`` are bare centres of the
     first network, before any mask refines them. ``network_alone`` and ``measured_alone`` are what the network and what
-    the measurement would have reported by themselves.
+    the measurement would have reported by themselves. ``by_voxel`` has the pipeline's by how coarse the scans are.
     """
 
     scans: int
@@ -95,6 +96,7 @@ class Summary:
     alone: NetworkAlone | None
     locnet_f: LocalisationSummary | None
     locnet_h: LocalisationSummary | None
+    by_voxel: tuple[Stratum, ...]
     median_seconds_per_scan: float
     notes: tuple[str, ...]
     provenance: Provenance | None
@@ -119,6 +121,7 @@ def summarise(records: Sequence[ScanRecord], *, provenance: Provenance | None = 
         None if alone is None else _alone(records, alone),
         None if voted is None else summarise_localisation(voted),
         None if heatmap is None else summarise_localisation(heatmap),
+        by_voxel(records),
         float(np.median([r.seconds for r in records])) if records else float("nan"),
         (*training_note({} if provenance is None else provenance.splits), *notes(records)),
         provenance,
