@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.errors import GeometryError, InputError
+from runtime.readers.hu_offset import offset_note
 from runtime.readers.options import ReadOptions, ScanHeader
 from runtime.volume import Grid
 
@@ -168,6 +169,8 @@ class VoxelCollector:
             self.notes.append(
                 f"No voxel is below 0 HU ({self._shown()}): if the rescale intercept was lost, results are wrong."
             )
+        elif (note := offset_note(self._array)) is not None:
+            self.notes.append(note)
         if self._low < LOWEST_HU:
             np.maximum(self._array, self._array.dtype.type(LOWEST_HU), out=self._array)
         return self._array
