@@ -14,6 +14,7 @@ import pytest
 import runtime
 from runtime import engines, scan_access
 from runtime.bundle import open_bundle, write_bundle
+from runtime.describe import warnings
 from runtime.engines import engine_module, openvino_cpu
 from runtime.errors import BundleError, EngineError, InputError, OutOfMemoryError
 from runtime.findings import schema, to_json
@@ -262,7 +263,14 @@ def test_thick_slices_and_what_a_reader_repaired_become_warnings(pipeline, ball_
     scan = ball_scan(3, spacing_mm=(1.5, 1.5, 6.0)).volume
     findings = pipeline.run(replace(scan, notes=("Gantry tilt was undone.",)))
     assert "Gantry tilt was undone." in findings.warnings
-    assert any("6.0 mm apart" in text for text in findings.warnings)
+    assert sum("6.0 mm apart: from 3 mm on, heights" in text for text in findings.warnings) == 1
+
+
+@pytest.mark.parametrize(("spacing_mm", "said"), [(2.9, False), (3.0, True), (2.9999, True), (4.0, True)])
+def test_slices_count_as_thick_from_where_measured_heights_get_poor(pipeline, spacing_mm, said):
+    grid = Grid((20, 20, 20), np.diag([1.0, 1.0, spacing_mm, 1.0]))
+    findings = warnings(pipeline.spec, Volume(np.zeros((20, 20, 20), np.int16), grid), (), dropped=0, rejected=0)
+    assert any("grades are unreliable" in text for text in findings) == said
 
 
 def test_a_path_and_its_volume_give_the_same_findings(pipeline, ball_scan, save, tmp_path):
