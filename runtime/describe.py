@@ -203,7 +203,14 @@ def notice(spec: BundleSpec) -> str:
 
 
 def warnings(
-    spec: BundleSpec, volume: Volume, vertebrae: Sequence[Vertebra], *, dropped: int, rejected: int, padded: int = 0
+    spec: BundleSpec,
+    volume: Volume,
+    vertebrae: Sequence[Vertebra],
+    *,
+    dropped: int,
+    rejected: int,
+    padded: int = 0,
+    dense: Sequence[int] = (),
 ) -> tuple[str, ...]:
     """Everything that a reader of the findings should know before trusting them.
 
@@ -214,6 +221,7 @@ def warnings(
         dropped: centres that were too many.
         rejected: centres that were held for none when levels were told.
         padded: vertebrae that were outlined where the scan holds no picture.
+        dense: numbers of the vertebrae that have no trabecular HU because of what is denser than bone.
     """
     said = [text for text in (notice(spec),) if text]
     said += volume.notes
@@ -244,6 +252,8 @@ def warnings(
         )
     if any(v.trabecular_hu is not None for v in vertebrae):
         said.append("HU of bone change with the tube voltage and with contrast medium: they are no bone density.")
+    if dense:
+        said.append(f"{_named(dense)}: no HU of trabecular bone, because cement, metal or sclerosis lies in the body.")
     return (*said, *_remarks(vertebrae, tells_levels=spec.levelnet is not None))
 
 
@@ -281,8 +291,11 @@ def _remarks(vertebrae: Sequence[Vertebra], *, tells_levels: bool) -> Iterator[s
         ("without a mask", [v for v in vertebrae if v.volume_ml == 0.0]),
     ):
         if members:
-            numbers = ", ".join(str(v.index) for v in members)
-            yield f"{_plural(len(members), 'Vertebra', 'Vertebrae')} {numbers}: {text}."
+            yield f"{_named([v.index for v in members])}: {text}."
+
+
+def _named(numbers: Sequence[int]) -> str:
+    return f"{_plural(len(numbers), 'Vertebra', 'Vertebrae')} {', '.join(map(str, numbers))}"
 
 
 def _plural(count: int, one: str, many: str) -> str:

@@ -104,6 +104,19 @@ def test_measures_are_those_of_the_scans_own_voxels(pipeline, ball_scan):
         assert vertebra.level is vertebra.level_confidence is None
 
 
+def test_a_cemented_vertebra_has_no_trabecular_hu_and_a_remark_says_why(pipeline, ball_scan):
+    scan = ball_scan(2)
+    hu = scan.volume.array.copy()
+    middle = np.argwhere(scan.labels == 1).mean(axis=0).astype(int)
+    hu[tuple(slice(n - 2, n + 3) for n in middle)] = 1500
+    findings = pipeline.run(replace(scan.volume, array=hu))
+    cemented, other = findings.vertebrae
+    assert cemented.trabecular_hu is None
+    assert other.trabecular_hu == pytest.approx(400.0, abs=1.0)
+    said = "Vertebra 1: no HU of trabecular bone, because cement, metal or sclerosis lies in the body."
+    assert said in findings.warnings
+
+
 def test_a_vertebra_that_the_edge_cuts_has_no_grade_and_says_so(pipeline, ball_scan):
     findings = pipeline.run(ball_scan(3, top_cut_mm=18.0).volume)
     top, *others = findings.vertebrae
