@@ -319,7 +319,8 @@ def test_real_nifti_scans_are_read_and_their_masks_refused(shared_data):
     for scan in sorted(shared_data.glob("*/ct.nii.gz")):
         volume = read_scan(scan)
         image = nib.load(scan)
-        np.testing.assert_array_equal(volume.array, np.asarray(image.dataobj).T.astype(volume.array.dtype))
+        stored = np.asarray(image.dataobj).T.astype(volume.array.dtype)
+        np.testing.assert_array_equal(volume.array, np.maximum(stored, -1024))
         np.testing.assert_array_equal(volume.grid.affine_ras, image.affine)
     for mask in sorted(shared_data.glob("*/*msk.nii.gz")):
         refused(mask, "looks like a mask")
