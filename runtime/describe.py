@@ -22,7 +22,8 @@ from runtime.vertebral_body import BodyMask
 from runtime.volume import Grid, Volume
 
 THICK_SLICES_MM = 3.0
-"""From here on measured heights of phantoms are off by 1.5 mm and a grade in five is wrong (docs/decisions/0006)."""
+"""Warned of from here on: above, heights measured on phantoms are off by 1.5 mm and a grade in five is wrong
+(docs/decisions/0006)."""
 SHORT_MM = 30.0
 """A scan that reaches less far along the spine can't show a vertebra and its endplates."""
 WITHOUT_BODY = ("C1", "C2")
