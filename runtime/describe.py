@@ -21,7 +21,9 @@ from runtime.segment import SegmentedVertebra
 from runtime.vertebral_body import BodyMask
 from runtime.volume import Grid, Volume
 
-THICK_SLICES_MM = 5.0
+THICK_SLICES_MM = 3.0
+"""Warned of from here on: above, heights measured on phantoms are off by 1.5 mm and a grade in five is wrong
+(docs/decisions/0006)."""
 SHORT_MM = 30.0
 """A scan that reaches less far along the spine can't show a vertebra and its endplates."""
 WITHOUT_BODY = ("C1", "C2")
@@ -202,7 +204,14 @@ def notice(spec: BundleSpec) -> str:
 
 
 def warnings(
-    spec: BundleSpec, volume: Volume, vertebrae: Sequence[Vertebra], *, dropped: int, rejected: int, padded: int = 0
+    spec: BundleSpec,
+    volume: Volume,
+    vertebrae: Sequence[Vertebra],
+    *,
+    dropped: int,
+    rejected: int,
+    padded: int = 0,
+    dense: Sequence[int] = (),
 ) -> tuple[str, ...]:
     """Everything that a reader of the findings should know before trusting them.
 
@@ -213,13 +222,14 @@ def warnings(
         dropped: centres that were too many.
         rejected: centres that were held for none when levels were told.
         padded: vertebrae that were outlined where the scan holds no picture.
+        dense: numbers of the vertebrae that have no trabecular HU because of what is denser than bone.
     """
     said = [text for text in (notice(spec),) if text]
     said += volume.notes
-    thickest_mm = max(volume.grid.spacing_xyz_mm)
-    if thickest_mm > THICK_SLICES_MM:
+    if (thick := _thick_slices(volume)) is not None:
         said.append(
-            f"Slices are {thickest_mm:.1f} mm apart; above {THICK_SLICES_MM:.0f} mm, heights and grades are unreliable."
+            f"Slices are {thick}: from {THICK_SLICES_MM:.0f} mm on, heights may be off by more than 1 mm, so that "
+            "grades are unreliable."
         )
     if dropped:
         said.append(f"The network saw {dropped} more vertebrae than a patient has; the least confident were dropped.")
@@ -243,7 +253,19 @@ def warnings(
         )
     if any(v.trabecular_hu is not None for v in vertebrae):
         said.append("HU of bone change with the tube voltage and with contrast medium: they are no bone density.")
+    if dense:
+        said.append(f"{_named(dense)}: no HU of trabecular bone, because cement, metal or sclerosis lies in the body.")
     return (*said, *_remarks(vertebrae, tells_levels=spec.levelnet is not None))
+
+
+def _thick_slices(volume: Volume) -> str | None:
+    """How far apart slices are or, where they overlap, how thick; None where that is too little to be said."""
+    apart_mm = max(volume.grid.spacing_xyz_mm)
+    thickness_mm = None if volume.source is None else volume.source.thickness_mm
+    if round(max(apart_mm, thickness_mm or 0.0), 2) < THICK_SLICES_MM:
+        return None
+    thick = f"{thickness_mm:.1f} mm thick, " if thickness_mm is not None and thickness_mm > apart_mm else ""
+    return f"{thick}{apart_mm:.1f} mm apart"
 
 
 def _reach_mm(volume: Volume) -> float:
@@ -270,8 +292,11 @@ def _remarks(vertebrae: Sequence[Vertebra], *, tells_levels: bool) -> Iterator[s
         ("without a mask", [v for v in vertebrae if v.volume_ml == 0.0]),
     ):
         if members:
-            numbers = ", ".join(str(v.index) for v in members)
-            yield f"{_plural(len(members), 'Vertebra', 'Vertebrae')} {numbers}: {text}."
+            yield f"{_named([v.index for v in members])}: {text}."
+
+
+def _named(numbers: Sequence[int]) -> str:
+    return f"{_plural(len(numbers), 'Vertebra', 'Vertebrae')} {', '.join(map(str, numbers))}"
 
 
 def _plural(count: int, one: str, many: str) -> str:

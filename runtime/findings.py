@@ -85,7 +85,8 @@ class Vertebra:
         measured: what is measured on the mask alone, None where it can't be.
         volume_ml: of the mask.
         mean_hu: mean inside the mask; of the vertebral body where the bundle separates it, or None for an empty mask.
-        trabecular_hu: mean of the body's inside, 4 mm from its surface; None where too little is left or it is cut.
+        trabecular_hu: mean of the body's inside, 4 mm from its surface; None where too little is left, it is cut, or
+            cement, metal or sclerosis lies in it, as a warning then says.
         mask_label: its value in ``vertebrae.nii.gz``.
     """
 

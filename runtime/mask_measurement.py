@@ -43,7 +43,7 @@ class LabelledVertebra:
         height_loss: 0..1, or None; grade: Genant 0..3 or None.
         shape: wedge, biconcave, crush, or None.
         volume_ml: of the whole vertebra's mask (of a map of sub-regions with several vertebrae: of the body's).
-        mean_hu: of the trabecular bone, or None.
+        mean_hu: of the trabecular bone, or None, also where cement, metal or sclerosis lies in it, as a note then says.
         complete: False where the mask reaches the edge of the map.
         reason: why heights or grade are None, else ``""``.
     """
@@ -112,6 +112,8 @@ def measure_label_map(
         raise InputError(f"The mask holds no vertebra under the scheme {scheme!r}. Name another with --labels.")
     parts.sort(key=lambda p: -float(p.mask.centre_ras_mm()[2]))
     measured = measure_vertebrae([p.mask for p in parts], scan=scan, field=grid)
+    if dense := [str(p.label) for p, m in zip(parts, measured, strict=True) if m.dense]:
+        notes.append(f"No HU, because cement, metal or sclerosis lies in the body: labels {', '.join(dense)}.")
     return MaskReport(tuple(_entry(p, m) for p, m in zip(parts, measured, strict=True)), tuple(notes))
 
 

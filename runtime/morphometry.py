@@ -23,6 +23,11 @@ from runtime.volume import Grid, Volume
 TRABECULAR_DEPTH_MM = 4.0
 """Distance from the surface at which neither cortex nor its partial volume is met."""
 _SMALLEST_TRABECULAR_ML = 0.15
+DENSE_HU = 700.0
+"""Trabecular bone stays below 400 HU, with contrast medium too; cement with its contrast agent is above 1000, metal
+above 2000, and their partial volume lies between."""
+_MOST_DENSE = 0.03
+"""Share of the core above ``DENSE_HU``: a bone island of 8 mm is less of a lumbar core, 1 ml of cement is more."""
 _WHOLE_ENOUGH = 0.3
 """Share of the median mask from which a vertebra's centre says where the spine runs; less is a fragment."""
 
@@ -44,8 +49,10 @@ class Measurement:
         ends: the heights' end points, or None with the heights.
         fracture: height loss, grade and shape, or None where the vertebra cannot be graded.
         mean_hu: of the trabecular bone: inside the body, 4 mm from its surface (half its depth where it is flat); None
-            without a scan or where too little is left. Contrast medium raises it, and it changes with the tube voltage.
+            without a scan, where too little is left, or with ``dense``. Contrast medium raises it, and it changes with
+            the tube voltage.
         reason: why heights or grade are None; ``""`` where there are both.
+        dense: whether more than 3 % of that bone is above 700 HU, as with cement, metal or sclerosis.
     """
 
     heights: BodyHeights | None
@@ -53,6 +60,7 @@ class Measurement:
     fracture: MeasuredFracture | None
     mean_hu: float | None
     reason: str
+    dense: bool = False
 
 
 def measure_vertebrae(
@@ -76,9 +84,24 @@ def measure_vertebrae(
     heights = [None if look.size is None else look.size.heights for look in looks]
     fractures = measure_loss(heights, [v.level for v in bodies])
     return tuple(
-        Measurement(height, None if look.size is None else look.size.ends, fracture, look.mean_hu, look.reason)
+        Measurement(
+            height,
+            None if look.size is None else look.size.ends,
+            fracture,
+            look.trabecular.mean_hu,
+            look.reason,
+            dense=look.trabecular.dense,
+        )
         for height, fracture, look in zip(heights, fractures, looks, strict=True)
     )
+
+
+@dataclass(frozen=True)
+class Trabecular:
+    """Mean HU of a body's trabecular bone, and whether it holds what is none; see :class:`Measurement`."""
+
+    mean_hu: float | None
+    dense: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,7 +109,7 @@ class _Look:
     """What one vertebra shows without its neighbours."""
 
     size: BodySize | None
-    mean_hu: float | None
+    trabecular: Trabecular
     reason: str
 
 
@@ -94,11 +117,11 @@ def _look(vertebra: BodyMask, tangent: Float64, scan: Volume | None, field: Grid
     body = find_body(vertebra, superior_ras=tangent)
     cut = not vertebra.complete or (body is not None and field is not None and _reaches_edge(body, field))
     size = None if body is None or cut or vertebra.level in ("C1", "C2") else measure_body(body, reach=reach)
-    mean_hu = None if scan is None or body is None else trabecular_hu(body, scan)
-    return _Look(size, mean_hu, _reason(vertebra, size, cut=cut))
+    trabecular = Trabecular(None) if scan is None or body is None else measure_trabecular(body, scan)
+    return _Look(size, trabecular, _reason(vertebra, size, cut=cut))
 
 
-def trabecular_hu(body: Body, scan: Volume) -> float | None:
+def measure_trabecular(body: Body, scan: Volume) -> Trabecular:
     """Mean HU of a body's trabecular bone; see :class:`Measurement`."""
     squared = squared_depth(body.inside)
     core = body.inside & ((squared >= (TRABECULAR_DEPTH_MM / BODY_GRID_MM) ** 2) | (4 * squared >= squared.max()))
@@ -106,10 +129,12 @@ def trabecular_hu(body: Body, scan: Volume) -> float | None:
     seen = ((index_zyx >= -0.5) & (index_zyx <= np.array(scan.grid.shape_zyx) - 0.5)).all(axis=1)
     voxels = np.argwhere(core)[seen]
     if len(voxels) < _SMALLEST_TRABECULAR_ML * 1000:
-        return None
+        return Trabecular(None)
     start, stop = voxels.min(axis=0), voxels.max(axis=0) + 1
-    hu = resample(scan, body.grid.sub_grid(start, stop - start))
-    return float(hu[tuple((voxels - start).T)].mean(dtype=np.float64))
+    hu = resample(scan, body.grid.sub_grid(start, stop - start))[tuple((voxels - start).T)]
+    if float((hu > DENSE_HU).mean()) > _MOST_DENSE:
+        return Trabecular(None, dense=True)
+    return Trabecular(float(hu.mean(dtype=np.float64)))
 
 
 def _tangents(bodies: Sequence[BodyMask]) -> Float64:

@@ -355,7 +355,15 @@ class Pipeline:
             engine=self.engine_info,
             timings_s=clock.timings_s(),
             peak_memory_mb=round(peak_memory_mb(), 1),
-            warnings=warnings(self.spec, volume, vertebrae, dropped=dropped, rejected=found.rejected, padded=padded),
+            warnings=warnings(
+                self.spec,
+                volume,
+                vertebrae,
+                dropped=dropped,
+                rejected=found.rejected,
+                padded=padded,
+                dense=[number for number, m in enumerate(measurements, start=1) if m.dense],
+            ),
             vertebrae=vertebrae,
             settings=Settings(exhaustive=self._exhaustive),
         )

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from runtime.errors import InputError
 from runtime.readers.checks import VoxelCollector, fits_int16, tell_of
-from runtime.readers.dicom_choice import Verdict, brief, choose, label, refusal
+from runtime.readers.dicom_choice import SeriesRules, Verdict, brief, choose, label, refusal, stated_thickness_mm
 from runtime.readers.dicom_damage import quiet
 from runtime.readers.dicom_files import FileSet, dicomdir_files, folder_files, single_file, zip_files
 from runtime.readers.dicom_geometry import Stack, arrange
@@ -275,7 +275,8 @@ def described(verdict: Verdict) -> str:
 def _source(stack: Stack, images: Mapping[str, CtFile], root: Path) -> DicomSource:
     """What results refer to: the slices as they were received."""
     frames = stack.frames
-    first = frames[0]
+    first, thickness_mm = frames[0], stated_thickness_mm(frames)
+    believed = thickness_mm is not None and thickness_mm <= SeriesRules().thickest_mm
     return DicomSource(
         series_uid=images[first.source].series_uid,
         study_uid=images[first.source].study_uid,
@@ -286,6 +287,7 @@ def _source(stack: Stack, images: Mapping[str, CtFile], root: Path) -> DicomSour
         positions_lps_mm=_readonly([frame.position_lps_mm for frame in frames]),
         orientation=first.row_lps + first.column_lps,
         pixel_spacing_mm=(first.spacing_mm[0], first.spacing_mm[1]),
+        thickness_mm=thickness_mm if believed else None,
         rows=first.rows,
         columns=first.columns,
         planes=_readonly(stack.planes),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from runtime.errors import InputError
+from runtime.readers.dicom_frames import Frame
 from runtime.readers.dicom_series import Candidate
 
 _PLANES = ("sagittal", "coronal", "axial")
@@ -144,8 +145,13 @@ def extent_mm(one: Candidate) -> float:
 
 
 def thickness_mm(one: Candidate) -> float | None:
-    """How thick its slices are said to be: the median of those that say so, or None."""
-    stated = [frame.thickness_mm for frame in one.frames if frame.thickness_mm is not None]
+    """How thick its slices are said to be: see :func:`stated_thickness_mm`."""
+    return stated_thickness_mm(one.frames)
+
+
+def stated_thickness_mm(frames: Sequence[Frame]) -> float | None:
+    """How thick slices are said to be: the median of those that say so, or None."""
+    stated = [frame.thickness_mm for frame in frames if frame.thickness_mm is not None]
     return float(np.median(stated)) if stated else None
 
 

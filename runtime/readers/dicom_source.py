@@ -34,6 +34,7 @@ class DicomSource:
         positions_lps_mm: (n, 3) float64, centre of each slice's first voxel (Image Position, Patient).
         orientation: Image Orientation (Patient): the row's direction, then the column's, unit vectors in LPS.
         pixel_spacing_mm: between rows, then between columns.
+        thickness_mm: of the slices, as the headers state it: the median; None where none does, or it can't be.
         rows: of every slice.
         columns: of every slice.
         planes: (n,) float64, index along z of the volume's grid at which each slice lies.
@@ -49,6 +50,7 @@ class DicomSource:
     positions_lps_mm: Float64
     orientation: tuple[float, ...]
     pixel_spacing_mm: tuple[float, float]
+    thickness_mm: float | None
     rows: int
     columns: int
     planes: Float64

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydicom import dcmread
 from pydicom.uid import generate_uid
 
 from runtime.infer import main
@@ -84,6 +85,26 @@ def test_masks_lie_on_the_slices_as_received_though_they_are_tilted_or_uneven(
         for axis in range(3):
             shift = np.argwhere(ours)[:, axis].mean() - np.argwhere(true)[:, axis].mean()
             assert abs(shift) < 0.5, (number, axis)
+
+
+@pytest.mark.parametrize(
+    ("thickness_mm", "said"),
+    [
+        (5.0, ["Slices are 5.0 mm thick, 2.0 mm apart: from 3 mm on"]),
+        (2.0, []),
+        (None, []),
+        (150.0, []),  # no thickness
+    ],
+)
+def test_thick_slices_that_overlap_are_warned_of(tmp_path, pipeline, ball_scan, thickness_mm, said):
+    write_volume(tmp_path, ball_scan(2).volume, series_uid=generate_uid())
+    if thickness_mm is not None:
+        for path in tmp_path.iterdir():
+            dataset = dcmread(path)
+            dataset.SliceThickness = thickness_mm
+            dataset.save_as(path)
+    warned = [text for text in pipeline.run(tmp_path).warnings if text.startswith("Slices are")]
+    assert [text.partition(", heights")[0] for text in warned] == said
 
 
 def test_a_series_is_named_and_gaps_accepted_on_the_command_line(ball_bundle, ball_scan, tmp_path, monkeypatch, capsys):

@@ -3,6 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -10,6 +11,7 @@ from runtime import pipeline as pipeline_module
 from runtime.padding import find_padding, without_padded
 from runtime.pipeline import Pipeline
 from runtime.readers import read_scan
+from runtime.resample import resample, working_grid
 from runtime.segment import SegmentedVertebra
 from runtime.volume import Grid, Volume
 
@@ -51,6 +53,36 @@ def test_a_round_field_of_view_is_padding():
     _, y, x = np.indices(GRID.shape_zyx)
     hu = np.where((y - 20) ** 2 + (x - 20) ** 2 < 15**2, noisy(), np.int16(-2000))
     assert find_padding(Volume(hu, GRID)).values == (-2000,)
+
+
+@pytest.mark.parametrize("value", [-32768, -3024, -2000])
+def test_padding_below_air_does_not_darken_the_rim_of_a_body_and_is_still_known(tmp_path, value):
+    """Read from a file and averaged over 3 mm: beside padding, bone looks as it does beside air."""
+    _, y, x = np.indices(GRID.shape_zyx)
+    outside = (y - 20) ** 2 + (x - 20) ** 2 >= 15**2
+    read = {}
+    for padding in (value, -1024):
+        hu = np.where(outside, np.int16(padding), noisy() + np.int16(200))
+        nib.save(nib.Nifti1Image(hu.T, np.eye(4)), tmp_path / "a.nii")
+        read[padding] = read_scan(tmp_path / "a.nii")
+    coarse = working_grid(GRID, 3.0)
+    np.testing.assert_array_equal(resample(read[value], coarse), resample(read[-1024], coarse))
+    assert find_padding(read[value]).values == (-1024,)
+
+
+def test_air_that_has_noise_is_no_padding_beside_padding_of_its_lowest_value(tmp_path):
+    """What is raised to -1024 and real air around -1000 that now and then falls to it lie side by side."""
+    air = np.maximum(np.random.default_rng(1).normal(-1005, 15, GRID.shape_zyx), -1024).astype(np.int16)
+    hu = np.where(np.indices(GRID.shape_zyx)[1] < 30, noisy(), air)
+    hu[:, :, 32:] = -3024
+    nib.save(nib.Nifti1Image(hu.T, np.eye(4)), tmp_path / "a.nii")
+    padding = find_padding(read_scan(tmp_path / "a.nii"))
+    in_air, in_padding = np.zeros(GRID.shape_zyx, bool), np.zeros(GRID.shape_zyx, bool)
+    in_air[10:30, 32:38, 5:25] = True
+    in_padding[10:30, 5:25, 34:39] = True
+    assert padding.values == (-1024,)
+    assert padding.share_of(in_air, GRID) == 0.0
+    assert padding.share_of(in_padding, GRID) == 1.0
 
 
 def test_noise_and_what_is_flat_far_inside_are_no_padding():

@@ -14,6 +14,7 @@ import pytest
 import runtime
 from runtime import engines, scan_access
 from runtime.bundle import open_bundle, write_bundle
+from runtime.describe import warnings
 from runtime.engines import engine_module, openvino_cpu
 from runtime.errors import BundleError, EngineError, InputError, OutOfMemoryError
 from runtime.findings import schema, to_json
@@ -101,6 +102,19 @@ def test_measures_are_those_of_the_scans_own_voxels(pipeline, ball_scan):
         assert vertebra.trabecular_hu == pytest.approx(400.0, abs=1.0)
         assert vertebra.complete
         assert vertebra.level is vertebra.level_confidence is None
+
+
+def test_a_cemented_vertebra_has_no_trabecular_hu_and_a_remark_says_why(pipeline, ball_scan):
+    scan = ball_scan(2)
+    hu = scan.volume.array.copy()
+    middle = np.argwhere(scan.labels == 1).mean(axis=0).astype(int)
+    hu[tuple(slice(n - 2, n + 3) for n in middle)] = 1500
+    findings = pipeline.run(replace(scan.volume, array=hu))
+    cemented, other = findings.vertebrae
+    assert cemented.trabecular_hu is None
+    assert other.trabecular_hu == pytest.approx(400.0, abs=1.0)
+    said = "Vertebra 1: no HU of trabecular bone, because cement, metal or sclerosis lies in the body."
+    assert said in findings.warnings
 
 
 def test_a_vertebra_that_the_edge_cuts_has_no_grade_and_says_so(pipeline, ball_scan):
@@ -262,7 +276,14 @@ def test_thick_slices_and_what_a_reader_repaired_become_warnings(pipeline, ball_
     scan = ball_scan(3, spacing_mm=(1.5, 1.5, 6.0)).volume
     findings = pipeline.run(replace(scan, notes=("Gantry tilt was undone.",)))
     assert "Gantry tilt was undone." in findings.warnings
-    assert any("6.0 mm apart" in text for text in findings.warnings)
+    assert sum("6.0 mm apart: from 3 mm on, heights" in text for text in findings.warnings) == 1
+
+
+@pytest.mark.parametrize(("spacing_mm", "said"), [(2.9, False), (3.0, True), (2.9999, True), (4.0, True)])
+def test_slices_count_as_thick_from_where_measured_heights_get_poor(pipeline, spacing_mm, said):
+    grid = Grid((20, 20, 20), np.diag([1.0, 1.0, spacing_mm, 1.0]))
+    findings = warnings(pipeline.spec, Volume(np.zeros((20, 20, 20), np.int16), grid), (), dropped=0, rejected=0)
+    assert any("grades are unreliable" in text for text in findings) == said
 
 
 def test_a_path_and_its_volume_give_the_same_findings(pipeline, ball_scan, save, tmp_path):

@@ -256,6 +256,57 @@ def test_values_that_never_fall_below_zero_get_a_note(tmp_path):
     assert "No voxel is below 0 HU" in volume.notes[0]
 
 
+def trunk() -> np.ndarray:
+    """A trunk of fat, muscle and a vertebra in a round field, with noise; what is outside the field is -1024."""
+    _, y, x = np.indices((24, 64, 64)) - 32
+    hu = np.select([x**2 + (y - 8) ** 2 < 64, x**2 + y**2 < 400, x**2 + y**2 < 625], [250, 50, -100], -1000)
+    hu = hu + np.random.default_rng(0).normal(0, 15, hu.shape)
+    return np.where(x**2 + y**2 < 900, np.maximum(hu, -1023), -1024).astype(np.int16)
+
+
+@pytest.mark.parametrize("padding", [-3024, -2000, -1024])
+def test_a_lost_intercept_is_noted_though_padding_is_below_zero(tmp_path, padding):
+    hu = trunk()
+    lost = np.where(hu == -1024, padding, hu + 1024).astype(np.int16)
+    (note,) = read_scan(save_nifti(tmp_path / "a.nii", lost)).notes
+    assert "if the rescale intercept was lost, results are wrong" in note
+
+
+def test_an_intercept_that_was_applied_twice_is_noted(tmp_path):
+    (note,) = read_scan(save_nifti(tmp_path / "a.nii", trunk() - np.int16(1024))).notes
+    assert "if the rescale intercept was applied twice, results are wrong" in note
+
+
+def test_values_that_a_ct_can_have_get_no_note(tmp_path):
+    """A trunk, with padding and with metal, a field of 24 voxels with little but bone, and lung alone."""
+    hu, noise = trunk(), np.random.default_rng(1).normal(0, 40, (24, 24, 24))
+    metal = hu.copy()
+    metal[:, 36:44, 30:36] = 3071
+    lung = np.where(np.indices(noise.shape)[1] % 8 == 0, 0, -870) + noise
+    scans = (hu, np.where(hu == -1024, -3024, hu), metal, hu[:, 28:52, 20:44], lung)
+    for number, scan in enumerate(scans):
+        assert read_scan(save_nifti(tmp_path / f"{number}.nii", scan.astype(np.int16))).notes == ()
+
+
+@pytest.mark.parametrize("padding", [-32768, -3024, -2000])
+@pytest.mark.parametrize("dtype", [np.int16, np.float32])
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz", ".nrrd", ".mha"])
+def test_padding_below_air_becomes_air_and_the_hash_stays_the_files(tmp_path, padding, dtype, ending):
+    array = ct_array(dtype=dtype)
+    array += dtype(0.25)  # nothing in int16
+    array[:, :2] = padding
+    path = tmp_path / f"a{ending}"
+    if "nii" in ending:
+        save_nifti(path, array)
+    else:
+        SimpleITK.WriteImage(SimpleITK.GetImageFromArray(array), str(path))
+    volume = read_scan(path)
+    assert volume.array.dtype == dtype
+    assert (volume.array[:, :2] == -1024).all()
+    np.testing.assert_array_equal(volume.array[:, 2:], array[:, 2:])
+    assert volume.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def test_importing_the_readers_brings_in_no_heavy_library():
     code = "import runtime.readers, runtime.resample, runtime.paste, runtime.writers, sys; print(*sys.modules)"
     modules = set(
@@ -268,7 +319,8 @@ def test_real_nifti_scans_are_read_and_their_masks_refused(shared_data):
     for scan in sorted(shared_data.glob("*/ct.nii.gz")):
         volume = read_scan(scan)
         image = nib.load(scan)
-        np.testing.assert_array_equal(volume.array, np.asarray(image.dataobj).T.astype(volume.array.dtype))
+        stored = np.asarray(image.dataobj).T.astype(volume.array.dtype)
+        np.testing.assert_array_equal(volume.array, np.maximum(stored, -1024))
         np.testing.assert_array_equal(volume.grid.affine_ras, image.affine)
     for mask in sorted(shared_data.glob("*/*msk.nii.gz")):
         refused(mask, "looks like a mask")

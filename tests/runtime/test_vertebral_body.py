@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from runtime.errors import InputError
-from runtime.morphometry import trabecular_hu
+from runtime.morphometry import Trabecular, measure_trabecular
 from runtime.vertebral_body import Body, BodyMask, find_body, spine_tangents
 from runtime.volume import Grid, Volume
 from tests.runtime.bodies import CENTRE_RAS_MM, Solid, grid_of, local_mm, turn
@@ -55,7 +55,20 @@ def test_trabecular_bone_is_what_lies_below_the_cortex(cortex_mm):
     inner[tuple(slice(a + cortex_mm, b - cortex_mm) for a, b in ((12, 38), (10, 46), (10, 50)))] = True
     hu = np.where(inner, 110, np.where(body > 0, 900, 40)).astype(np.int16)
     grid = Grid(shape, np.eye(4))
-    assert trabecular_hu(Body(grid, body), Volume(hu, grid)) == pytest.approx(110.0)
+    assert measure_trabecular(Body(grid, body), Volume(hu, grid)).mean_hu == pytest.approx(110.0)
+
+
+@pytest.mark.parametrize(("radius_mm", "dense"), [(3, False), (8, True), (11, True)])
+def test_a_body_with_cement_has_no_trabecular_hu_and_one_with_a_small_island_has(radius_mm, dense):
+    shape = (50, 60, 60)
+    body = np.zeros(shape, np.float32)
+    body[12:38, 10:46, 10:50] = 1.0
+    distance_mm = np.linalg.norm(np.indices(shape) - np.array([25, 28, 30])[:, None, None, None], axis=0)
+    hu = np.where(distance_mm < radius_mm, 1500, 110).astype(np.int16)
+    grid = Grid(shape, np.eye(4))
+    measured = measure_trabecular(Body(grid, body), Volume(hu, grid))
+    assert measured.dense == dense
+    assert (measured == Trabecular(None, dense=True)) == dense
 
 
 @pytest.mark.parametrize("thick", [2, 3])
