@@ -77,7 +77,8 @@ class Vertebra:
         grade_from: ``"network and measurement"`` or ``"network"``: what the grade rests on; None with the grade.
         grades_differ: True when the network's and the measured grade are more than one apart: look at it.
         no_grade_reason: why there is no grade; None where there is one.
-        shape: ``"wedge"``, ``"biconcave"`` or ``"crush"`` for grades from 1 on; None for grade 0 and without a grade.
+        shape: ``"wedge"``, ``"biconcave"`` or ``"crush"`` for grades from 1 on; None for grade 0, without a grade, and
+            where ``height_loss`` is None or below 0.12: then no height is reduced enough to tell.
         heights_mm: or None.
         expected_heights_mm: what these would be without a fracture, or None.
         height_loss: greatest relative loss of ``heights_mm`` against the expected ones, 0..1, or None.

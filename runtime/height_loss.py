@@ -32,6 +32,9 @@ GRADE_FROM = (0.20, 0.25, 0.40)
 WEDGE, BICONCAVE, CRUSH = "wedge", "biconcave", "crush"
 CRUSH_SHARE = 0.6
 """A posterior loss of this share of the greatest one makes a crush of what would be a wedge or biconcave."""
+SHAPE_FROM = 0.12
+"""No shape where no height has lost this much: healthy vertebrae lose up to that by their own form and by what is
+measured wrongly (docs/decisions/0006), so which loss is the greatest is chance. Genant's grade 1 starts at 20 %."""
 
 _NORMAL: dict[str, tuple[float, float, float]] = {
     "T1": (16.0, 0.95, 0.93),
@@ -93,9 +96,14 @@ def grade_of(height_loss: float) -> int:
     return int(np.searchsorted(GRADE_FROM, height_loss, side="right"))
 
 
-def shape_of(losses: Sequence[float]) -> str:
-    """Genant's shape for the relative losses of the anterior, middle and posterior height."""
+def shape_of(losses: Sequence[float]) -> str | None:
+    """Genant's shape for the relative losses of the anterior, middle and posterior height; None where all are slight.
+
+    Slight is below ``SHAPE_FROM``.
+    """
     anterior, middle, posterior = losses
+    if max(losses) < SHAPE_FROM:
+        return None
     if posterior >= CRUSH_SHARE * max(anterior, middle):
         return CRUSH
     return WEDGE if anterior >= middle else BICONCAVE

@@ -41,6 +41,10 @@ def test_grades_follow_genants_limits(loss, grade):
         ((0.1, 0.4, 0.1), "biconcave"),
         ((0.3, 0.35, 0.3), "crush"),
         ((0.0, 0.1, 0.3), "crush"),
+        ((0.13, 0.05, 0.0), "wedge"),
+        ((0.02, 0.01, 0.015), None),
+        ((0.11, 0.1, 0.11), None),
+        ((-0.01, -0.02, -0.03), None),
     ],
 )
 def test_shapes(losses, shape):
