@@ -46,6 +46,7 @@ class Measurement:
         mean_hu: of the trabecular bone: inside the body, 4 mm from its surface (half its depth where it is flat); None
             without a scan or where too little is left. Contrast medium raises it, and it changes with the tube voltage.
         reason: why heights or grade are None; ``""`` where there are both.
+        has_body: False where the mask holds no vertebral body (less than ``SMALLEST_BODY_ML``).
     """
 
     heights: BodyHeights | None
@@ -53,6 +54,7 @@ class Measurement:
     fracture: MeasuredFracture | None
     mean_hu: float | None
     reason: str
+    has_body: bool
 
 
 def measure_vertebrae(
@@ -76,7 +78,9 @@ def measure_vertebrae(
     heights = [None if look.size is None else look.size.heights for look in looks]
     fractures = measure_loss(heights, [v.level for v in bodies])
     return tuple(
-        Measurement(height, None if look.size is None else look.size.ends, fracture, look.mean_hu, look.reason)
+        Measurement(
+            height, None if look.size is None else look.size.ends, fracture, look.mean_hu, look.reason, look.has_body
+        )
         for height, fracture, look in zip(heights, fractures, looks, strict=True)
     )
 
@@ -88,6 +92,7 @@ class _Look:
     size: BodySize | None
     mean_hu: float | None
     reason: str
+    has_body: bool
 
 
 def _look(vertebra: BodyMask, tangent: Float64, scan: Volume | None, field: Grid | None, reach: float) -> _Look:
@@ -95,7 +100,7 @@ def _look(vertebra: BodyMask, tangent: Float64, scan: Volume | None, field: Grid
     cut = not vertebra.complete or (body is not None and field is not None and _reaches_edge(body, field))
     size = None if body is None or cut or vertebra.level in ("C1", "C2") else measure_body(body, reach=reach)
     mean_hu = None if scan is None or body is None else trabecular_hu(body, scan)
-    return _Look(size, mean_hu, _reason(vertebra, size, cut=cut))
+    return _Look(size, mean_hu, _reason(vertebra, size, cut=cut), body is not None)
 
 
 def trabecular_hu(body: Body, scan: Volume) -> float | None:

@@ -316,7 +316,8 @@ class Pipeline:
                 segmented = segment(
                     volume, found.centres, frac, self._fracsegnet, batch=batch, access=scan, progress=step
                 )
-                inside = without_padded(segmented, find_padding(volume), threshold=frac.mask_threshold)
+                outlined = [v for v in segmented if (v.mask > frac.mask_threshold).any()]
+                inside = without_padded(outlined, find_padding(volume), threshold=frac.mask_threshold)
                 calls = self._calls(inside, found)
         with clock.stage("measure"):
             masks = body_masks(inside, calls, mask_threshold=frac.mask_threshold)
@@ -342,7 +343,8 @@ class Pipeline:
                 )
             ]
             vertebrae = tuple(each_in_threads(lambda made: made(), descriptions))
-        dropped, padded = found.dropped, len(segmented) - len(inside)
+        dropped, padded = found.dropped, len(outlined) - len(inside)
+        rejected = found.rejected + len(segmented) - len(outlined)
         findings = Findings(
             scan=ScanInfo(
                 volume.name,
@@ -355,7 +357,7 @@ class Pipeline:
             engine=self.engine_info,
             timings_s=clock.timings_s(),
             peak_memory_mb=round(peak_memory_mb(), 1),
-            warnings=warnings(self.spec, volume, vertebrae, dropped=dropped, rejected=found.rejected, padded=padded),
+            warnings=warnings(self.spec, volume, vertebrae, dropped=dropped, rejected=rejected, padded=padded),
             vertebrae=vertebrae,
             settings=Settings(exhaustive=self._exhaustive),
         )
