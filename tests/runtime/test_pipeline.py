@@ -266,6 +266,26 @@ def test_a_level_that_is_not_sure_is_null_and_that_is_said(naming, level_scan):
     assert "Vertebra 1: without a level, because none is probable enough." in findings.warnings
 
 
+def test_what_is_held_for_none_once_its_centre_has_moved_is_dropped_and_counted(naming, level_scan, monkeypatch):
+    """Refined onto the place of its lower neighbour, a centre can't be another vertebra."""
+    scan = level_scan(["T12", "L1", "L2", "L3"])
+
+    def moved_down(vertebra):
+        x, y, z = vertebra.centre_ras_mm
+        return replace(vertebra, centre_ras_mm=(x, y, z - 26.0), confidence=0.1)
+
+    changed(monkeypatch, 1, moved_down)
+    analysis = naming.analyse(scan.volume)
+    vertebrae = analysis.findings.vertebrae
+    assert [v.level for v in vertebrae] == ["T12", "L2", "L3"]
+    assert [(v.index, v.mask_label) for v in vertebrae] == [(1, 1), (2, 2), (3, 3)]
+    assert set(np.unique(analysis.labels)) == {0, 1, 2, 3}
+    for number, ball in ((1, 1), (2, 3), (3, 4)):
+        assert dice(analysis.labels == number, scan.labels == ball) > 0.93
+    assert len(analysis.height_ends) == 3
+    assert "1 candidate centre was rejected as not a vertebra." in analysis.findings.warnings
+
+
 def test_merged_duplicates_leave_no_gap_in_the_levels(naming, level_scan, monkeypatch):
     """Two centres 12 mm apart can both pass for vertebrae; once their masks have shown them to be one, it is one."""
     scan = level_scan(["L1", "L2", "L3"])
