@@ -14,8 +14,8 @@ from runtime.findings import COMBINED, NETWORK, Heights, Measured, NetworkOpinio
 from runtime.grading import GradingSpec, grade_probabilities, reported_heights
 from runtime.height_loss import MeasuredFracture, measure_loss, shape_of
 from runtime.heights import BodyHeights
-from runtime.levels import LevelCall
-from runtime.morphometry import CERVICAL, CUT, NO_BODY, Measurement
+from runtime.levels import LevelCall, in_neck
+from runtime.morphometry import CERVICAL, CUT, MAYBE_CERVICAL, NO_BODY, Measurement
 from runtime.paste import paste_masks
 from runtime.segment import SegmentedVertebra
 from runtime.vertebral_body import BodyMask
@@ -67,8 +67,9 @@ def body_masks(
             None if one.body is None else one.body + shift,
             complete=one.body_complete,
             level=None if call is None else call.level,
+            in_neck=neck,
         )
-        for one, call in zip(found, calls, strict=True)
+        for one, call, neck in zip(found, calls, in_neck(calls), strict=True)
     )
 
 
@@ -85,16 +86,19 @@ def reported(
         stated = None if one.heights_mm is None else BodyHeights(*one.heights_mm)
         known = one.body_complete and measured.has_body and level not in WITHOUT_BODY
         heights.append(reported_heights(measured.heights, stated, grading) if known else None)
-    reasons = map(_no_grade_reason, found, measurements, levels)
-    losses = measure_loss(heights, levels)
+    neck = in_neck(calls)
+    reasons = map(_no_grade_reason, found, measurements, levels, neck)
+    losses = measure_loss(heights, levels, in_neck=neck)
     return tuple(Reported(*each) for each in zip(heights, losses, reasons, strict=True))
 
 
-def _no_grade_reason(found: SegmentedVertebra, measurement: Measurement, level: str | None) -> str | None:
+def _no_grade_reason(found: SegmentedVertebra, measurement: Measurement, level: str | None, neck: bool) -> str | None:
     if not found.body_complete:
         return CUT
     if is_cervical(level):
         return CERVICAL
+    if neck:
+        return MAYBE_CERVICAL
     return None if measurement.has_body else NO_BODY
 
 
@@ -114,7 +118,7 @@ def describe(
     Volume and mean HU are those of the scan's own voxels. Where the edge of the scan cuts the vertebral body, its
     heights mean nothing, so grade, heights and loss are None; where it cuts only arch or processes, they are kept
     and a warning says that the vertebra is incomplete. Nor do they mean anything where the network outlined no body.
-    Vertebrae known to be cervical get neither grade nor loss: no training data grade them.
+    Vertebrae that are cervical, or probably so, get neither grade nor loss: no training data grade them.
 
     Args:
         number: 1..n, its label in ``labels``.
@@ -279,6 +283,10 @@ def _remarks(vertebrae: Sequence[Vertebra], *, tells_levels: bool) -> Iterator[s
             [v for v in vertebrae if v.no_grade_reason == NO_BODY],
         ),
         ("no grade: cervical vertebrae are not graded", [v for v in vertebrae if is_cervical(v.level)]),
+        (
+            "no grade: probably cervical, though the level is not told",
+            [v for v in vertebrae if v.no_grade_reason == MAYBE_CERVICAL],
+        ),
         ("the network's and the measured grade differ by more than one", [v for v in vertebrae if v.grades_differ]),
         (
             "not measured, since the body's mask has not the form of a body: the grade is the network's alone",

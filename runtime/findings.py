@@ -51,7 +51,7 @@ class Measured:
     """What is measured on the mask of one vertebra alone.
 
     Args:
-        grade: Genant 0..3 by Genant's limits of the height loss; None where that does not apply (cervical ones).
+        grade: Genant 0..3 by Genant's limits of the height loss; None where that does not apply (in the neck).
         height_loss: greatest relative loss of the three heights, 0..1; None with the grade.
         heights_mm: of the body.
     """

@@ -33,6 +33,7 @@ CUT = "the edge of the scan cuts the body"
 NO_BODY = "no vertebral body can be told in the mask"
 NOT_A_BODY = "C1 and C2 have no body of the usual form"
 CERVICAL = "cervical vertebrae are not graded: Genant's grades and the normal shapes are for T1 to L6"
+MAYBE_CERVICAL = "probably cervical, though its level is not known: cervical vertebrae are not graded"
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def measure_vertebrae(
         lambda pair: _look(*pair, scan, field, reach), list(zip(bodies, _tangents(bodies), strict=True))
     )
     heights = [None if look.size is None else look.size.heights for look in looks]
-    fractures = measure_loss(heights, [v.level for v in bodies])
+    fractures = measure_loss(heights, [v.level for v in bodies], in_neck=[v.in_neck for v in bodies])
     return tuple(
         Measurement(
             height, None if look.size is None else look.size.ends, fracture, look.mean_hu, look.reason, look.has_body
@@ -142,4 +143,6 @@ def _reason(vertebra: BodyMask, size: BodySize | None, *, cut: bool) -> str:
         return CUT
     if size is None:
         return NO_BODY
-    return CERVICAL if is_cervical(vertebra.level) else ""
+    if is_cervical(vertebra.level):
+        return CERVICAL
+    return MAYBE_CERVICAL if vertebra.in_neck else ""

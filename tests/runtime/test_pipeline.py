@@ -266,6 +266,18 @@ def test_a_level_that_is_not_sure_is_null_and_that_is_said(naming, level_scan):
     assert "Vertebra 1: without a level, because none is probable enough." in findings.warnings
 
 
+def test_what_is_probably_cervical_has_no_grade_and_that_is_said(naming, level_scan):
+    between_c5_and_c6 = 300.0 + 20.0 * 5.5
+    findings = naming.run(level_scan([between_c5_and_c6]).volume)
+    (vertebra,) = findings.vertebrae
+    assert vertebra.level is vertebra.grade is vertebra.height_loss is vertebra.shape is vertebra.network is None
+    assert vertebra.heights_mm is not None
+    assert vertebra.measured.grade is None
+    assert vertebra.no_grade_reason.startswith("probably cervical, though its level is not known")
+    assert "Vertebra 1: no grade: probably cervical, though the level is not told." in findings.warnings
+    jsonschema.validate(json.loads(to_json(findings)), schema())
+
+
 def test_what_is_held_for_none_once_its_centre_has_moved_is_dropped_and_counted(naming, level_scan, monkeypatch):
     """Refined onto the place of its lower neighbour, a centre can't be another vertebra."""
     scan = level_scan(["T12", "L1", "L2", "L3"])
