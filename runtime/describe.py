@@ -14,8 +14,8 @@ from runtime.findings import COMBINED, NETWORK, Heights, Measured, NetworkOpinio
 from runtime.grading import GradingSpec, grade_probabilities, reported_heights
 from runtime.height_loss import MeasuredFracture, measure_loss, shape_of
 from runtime.heights import BodyHeights
-from runtime.levels import LevelCall
-from runtime.morphometry import CERVICAL, CUT, Measurement
+from runtime.levels import LevelCall, in_neck
+from runtime.morphometry import CERVICAL, CUT, MAYBE_CERVICAL, NO_BODY, Measurement
 from runtime.paste import paste_masks
 from runtime.segment import SegmentedVertebra
 from runtime.vertebral_body import BodyMask
@@ -31,10 +31,14 @@ WITHOUT_BODY = ("C1", "C2")
 
 @dataclass(frozen=True)
 class Reported:
-    """The heights to report of one vertebra and the height loss that they make; each None where it can't be told."""
+    """The heights to report of one vertebra and the height loss that they make; each None where it can't be told.
+
+    ``no_grade_reason`` says why no grade can be given, None where one can.
+    """
 
     heights: BodyHeights | None
     fracture: MeasuredFracture | None
+    no_grade_reason: str | None
 
 
 @dataclass(frozen=True)
@@ -65,8 +69,9 @@ def body_masks(
             None if one.body is None else one.body + shift,
             complete=one.body_complete,
             level=None if call is None else call.level,
+            in_neck=neck,
         )
-        for one, call in zip(found, calls, strict=True)
+        for one, call, neck in zip(found, calls, in_neck(calls), strict=True)
     )
 
 
@@ -81,9 +86,22 @@ def reported(
     levels = [None if call is None else call.level for call in calls]
     for one, measured, level in zip(found, measurements, levels, strict=True):
         stated = None if one.heights_mm is None else BodyHeights(*one.heights_mm)
-        known = one.body_complete and level not in WITHOUT_BODY
+        known = one.body_complete and measured.has_body and level not in WITHOUT_BODY
         heights.append(reported_heights(measured.heights, stated, grading) if known else None)
-    return tuple(Reported(h, loss) for h, loss in zip(heights, measure_loss(heights, levels), strict=True))
+    neck = in_neck(calls)
+    reasons = map(_no_grade_reason, found, measurements, levels, neck)
+    losses = measure_loss(heights, levels, in_neck=neck)
+    return tuple(Reported(*each) for each in zip(heights, losses, reasons, strict=True))
+
+
+def _no_grade_reason(found: SegmentedVertebra, measurement: Measurement, level: str | None, neck: bool) -> str | None:
+    if not found.body_complete:
+        return CUT
+    if is_cervical(level):
+        return CERVICAL
+    if neck:
+        return MAYBE_CERVICAL
+    return None if measurement.has_body else NO_BODY
 
 
 def describe(
@@ -101,8 +119,8 @@ def describe(
 
     Volume and mean HU are those of the scan's own voxels. Where the edge of the scan cuts the vertebral body, its
     heights mean nothing, so grade, heights and loss are None; where it cuts only arch or processes, they are kept
-    and a warning says that the vertebra is incomplete. Vertebrae known to be cervical get neither grade nor loss: no
-    training data grade them.
+    and a warning says that the vertebra is incomplete. Nor do they mean anything where the network outlined no body.
+    Vertebrae that are cervical, or probably so, get neither grade nor loss: no training data grade them.
 
     Args:
         number: 1..n, its label in ``labels``.
@@ -111,7 +129,7 @@ def describe(
         labels: (z, y, x) uint8 on the scan's grid.
         call: what is said of its level, or None where the bundle can't tell.
         measurement: what was measured on its mask.
-        heights: what is to be reported of its heights.
+        heights: what is to be reported of its heights, and why there is no grade.
         spec: the bundle's.
     """
     block = _block(found.grid, volume.grid)
@@ -121,8 +139,7 @@ def describe(
         grid = volume.grid.sub_grid_at(block)
         inside = paste_masks([(found.grid, found.body)], grid, threshold=spec.fracsegnet.mask_threshold) > 0
     level = None if call is None else call.level
-    reason = CUT if not found.body_complete else CERVICAL if is_cervical(level) else None
-    grades = _grades(found, measurement, volume, spec) if reason is None else _Grades()
+    grades = _grades(found, measurement, volume, spec) if heights.no_grade_reason is None else _Grades()
     fracture = heights.fracture
     x, y, z = found.centre_ras_mm
     return Vertebra(
@@ -136,7 +153,7 @@ def describe(
         grade_probabilities=grades.probabilities,
         grade_from=grades.basis,
         grades_differ=_differ(grades.network, measurement.fracture),
-        no_grade_reason=reason,
+        no_grade_reason=heights.no_grade_reason,
         shape=shape_of(fracture.losses) if grades.grade and fracture is not None else None,
         heights_mm=_rounded(heights.heights),
         expected_heights_mm=None if fracture is None else _rounded(fracture.expected),
@@ -220,7 +237,7 @@ def warnings(
         volume: the scan.
         vertebrae: what was found.
         dropped: centres that were too many.
-        rejected: centres that were held for none when levels were told.
+        rejected: centres that were held for none when levels were told, or around which nothing was outlined.
         padded: vertebrae that were outlined where the scan holds no picture.
         dense: numbers of the vertebrae that have no trabecular HU because of what is denser than bone.
     """
@@ -283,10 +300,18 @@ def _remarks(vertebrae: Sequence[Vertebra], *, tells_levels: bool) -> Iterator[s
             "without a grade, because the edge of the scan cuts the body",
             [v for v in vertebrae if v.no_grade_reason == CUT and not is_cervical(v.level)],
         ),
+        (
+            "without grade and heights, because no vertebral body can be told in the mask",
+            [v for v in vertebrae if v.no_grade_reason == NO_BODY],
+        ),
         ("no grade: cervical vertebrae are not graded", [v for v in vertebrae if is_cervical(v.level)]),
+        (
+            "no grade: probably cervical, though the level is not told",
+            [v for v in vertebrae if v.no_grade_reason == MAYBE_CERVICAL],
+        ),
         ("the network's and the measured grade differ by more than one", [v for v in vertebrae if v.grades_differ]),
         (
-            "not measured, since no vertebral body can be told in the mask: the grade is the network's alone",
+            "not measured, since the body's mask has not the form of a body: the grade is the network's alone",
             [v for v in vertebrae if v.grade is not None and v.measured is None],
         ),
         ("without a mask", [v for v in vertebrae if v.volume_ml == 0.0]),

@@ -51,7 +51,7 @@ class Measured:
     """What is measured on the mask of one vertebra alone.
 
     Args:
-        grade: Genant 0..3 by Genant's limits of the height loss; None where that does not apply (cervical ones).
+        grade: Genant 0..3 by Genant's limits of the height loss; None where that does not apply (in the neck).
         height_loss: greatest relative loss of the three heights, 0..1; None with the grade.
         heights_mm: of the body.
     """
@@ -77,7 +77,8 @@ class Vertebra:
         grade_from: ``"network and measurement"`` or ``"network"``: what the grade rests on; None with the grade.
         grades_differ: True when the network's and the measured grade are more than one apart: look at it.
         no_grade_reason: why there is no grade; None where there is one.
-        shape: ``"wedge"``, ``"biconcave"`` or ``"crush"`` for grades from 1 on; None for grade 0 and without a grade.
+        shape: ``"wedge"``, ``"biconcave"`` or ``"crush"`` for grades from 1 on; None for grade 0, without a grade, and
+            where ``height_loss`` is None or below 0.12: then no height is reduced enough to tell.
         heights_mm: or None.
         expected_heights_mm: what these would be without a fracture, or None.
         height_loss: greatest relative loss of ``heights_mm`` against the expected ones, 0..1, or None.

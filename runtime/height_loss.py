@@ -32,6 +32,9 @@ GRADE_FROM = (0.20, 0.25, 0.40)
 WEDGE, BICONCAVE, CRUSH = "wedge", "biconcave", "crush"
 CRUSH_SHARE = 0.6
 """A posterior loss of this share of the greatest one makes a crush of what would be a wedge or biconcave."""
+SHAPE_FROM = 0.12
+"""No shape where no height has lost this much: healthy vertebrae lose up to that by their own form and by what is
+measured wrongly (docs/decisions/0006), so which loss is the greatest is chance. Genant's grade 1 starts at 20 %."""
 
 _NORMAL: dict[str, tuple[float, float, float]] = {
     "T1": (16.0, 0.95, 0.93),
@@ -93,16 +96,21 @@ def grade_of(height_loss: float) -> int:
     return int(np.searchsorted(GRADE_FROM, height_loss, side="right"))
 
 
-def shape_of(losses: Sequence[float]) -> str:
-    """Genant's shape for the relative losses of the anterior, middle and posterior height."""
+def shape_of(losses: Sequence[float]) -> str | None:
+    """Genant's shape for the relative losses of the anterior, middle and posterior height; None where all are slight.
+
+    Slight is below ``SHAPE_FROM``.
+    """
     anterior, middle, posterior = losses
+    if max(losses) < SHAPE_FROM:
+        return None
     if posterior >= CRUSH_SHARE * max(anterior, middle):
         return CRUSH
     return WEDGE if anterior >= middle else BICONCAVE
 
 
 def measure_loss(
-    heights: Sequence[BodyHeights | None], levels: Sequence[str | None]
+    heights: Sequence[BodyHeights | None], levels: Sequence[str | None], *, in_neck: Sequence[bool] | None = None
 ) -> tuple[MeasuredFracture | None, ...]:
     """Height loss of every vertebra of one spine.
 
@@ -110,20 +118,26 @@ def measure_loss(
         heights: cranial to caudal; None where they could not be measured.
         levels: ``"C1"``..``"L6"`` or None for each. Where one is None, it is inferred from the nearest known one by
             counting; where all are, from the heights.
+        in_neck: True for each that is taken for a cervical one although its level is not known; None where there are
+            no such.
 
     Returns:
         One entry per vertebra; None for those without heights and for cervical ones, for which neither Genant's
         method nor the table of normal shapes is made.
 
     Raises:
-        ValueError: the two sequences differ in length.
+        ValueError: the sequences differ in length.
     """
     if len(heights) != len(levels):
         raise ValueError(f"{len(heights)} heights do not go with {len(levels)} levels.")
-    measured = {n: h for n, h in enumerate(heights) if h is not None and not is_cervical(levels[n])}
+    if in_neck is not None and len(in_neck) != len(levels):
+        raise ValueError(f"{len(in_neck)} entries of in_neck do not go with {len(levels)} levels.")
+    neck = [is_cervical(level) or (in_neck is not None and in_neck[n]) for n, level in enumerate(levels)]
+    measured = {n: h for n, h in enumerate(heights) if h is not None and not neck[n]}
     out: list[MeasuredFracture | None] = [None] * len(heights)
     if measured:
-        expected_mm = _expected_mm(np.array([h.as_array() for h in measured.values()]), list(measured), levels)
+        above, mm = neck.index(False), np.array([h.as_array() for h in measured.values()])
+        expected_mm = _expected_mm(mm, list(measured), levels, above=above)
         for (n, h), expected in zip(measured.items(), expected_mm, strict=True):
             out[n] = _judged(h, expected)
     return tuple(out)
@@ -138,21 +152,24 @@ def _judged(heights: BodyHeights, expected_mm: Float64) -> MeasuredFracture:
     return MeasuredFracture(loss, grade, shape, (anterior, middle, posterior), BodyHeights(*map(float, expected_mm)))
 
 
-def _expected_mm(measured_mm: Float64, places: list[int], levels: Sequence[str | None]) -> Float64:
+def _expected_mm(measured_mm: Float64, places: list[int], levels: Sequence[str | None], *, above: int) -> Float64:
     """(n, 3) heights without fractures, averaged over the possible levels by the evidence for each."""
-    fits = [_fit(np.log(measured_mm), [names[n] for n in places]) for names in _possible_levels(levels)]
+    fits = [_fit(np.log(measured_mm), [names[n] for n in places]) for names in _possible_levels(levels, above=above)]
     evidence = np.array([fit[0] for fit in fits])
     weights = np.exp(evidence - evidence.max())
     mean = sum(w * expected for w, (_, expected) in zip(weights / weights.sum(), fits, strict=True))
     return np.exp(np.asarray(mean))
 
 
-def _possible_levels(levels: Sequence[str | None]) -> list[list[str]]:
-    """The names that the vertebrae can have, T1 to L6: one list where a level is known, else one per first level."""
+def _possible_levels(levels: Sequence[str | None], *, above: int) -> list[list[str]]:
+    """The names that the vertebrae can have, T1 to L6: one list where a level is known, else one per first level.
+
+    The first level is that of the trunk's uppermost vertebra, ``above`` of which lie in the neck.
+    """
     known = [n for n, level in enumerate(levels) if level in _NORMAL or is_cervical(level)]
     if not known:
-        spare = len(_USUAL) - len(levels)
-        return [_named(first, levels) for first in range(min(0, spare), max(0, spare) + 1)]
+        spare = len(_USUAL) - (len(levels) - above)
+        return [_named(first - above, levels) for first in range(min(0, spare), max(0, spare) + 1)]
     names: list[str] = []
     for n, level in enumerate(levels):
         nearest = min(known, key=lambda k: (abs(k - n), k))

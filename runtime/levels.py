@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from runtime.anatomy import LEVEL_NAMES, LEVELS
+from runtime.anatomy import LEVEL_NAMES, LEVELS, is_cervical
 from runtime.bundle import LevelNetSpec
 from runtime.engines.base import Session
 from runtime.errors import EngineError
@@ -21,6 +21,9 @@ Float32 = npt.NDArray[np.float32]
 
 SURE_ENOUGH = 0.5
 """Levels must be more probable than this. From 0.5 on no two that are told can contradict each other."""
+PROBABLY_CERVICAL = 0.5
+"""A vertebra is taken for one of the neck from this probability on, whether or not its level is told."""
+_CERVICAL = [is_cervical(level) for level in LEVELS]
 SURELY_NONE = 0.75
 """A centre is rejected when it is no vertebra with more than this probability: to lose a true one is worse."""
 
@@ -34,11 +37,13 @@ class LevelCall:
         confidence: probability 0..1 of that level, of the most probable one where ``level`` is None, or, for what
             is no vertebra, of being none.
         is_vertebra: False for a centre that is to be dropped.
+        cervical: probability 0..1 of being one of the neck, if it is a vertebra.
     """
 
     level: str | None
     confidence: float
     is_vertebra: bool
+    cervical: float
 
 
 def level_evidence(
@@ -138,8 +143,22 @@ def decode_levels(
 
 
 def _call(levels: Float64, none: float, min_confidence: float) -> LevelCall:
+    cervical = float(levels[_CERVICAL].sum() / max(levels.sum(), 1e-12))
     if none > SURELY_NONE:
-        return LevelCall(None, none, False)
+        return LevelCall(None, none, False, cervical)
     best = int(np.argmax(levels))
     confidence = float(levels[best])
-    return LevelCall(LEVELS[best] if confidence > min_confidence else None, confidence, True)
+    return LevelCall(LEVELS[best] if confidence > min_confidence else None, confidence, True, cervical)
+
+
+def in_neck(calls: Sequence[LevelCall | None]) -> tuple[bool, ...]:
+    """Whether each vertebra of a spine, cranial to caudal, is to be taken for one of the neck.
+
+    It is where that is probable enough, or the next vertebra below it whose level is told is cervical; where nothing is
+    said of levels, it is not.
+    """
+    told = [n for n, call in enumerate(calls) if call is not None and is_cervical(call.level)]
+    lowest = max(told, default=-1)
+    return tuple(
+        n <= lowest or (call is not None and call.cervical >= PROBABLY_CERVICAL) for n, call in enumerate(calls)
+    )

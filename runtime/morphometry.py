@@ -38,6 +38,7 @@ CUT = "the edge of the scan cuts the body"
 NO_BODY = "no vertebral body can be told in the mask"
 NOT_A_BODY = "C1 and C2 have no body of the usual form"
 CERVICAL = "cervical vertebrae are not graded: Genant's grades and the normal shapes are for T1 to L6"
+MAYBE_CERVICAL = "probably cervical, though its level is not known: cervical vertebrae are not graded"
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Measurement:
             without a scan, where too little is left, or with ``dense``. Contrast medium raises it, and it changes with
             the tube voltage.
         reason: why heights or grade are None; ``""`` where there are both.
+        has_body: False where the mask holds no vertebral body (less than ``SMALLEST_BODY_ML``).
         dense: whether more than 3 % of that bone is above 700 HU, as with cement, metal or sclerosis.
     """
 
@@ -60,6 +62,7 @@ class Measurement:
     fracture: MeasuredFracture | None
     mean_hu: float | None
     reason: str
+    has_body: bool
     dense: bool = False
 
 
@@ -82,7 +85,7 @@ def measure_vertebrae(
         lambda pair: _look(*pair, scan, field, reach), list(zip(bodies, _tangents(bodies), strict=True))
     )
     heights = [None if look.size is None else look.size.heights for look in looks]
-    fractures = measure_loss(heights, [v.level for v in bodies])
+    fractures = measure_loss(heights, [v.level for v in bodies], in_neck=[v.in_neck for v in bodies])
     return tuple(
         Measurement(
             height,
@@ -91,6 +94,7 @@ def measure_vertebrae(
             look.trabecular.mean_hu,
             look.reason,
             dense=look.trabecular.dense,
+            has_body=look.has_body,
         )
         for height, fracture, look in zip(heights, fractures, looks, strict=True)
     )
@@ -111,6 +115,7 @@ class _Look:
     size: BodySize | None
     trabecular: Trabecular
     reason: str
+    has_body: bool
 
 
 def _look(vertebra: BodyMask, tangent: Float64, scan: Volume | None, field: Grid | None, reach: float) -> _Look:
@@ -118,7 +123,7 @@ def _look(vertebra: BodyMask, tangent: Float64, scan: Volume | None, field: Grid
     cut = not vertebra.complete or (body is not None and field is not None and _reaches_edge(body, field))
     size = None if body is None or cut or vertebra.level in ("C1", "C2") else measure_body(body, reach=reach)
     trabecular = Trabecular(None) if scan is None or body is None else measure_trabecular(body, scan)
-    return _Look(size, trabecular, _reason(vertebra, size, cut=cut))
+    return _Look(size, trabecular, _reason(vertebra, size, cut=cut), body is not None)
 
 
 def measure_trabecular(body: Body, scan: Volume) -> Trabecular:
@@ -162,4 +167,6 @@ def _reason(vertebra: BodyMask, size: BodySize | None, *, cut: bool) -> str:
         return CUT
     if size is None:
         return NO_BODY
-    return CERVICAL if is_cervical(vertebra.level) else ""
+    if is_cervical(vertebra.level):
+        return CERVICAL
+    return MAYBE_CERVICAL if vertebra.in_neck else ""

@@ -316,15 +316,16 @@ class Pipeline:
                 segmented = segment(
                     volume, found.centres, frac, self._fracsegnet, batch=batch, access=scan, progress=step
                 )
-                inside = without_padded(segmented, find_padding(volume), threshold=frac.mask_threshold)
-                calls = self._calls(inside, found)
+                outlined = [v for v in segmented if (v.mask > frac.mask_threshold).any()]
+                inside = without_padded(outlined, find_padding(volume), threshold=frac.mask_threshold)
+                vertebrae, calls = self._called(inside, found)
         with clock.stage("measure"):
-            masks = body_masks(inside, calls, mask_threshold=frac.mask_threshold)
+            masks = body_masks(vertebrae, calls, mask_threshold=frac.mask_threshold)
             grading = self.spec.grading
             measurements = measure_vertebrae(masks, scan=volume, reach=1.0 if grading is None else grading.reach)
-            heights = reported(inside, measurements, calls, grading)
+            heights = reported(vertebrae, measurements, calls, grading)
         with clock.stage("paste"):
-            labels = paste_masks(((v.grid, v.mask) for v in inside), volume.grid, threshold=frac.mask_threshold)
+            labels = paste_masks(((v.grid, v.mask) for v in vertebrae), volume.grid, threshold=frac.mask_threshold)
             descriptions = [
                 partial(
                     describe,
@@ -338,11 +339,12 @@ class Pipeline:
                     spec=self.spec,
                 )
                 for number, (v, call, measured, heights_of) in enumerate(
-                    zip(inside, calls, measurements, heights, strict=True), start=1
+                    zip(vertebrae, calls, measurements, heights, strict=True), start=1
                 )
             ]
-            vertebrae = tuple(each_in_threads(lambda made: made(), descriptions))
-        dropped, padded = found.dropped, len(segmented) - len(inside)
+            described = tuple(each_in_threads(lambda made: made(), descriptions))
+        dropped, padded = found.dropped, len(outlined) - len(inside)
+        rejected = found.rejected + len(segmented) - len(outlined) + len(inside) - len(vertebrae)
         findings = Findings(
             scan=ScanInfo(
                 volume.name,
@@ -358,13 +360,13 @@ class Pipeline:
             warnings=warnings(
                 self.spec,
                 volume,
-                vertebrae,
+                described,
                 dropped=dropped,
-                rejected=found.rejected,
+                rejected=rejected,
                 padded=padded,
                 dense=[number for number, m in enumerate(measurements, start=1) if m.dense],
             ),
-            vertebrae=vertebrae,
+            vertebrae=described,
             settings=Settings(exhaustive=self._exhaustive),
         )
         ends = tuple(measured.ends for measured in measurements)
@@ -404,17 +406,24 @@ class Pipeline:
             rejected=len(centres) - len(kept),
         )
 
-    def _calls(self, segmented: Sequence[SegmentedVertebra], found: _Candidates) -> tuple[LevelCall | None, ...]:
-        """What is said of each vertebra's level, decoded anew: centres have moved, and duplicates were merged."""
+    def _called(
+        self, segmented: Sequence[SegmentedVertebra], found: _Candidates
+    ) -> tuple[Sequence[SegmentedVertebra], tuple[LevelCall | None, ...]]:
+        """The vertebrae and what is said of each one's level, decoded anew: centres moved, duplicates were merged.
+
+        Those that are now held for none are left out, and the others decoded without them, until none is.
+        """
         spec = self.spec.levelnet
         if spec is None or found.evidence is None:
-            return (None,) * len(segmented)
-        return decode_levels(
+            return segmented, (None,) * len(segmented)
+        calls = decode_levels(
             [v.centre_ras_mm for v in segmented],
             [v.confidence for v in segmented],
             found.evidence[[v.source for v in segmented]],
             min_confidence=spec.min_confidence,
         )
+        kept = [v for v, call in zip(segmented, calls, strict=True) if call.is_vertebra]
+        return (kept, calls) if len(kept) == len(segmented) else self._called(kept, found)
 
     def rest(self) -> None:
         """Give back the memory that the next scan would need again: to be called before a pause of unknown length.

@@ -283,10 +283,10 @@ def _refined_centre(voted_ras_mm: Point, body: npt.NDArray[np.bool_], grid: Grid
 
 
 def _merge_duplicates(found: Sequence[SegmentedVertebra], threshold: float) -> tuple[SegmentedVertebra, ...]:
-    """Of vertebrae that are the same one, keep the most confident; from cranial to caudal."""
+    """Of vertebrae that are the same one, keep the most confident that is outlined; from cranial to caudal."""
     kept: list[_Outline] = []
-    for one in sorted(found, key=lambda v: -v.confidence):
-        outline = _outlined(one, threshold)
+    outlines = [_outlined(one, threshold) for one in found]
+    for outline in sorted(outlines, key=lambda o: (o.block is None, -o.of.confidence)):
         if not any(_same(outline, other) for other in kept):
             kept.append(outline)
     vertebrae = [outline.of for outline in kept]

@@ -50,6 +50,7 @@ class BodyMask:
         body: the same of its body alone, or None: then it is separated from ``whole``.
         complete: False where the scan's edge cuts the body, so that its heights mean nothing.
         level: ``"C1"``..``"L6"`` or None.
+        in_neck: True where it is taken for a cervical one although its level is not known.
 
     Raises:
         InputError: neither mask is given, or one does not match the grid.
@@ -60,6 +61,7 @@ class BodyMask:
     body: npt.NDArray[np.generic] | None = None
     complete: bool = True
     level: str | None = None
+    in_neck: bool = False
 
     def __post_init__(self) -> None:
         masks = [m for m in (self.whole, self.body) if m is not None]

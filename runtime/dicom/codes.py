@@ -15,7 +15,7 @@ from pydicom.sr.coding import Code
 
 from runtime.dicom.uids import CODING_SCHEME_UID
 from runtime.findings import COMBINED, NETWORK
-from runtime.morphometry import CERVICAL, CUT
+from runtime.morphometry import CERVICAL, CUT, MAYBE_CERVICAL, NO_BODY
 
 SCHEME, SCHEME_VERSION = "99VERTSCAN", "1"
 SCHEME_NAME, SCHEME_OWNER = "vertscan private codes", "vertscan"
@@ -74,6 +74,8 @@ NO_GRADE = _private("NO-GRADE", "Reason why no Genant grade is given")
 NO_GRADE_VALUES = {
     CUT: _private("NO-GRADE-CUT", "The edge of the scan cuts the vertebral body"),
     CERVICAL: _private("NO-GRADE-CERV", "Cervical vertebrae are not graded"),
+    MAYBE_CERVICAL: _private("NO-GRADE-MAYBE-C", "Probably cervical; cervical vertebrae are not graded"),
+    NO_BODY: _private("NO-GRADE-BODY", "No vertebral body can be told in the mask"),
 }
 GRADE_BASIS = _private("GRADE-BASIS", "What the Genant grade rests on")
 GRADE_BASIS_VALUES = {

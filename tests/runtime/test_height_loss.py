@@ -41,6 +41,10 @@ def test_grades_follow_genants_limits(loss, grade):
         ((0.1, 0.4, 0.1), "biconcave"),
         ((0.3, 0.35, 0.3), "crush"),
         ((0.0, 0.1, 0.3), "crush"),
+        ((0.13, 0.05, 0.0), "wedge"),
+        ((0.02, 0.01, 0.015), None),
+        ((0.11, 0.1, 0.11), None),
+        ((-0.01, -0.02, -0.03), None),
     ],
 )
 def test_shapes(losses, shape):
@@ -115,6 +119,15 @@ def test_cervical_and_unmeasured_vertebrae_get_nothing():
     assert measure_loss([None], [None]) == (None,)
 
 
+def test_what_is_probably_cervical_is_not_judged_and_changes_no_expectation():
+    trunk = spine(["T4", "T5", "T6"], losses={"T5": (0.3, 0.2, 0.0)})
+    neck = [BodyHeights(13, 12, 13), BodyHeights(13.5, 12, 13)]
+    for levels in ([None, "T5", None], [None, None, None]):
+        found = measure_loss([*neck, *trunk], [None, None, *levels], in_neck=[True, True, False, False, False])
+        assert found[:2] == (None, None)
+        assert found[2:] == measure_loss(trunk, levels)
+
+
 def test_more_vertebrae_than_the_trunk_has_are_no_error():
     heights = [BodyHeights(20, 19, 20)] * 24
     assert len(measure_loss(heights, [None] * 24)) == 24
@@ -136,3 +149,5 @@ def test_losses_are_those_of_the_expected_heights():
 def test_lengths_must_agree():
     with pytest.raises(ValueError, match="2 heights"):
         measure_loss(spine(["T4", "T5"]), ["T4"])
+    with pytest.raises(ValueError, match="1 entries of in_neck"):
+        measure_loss(spine(["T4", "T5"]), ["T4", "T5"], in_neck=[True])

@@ -18,7 +18,7 @@ from runtime.bundle import IntensityWindow, LevelNetSpec
 from runtime.engines.base import EngineInfo
 from runtime.errors import EngineError
 from runtime.level_chain import level_marginals
-from runtime.levels import decode_levels, level_evidence
+from runtime.levels import LevelCall, decode_levels, in_neck, level_evidence
 from runtime.volume import Grid, Volume
 
 USUAL = tuple(name for name in LEVELS if name not in ("T13", "L6"))
@@ -286,6 +286,30 @@ def test_a_single_vertebra_is_named_or_not_by_its_own_evidence() -> None:
     assert names(decode(centre, says(["C2"], p=0.98))) == ["C2"]
     assert names(decode(centre, says(["T6"], p=0.4))) == [None]
     assert names(decode(centre, says(["none"], p=0.97), 1.0)) == ["none"]
+
+
+def test_a_vertebra_that_is_likelier_cervical_than_not_is_in_the_neck() -> None:
+    between = [0.5 * (says(pair[:1]) + says(pair[1:]))[0] for pair in (("C5", "C6"), ("C7", "T1"), ("T5", "T6"))]
+    for evidence, cervical in zip(between, (1.0, 0.5, 0.0), strict=True):
+        (call,) = decode([[0.0, 0.0, 0.0]], evidence[None])
+        assert call.level is None
+        assert call.cervical == pytest.approx(cervical, abs=0.25)
+        if cervical != 0.5:
+            assert in_neck([call]) == (cervical == 1.0,)
+
+
+def test_what_lies_above_a_cervical_vertebra_is_in_the_neck() -> None:
+    unsure, c6 = LevelCall(None, 0.3, True, 0.2), LevelCall("C6", 0.9, True, 1.0)
+    assert in_neck([unsure, c6, unsure]) == (True, True, False)
+    assert in_neck([LevelCall(None, 0.3, True, 0.5), unsure, None]) == (True, False, False)
+
+
+def test_the_share_of_the_neck_is_that_of_the_marginals() -> None:
+    levels = ["C5", "C6", "C7", "T1", "T2"]
+    centres, evidence = spine(levels), says(levels, p=0.3)
+    marginals = level_marginals(centres, [0.9] * 5, evidence)
+    neck = marginals.levels[:, :7].sum(axis=1) / (1.0 - marginals.none)
+    assert [call.cervical for call in decode(centres, evidence)] == pytest.approx(list(neck), abs=1e-9)
 
 
 def test_no_centres_no_calls() -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from dataclasses import replace
+from functools import partial
 
 import jsonschema
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 
 import runtime
 from runtime import engines, scan_access
+from runtime import pipeline as pipeline_module
 from runtime.bundle import open_bundle, write_bundle
 from runtime.describe import warnings
 from runtime.engines import engine_module, openvino_cpu
@@ -129,6 +131,61 @@ def test_a_vertebra_that_the_edge_cuts_has_no_grade_and_says_so(pipeline, ball_s
     assert "Vertebra 1: cut by the edge of the scan." in findings.warnings
 
 
+def changed(monkeypatch, number, change):
+    """Has the second network say of one vertebra, counted from 0 and the top, what ``change`` makes of it."""
+    segmented = pipeline_module.segment
+
+    def one_changed(*args, **options):
+        found = list(segmented(*args, **options))
+        found[number] = change(found[number])
+        return tuple(found)
+
+    monkeypatch.setattr(pipeline_module, "segment", one_changed)
+
+
+@pytest.mark.parametrize("voxels", [0, 300])
+def test_a_vertebra_without_a_body_has_no_grade_and_no_part_in_its_neighbours(pipeline, ball_scan, monkeypatch, voxels):
+    scan = ball_scan(3).volume
+    findings = []
+    for mm in (5.0, 40.0):
+        with monkeypatch.context() as patch:
+            speck = partial(with_speck_for_body, heights_mm=(mm, mm, mm), voxels=voxels)
+            changed(patch, 1, speck)
+            findings.append(pipeline.run(scan))
+    low, high = findings
+    assert low.vertebrae == high.vertebrae, "what the network says of its heights is not listened to"
+    top, middle, bottom = low.vertebrae
+    assert middle.grade is middle.grade_probabilities is middle.shape is middle.network is middle.measured is None
+    assert middle.heights_mm is middle.expected_heights_mm is middle.height_loss is middle.trabecular_hu is None
+    assert middle.no_grade_reason == "no vertebral body can be told in the mask"
+    assert middle.volume_ml > 3.0
+    assert top.grade == bottom.grade == 1
+    said = "Vertebra 2: without grade and heights, because no vertebral body can be told in the mask."
+    assert said in low.warnings
+    jsonschema.validate(json.loads(to_json(low)), schema())
+
+
+def with_speck_for_body(vertebra, *, voxels, heights_mm):
+    """With so few voxels of 1 mm for a body."""
+    body = np.zeros_like(vertebra.body)
+    middle = np.argwhere(vertebra.mask > 0.5)
+    nearest = middle[np.argsort(np.linalg.norm(middle - middle.mean(axis=0), axis=1))[:voxels]]
+    body[tuple(nearest.T)] = 1.0
+    return replace(vertebra, body=body, heights_mm=heights_mm)
+
+
+def test_what_is_not_outlined_at_all_is_no_vertebra_and_is_counted(naming, level_scan, monkeypatch):
+    scan = level_scan(["L1", "L2", "L3"])
+    changed(monkeypatch, 1, lambda v: replace(v, mask=0.0 * v.mask, body=0.0 * v.body))
+    analysis = naming.analyse(scan.volume)
+    first, second = analysis.findings.vertebrae
+    assert [(v.index, v.mask_label) for v in (first, second)] == [(1, 1), (2, 2)]
+    assert set(np.unique(analysis.labels)) == {0, 1, 2}
+    assert dice(analysis.labels == 2, scan.labels == 3) > 0.93
+    assert len(analysis.height_ends) == 2
+    assert "1 candidate centre was rejected as not a vertebra." in analysis.findings.warnings
+
+
 COMBINING = GradingSpec(
     network_weight=0.5, measured_weight=1.0, prior=(0.0, 0.0, 0.0, 0.0), loss_bias=0.0, loss_sd=0.03,
     loss_sd_per_mm=0.005, reach=0.9, height_shares=(1.0, 0.5, 0.0), height_offsets_mm=(0.0, 1.0, 0.0),
@@ -221,6 +278,38 @@ def test_a_level_that_is_not_sure_is_null_and_that_is_said(naming, level_scan):
     assert vertebra.level is vertebra.level_confidence is None
     assert vertebra.grade == 1
     assert "Vertebra 1: without a level, because none is probable enough." in findings.warnings
+
+
+def test_what_is_probably_cervical_has_no_grade_and_that_is_said(naming, level_scan):
+    between_c5_and_c6 = 300.0 + 20.0 * 5.5
+    findings = naming.run(level_scan([between_c5_and_c6]).volume)
+    (vertebra,) = findings.vertebrae
+    assert vertebra.level is vertebra.grade is vertebra.height_loss is vertebra.shape is vertebra.network is None
+    assert vertebra.heights_mm is not None
+    assert vertebra.measured.grade is None
+    assert vertebra.no_grade_reason.startswith("probably cervical, though its level is not known")
+    assert "Vertebra 1: no grade: probably cervical, though the level is not told." in findings.warnings
+    jsonschema.validate(json.loads(to_json(findings)), schema())
+
+
+def test_what_is_held_for_none_once_its_centre_has_moved_is_dropped_and_counted(naming, level_scan, monkeypatch):
+    """Refined onto the place of its lower neighbour, a centre can't be another vertebra."""
+    scan = level_scan(["T12", "L1", "L2", "L3"])
+
+    def moved_down(vertebra):
+        x, y, z = vertebra.centre_ras_mm
+        return replace(vertebra, centre_ras_mm=(x, y, z - 26.0), confidence=0.1)
+
+    changed(monkeypatch, 1, moved_down)
+    analysis = naming.analyse(scan.volume)
+    vertebrae = analysis.findings.vertebrae
+    assert [v.level for v in vertebrae] == ["T12", "L2", "L3"]
+    assert [(v.index, v.mask_label) for v in vertebrae] == [(1, 1), (2, 2), (3, 3)]
+    assert set(np.unique(analysis.labels)) == {0, 1, 2, 3}
+    for number, ball in ((1, 1), (2, 3), (3, 4)):
+        assert dice(analysis.labels == number, scan.labels == ball) > 0.93
+    assert len(analysis.height_ends) == 3
+    assert "1 candidate centre was rejected as not a vertebra." in analysis.findings.warnings
 
 
 def test_merged_duplicates_leave_no_gap_in_the_levels(naming, level_scan, monkeypatch):

@@ -142,6 +142,18 @@ def test_crops_are_batched_and_counted():
     assert [v.centre_ras_mm[2] for v in found] == pytest.approx([67.5, 47.5, 27.5, 7.5])
 
 
+def test_of_two_in_one_place_the_one_that_is_outlined_is_kept():
+    def blind_at_first(outputs):
+        mask, *others = outputs
+        mask[0] = 0.0
+        return mask, *others
+
+    voted = [Voted((29.5, 37.5, 36.5), 0.9), Voted((29.5, 37.5, 34.5), 0.5)]
+    (found,) = segment(scan_with(BODY), voted, SPEC, FakeSession(spoil=blind_at_first))
+    assert found.source == 1
+    assert (found.body > 0.5).any()
+
+
 @pytest.mark.parametrize("batch", [1, 2, 5])
 def test_the_batch_size_changes_nothing(batch):
     blocks = [((z, z + 8), (26, 38), (24, 36), 900) for z in (4, 24, 44)]
