@@ -66,6 +66,8 @@ def build_serialized(
     check_network(network, graph, precision=key.precision, layer_type=library.LayerType)
     config = builder.create_builder_config()
     _configure(library, config, build)
+    if key.library == "tensorrt-rtx":
+        _set_targets(library, config, build)
     _add_profile(builder, config, network.get_input(0), key.max_batch)
     cache = _timing_cache(config, timing_cache)
     monitor = _monitor(library, progress)
@@ -190,8 +192,11 @@ def _configure(library: ModuleType, config: Any, build: EngineBuild) -> None:
     if build.hardware_compatibility != "none":
         level = getattr(library.HardwareCompatibilityLevel, build.hardware_compatibility.upper())
         config.hardware_compatibility_level = level
-    if build.gpu:
-        return
+
+
+def _set_targets(library: ModuleType, config: Any, build: EngineBuild) -> None:
+    """Name the compute capabilities, also the one of the GPU that is there: with none named TensorRT-RTX builds for all
+    from Ampere on, and not for Turing."""
     config.num_compute_capabilities = len(build.targets)
     for i, target in enumerate(build.targets):
         if not config.set_compute_capability(getattr(library.ComputeCapability, f"SM{target}"), i):

@@ -404,6 +404,22 @@ def test_what_the_library_has_not_for_turing_is_said_before_anything_is_built(sm
 
 
 @needs_rtx
+@pytest.mark.parametrize("sm", [75, 86])
+def test_tensorrt_rtx_builds_for_the_gpu_that_is_there_and_for_no_other(small, folder, sm, monkeypatch):
+    """With no compute capability named, it builds for all from Ampere on, and not for Turing."""
+    configs = []
+    real = trt_network._configure
+    monkeypatch.setattr(trt_network, "_configure", lambda *a: (real(*a), configs.append(a[1])))
+    monkeypatch.setattr(trt_build, "check_serialized", lambda *_: None)  # needs the GPU
+    with_gpu(monkeypatch, sm)
+    path = engine_file(small, precision="fp16", library="tensorrt-rtx", folder=folder)
+    (config,) = configs
+    told = [config.get_compute_capability(i).name for i in range(config.num_compute_capabilities)]
+    assert told == [f"SM{sm}"]
+    assert read_sidecar(path).build.targets == (str(sm),)
+
+
+@needs_rtx
 def test_matrix_products_are_what_the_library_has_not_for_turing(folder, monkeypatch):
     monkeypatch.setattr(trt_build, "without_matrix_products", lambda graph: graph)
     with pytest.raises(EngineError, match="FP32 GEMM is not supported"):
