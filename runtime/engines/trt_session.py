@@ -12,6 +12,7 @@ import numpy as np
 from runtime.device.stream import DeviceArray, Stream
 from runtime.engines.base import EngineInfo
 from runtime.engines.checks import check_image, check_signature
+from runtime.engines.held_interrupts import held_interrupts
 from runtime.engines.trt_context import Context, Recording
 from runtime.engines.trt_library import first_error, new_log
 from runtime.engines.trt_runtime_cache import RuntimeCache
@@ -54,7 +55,7 @@ class TensorRtSession:
         self._last_count = 0
         with ExitStack() as undo:
             undo.callback(self.close)
-            with stream.active():
+            with stream.active(), held_interrupts():
                 self._load(engine, runtime_cache, host_code)
             undo.pop_all()
 

@@ -1,9 +1,12 @@
 """Engines are built for real by TensorRT-RTX, which needs no GPU; TensorRT's side of the path runs on a stand-in."""
 
 import json
+import logging
 import multiprocessing
+import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from importlib.util import find_spec
@@ -13,6 +16,7 @@ import onnx
 import pytest
 
 from runtime.bundle import DEFAULT_BUNDLE, open_bundle
+from runtime.console import interrupted_by_sigterm
 from runtime.engines import trt_build, trt_network
 from runtime.engines.cuda_probe import Gpu, find_gpu
 from runtime.engines.trt_build import BuildOptions, engine_build, engine_file, engine_key, why_stale
@@ -22,6 +26,7 @@ from runtime.engines.trt_library import RTX_DEFAULT_TARGETS, load_library
 from runtime.engines.trt_network import check_engine_types, expected_types
 from runtime.errors import EngineError
 from runtime.precision_plan import PrecisionPlan
+from runtime.progress import NoProgress
 from runtime.typed_graph import typed_graph
 from tests.runtime.fake_builder import FakeTensorRt
 from tests.runtime.test_typed_graph import small_network
@@ -358,6 +363,58 @@ def test_progress_is_told_and_an_interrupt_ends_the_build(small, folder):
     assert steps.told[0] == "build small fp16 for tensorrt-rtx"
     done, total = steps.told[-1]
     assert done == total > 2
+
+
+class Sends(logging.Handler):
+    """Sends a signal when the library first says something: while it is at work, in its callback."""
+
+    def __init__(self, number):
+        super().__init__()
+        self.number, self.sent = number, False
+
+    def emit(self, record):
+        if not self.sent:
+            self.sent = True
+            signal.raise_signal(self.number)
+
+
+@needs_rtx
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_meets_the_library_at_work_ends_the_build(small, folder, number, caplog, capfd):
+    """The bindings swallow what is raised in a callback, and would finish the engine."""
+    caplog.set_level(logging.DEBUG, "runtime.engines.trt_library")
+    sends, said = Sends(number), logging.getLogger("runtime.engines.trt_library")
+    said.addHandler(sends)
+    try:
+        with interrupted_by_sigterm(), pytest.raises(KeyboardInterrupt):
+            engine_file(small, **RTX, folder=folder)
+    finally:
+        said.removeHandler(sends)
+    assert sends.sent
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert list(list_engines(folder)) == []
+    assert capfd.readouterr() == ("", "")
+
+
+@needs_rtx
+def test_a_signal_between_two_callbacks_ends_the_build(small, folder):
+    """As a person's Ctrl-C comes: from outside, at any time."""
+    begun = threading.Event()
+
+    class Begun(NoProgress):
+        def step(self, done, total):
+            begun.set()
+
+    def press():
+        begun.wait()
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    presser = threading.Thread(target=press)
+    presser.start()
+    with pytest.raises(KeyboardInterrupt):
+        engine_file(DEFAULT_BUNDLE / "fracsegnet.onnx", **RTX, folder=folder, progress=Begun())
+    presser.join()
+    assert list(list_engines(folder)) == []
 
 
 @needs_rtx
