@@ -9,7 +9,7 @@ from typing import Any
 
 from runtime.engines.held_interrupts import Held, held_interrupts
 from runtime.engines.trt_key import EngineBuild, EngineKey
-from runtime.engines.trt_library import first_error, new_log
+from runtime.engines.trt_library import failed, first_error, new_log
 from runtime.errors import EngineError
 from runtime.progress import Progress
 
@@ -56,6 +56,7 @@ def build_serialized(
 
     Raises:
         EngineError: the library can't read or build it, or made something else of it.
+        OutOfMemoryError: the GPU's memory is full.
         KeyboardInterrupt: after Ctrl-C, which ends the build after the step at hand.
     """
     with held_interrupts() as held:
@@ -83,7 +84,7 @@ def _build_serialized(
     config.progress_monitor = _monitor(library, progress, held)
     engine = builder.build_serialized_network(network, config)
     if engine is None:
-        raise EngineError(f"{library.__name__} {library.__version__} cannot build the engine: {first_error(log)}.")
+        raise failed(f"{library.__name__} {library.__version__} cannot build the engine", log)
     return Built(bytes(engine), bytes(cache.serialize()) if cache is not None else None)
 
 
@@ -151,6 +152,7 @@ def check_serialized(library: ModuleType, engine: bytes, graph: bytes, key: Engi
 
     Raises:
         EngineError: it can't be loaded, or see ``check_engine_types``.
+        OutOfMemoryError: the GPU's memory is full.
     """
     log = new_log(library)
     runtime = library.Runtime(log)
@@ -159,7 +161,7 @@ def check_serialized(library: ModuleType, engine: bytes, graph: bytes, key: Engi
     with held_interrupts():
         loaded = runtime.deserialize_cuda_engine(engine)
     if loaded is None:
-        raise EngineError(f"{library.__name__} cannot load the engine that it built: {first_error(log)}.")
+        raise failed(f"{library.__name__} cannot load the engine that it built", log)
     check_engine_types(loaded, graph, max_batch=key.max_batch)
 
 
