@@ -1,5 +1,6 @@
 """Engines are built for real by TensorRT-RTX, which needs no GPU; TensorRT's side of the path runs on a stand-in."""
 
+import errno
 import json
 import logging
 import multiprocessing
@@ -21,6 +22,7 @@ from runtime.engines import trt_build, trt_network
 from runtime.engines.cuda_probe import Gpu, find_gpu
 from runtime.engines.trt_build import BuildOptions, engine_build, engine_file, engine_key, why_stale
 from runtime.engines.trt_cache import check_engine, list_engines, read_sidecar
+from runtime.engines.trt_gate import gate_for
 from runtime.engines.trt_key import EngineBuild, Sidecar
 from runtime.engines.trt_library import RTX_DEFAULT_TARGETS, load_library
 from runtime.engines.trt_network import check_engine_types, expected_types
@@ -217,6 +219,34 @@ def test_a_gate_that_refuses_keeps_the_engine_out(small, folder):
     assert list(list_engines(folder)) == []
     path = engine_file(small, **RTX, folder=folder, gate=lambda candidate: None)
     assert read_sidecar(path).gates == ("the typed graph",)
+
+
+@needs_rtx
+def test_a_full_temporary_folder_is_told_where_the_typed_graph_is_judged(small, folder, monkeypatch):
+    write = Path.write_bytes
+
+    def full(path, data):
+        if path.suffix == ".onnx":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    said = r"small\.onnx .* cannot be written to the temporary folder /.* \(No space left on device\): .* TMPDIR\.$"
+    with pytest.raises(EngineError, match=said):
+        engine_file(small, **RTX, folder=folder, gate=Gate())
+    assert list(list_engines(folder)) == []
+
+
+def test_a_full_temporary_folder_is_told_where_its_rounding_is_judged(small, monkeypatch):
+    typed = small.with_name("typed.onnx")
+    typed.write_bytes(typed_graph(small, "fp16"))
+
+    def full(path, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(EngineError, match=r"typed\.onnx .* cannot be written .* \(No space left on device\)"):
+        gate_for(small, precision="fp16", library="tensorrt-rtx")(typed)
 
 
 # An engine of the cache that was not gated.
@@ -595,6 +625,28 @@ def test_tensorrts_timing_cache_goes_from_build_to_build(fake, small, folder):
     (cache,) = folder.glob("timing-*.cache")
     build(small, folder, max_batch=2)
     assert [config.timing for config in fake.configs] == [b"", cache.read_bytes()[:-1]]
+
+
+def test_timings_that_cannot_be_kept_or_read_cost_no_engine(fake, small, folder, monkeypatch, caplog):
+    def full(*_):
+        raise EngineError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trt_build, "replace_file", full)
+        check_engine(build(small, folder))
+    assert "is not kept for later ones: the disk is full" in caplog.text
+    build(small, folder, max_batch=2)
+    read_bytes = Path.read_bytes
+
+    def unreadable(path):
+        if path.suffix == ".cache":
+            raise PermissionError(13, "Permission denied")
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", unreadable)
+    check_engine(build(small, folder, max_batch=3))
+    assert fake.configs[-1].timing == b""
+    assert "cannot be read (Permission denied)" in caplog.text
 
 
 def test_timings_that_the_library_does_not_take_are_measured_anew(fake, small, folder):
