@@ -15,7 +15,7 @@ from export.parity_on_scans import Networks, Prepared, compare_on_scan, prepare,
 from export.verify import phantoms, reference_networks
 from runtime.bundle import Bundle
 from runtime.engines.parity import LIMITS, Parity, faults, joined
-from runtime.errors import EngineError
+from runtime.errors import EngineError, OutOfMemoryError
 from runtime.readers import read_scan
 from runtime.volume import Volume
 
@@ -88,7 +88,7 @@ def accuracy(
 def _opened(one: Found, bundle: Bundle, stack: ExitStack) -> Networks | None:
     try:
         networks = stack.enter_context(one.contender.opened())
-    except EngineError as error:
+    except (EngineError, OutOfMemoryError) as error:
         one.failed = str(error).splitlines()[0]
         return None
     warm_up(bundle.spec, networks)

@@ -10,11 +10,11 @@ import numpy as np
 
 from export.timed_session import TimedSession
 from runtime.bundle import Bundle, BundleSpec, FracSegNetSpec
-from runtime.crops import extract_crops
+from runtime.crops import crop_grid, extract_crops
 from runtime.engines import EngineChoice, open_session
 from runtime.engines.base import Session
 from runtime.engines.parity import Parity, compare_batches, compare_crops, compare_maps, joined
-from runtime.errors import EngineError
+from runtime.errors import EngineError, OutOfMemoryError
 from runtime.intensity import normalise
 from runtime.levels import level_evidence
 from runtime.localise import centres_of
@@ -58,7 +58,7 @@ def warm_up(spec: BundleSpec, networks: Networks) -> None:
     sizes += [] if spec.levelnet is None else [spec.levelnet.crop_zyx]
     for session, size_zyx in zip((networks.locnet, networks.fracsegnet, networks.levelnet), sizes, strict=False):
         if session is not None:
-            with suppress(EngineError):
+            with suppress(EngineError, OutOfMemoryError):
                 session(np.zeros((1, 1, *size_zyx), np.float32))
 
 
@@ -168,7 +168,7 @@ def compare_on_scan(spec: BundleSpec, prepared: Prepared, met: Networks) -> tupl
         maps = sliding_windows(prepared.image, prepared.plan, timed.locnet, keep=prepared.keep)
         outputs = [_run(timed.fracsegnet, looks) for looks in prepared.looks]
         evidence = _levels(spec, prepared.scan, prepared.centres_ras_mm, timed)
-    except EngineError as error:
+    except (EngineError, OutOfMemoryError) as error:
         return Parity(failed=f"{prepared.scan.name}: {str(error).rstrip('.')}"), timed.seconds
     parts = [
         compare_crops(said_together(right, frac), said_together(found, frac), threshold=frac.mask_threshold)
@@ -181,20 +181,34 @@ def compare_on_scan(spec: BundleSpec, prepared: Prepared, met: Networks) -> tupl
     return joined(parts), timed.seconds
 
 
-def compare_with_itself(prepared: Prepared, met: Networks) -> Parity:
-    """An engine's networks against themselves, on the scan's window with most bone and on its first crop."""
+def images_alone(spec: BundleSpec, prepared: Prepared) -> dict[str, np.ndarray]:
+    """An image (1, 1, z, y, x) for each network that a scan has one for, by the names in ``Networks``.
+
+    They are the window with most bone, and the crops around the likeliest vertebra.
+    """
+    images = {}
     kept = [start for start, kept in zip(prepared.plan.starts_zyx, prepared.keep, strict=True) if kept]
-    best = max(kept, key=lambda start: float(prepared.image[prepared.plan.inside(start)].mean()))
-    window = np.zeros((1, 1, *prepared.plan.window_zyx), np.float32)
-    seen = prepared.image[prepared.plan.inside(best)]
-    window[0, 0, : seen.shape[0], : seen.shape[1], : seen.shape[2]] = seen
+    if kept:
+        best = max(kept, key=lambda start: float(prepared.image[prepared.plan.inside(start)].mean()))
+        window = np.zeros((1, 1, *prepared.plan.window_zyx), np.float32)
+        seen = prepared.image[prepared.plan.inside(best)]
+        window[0, 0, : seen.shape[0], : seen.shape[1], : seen.shape[2]] = seen
+        images["locnet"] = window
+    if prepared.looks:
+        images["fracsegnet"] = prepared.looks[0][0]
+        level = spec.levelnet
+        if level is not None:
+            grid = crop_grid(prepared.centres_ras_mm[0], spacing_mm=level.spacing_mm, shape_zyx=level.crop_zyx)
+            images["levelnet"] = normalise(extract_crops(prepared.scan, [grid]), level.intensity)[None]
+    return {name: np.ascontiguousarray(image) for name, image in images.items()}
+
+
+def compare_with_itself(images: Mapping[str, np.ndarray], met: Networks) -> Parity:
+    """An engine's networks against themselves, on those of ``images_alone``. One that fails is a finding, too."""
     try:
-        parts = [compare_batches(met.locnet, window)]
-        if prepared.looks:
-            parts.append(compare_batches(met.fracsegnet, np.ascontiguousarray(prepared.looks[0][0])))
-    except EngineError as error:
+        return joined([compare_batches(getattr(met, name), image) for name, image in images.items()])
+    except (EngineError, OutOfMemoryError) as error:
         return Parity(failed=str(error).rstrip("."))
-    return joined(parts)
 
 
 def _levels(

@@ -19,8 +19,8 @@ class Outcome:
     Args:
         choice: the engine, and its precision.
         version: of its library.
-        device: where it ran.
-        with_itself: its batches and repetitions.
+        device: where it ran, ``""`` where it didn't.
+        with_itself: its batches and repetitions, or why it could not be opened.
         scans: name and figures of each scan.
         seconds: that the calls of its networks took on all scans.
         reference_seconds: that the calls of the reference's took on the same.
@@ -77,7 +77,8 @@ def table(outcomes: Sequence[Outcome]) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join([row[0].ljust(widths[0]), *(t.rjust(w) for t, w in zip(row[1:], widths[1:], strict=True))])
              for row in rows]  # fmt: skip
-    said = [f"{o.choice.name} {o.choice.precision} on {o.device}: {'; '.join(o.faults) or 'within the limits'}"
+    said = [f"{o.choice.name} {o.choice.precision}{o.device and f' on {o.device}'}: "
+            f"{'; '.join(o.faults) or 'within the limits'}"
             for o in outcomes]  # fmt: skip
     return "\n".join([*(line.rstrip() for line in lines), "", *said])
 

@@ -24,9 +24,9 @@ from runtime.console import INTERRUPTED, complain
 from runtime.crops import crop_grid
 from runtime.engines import ONLY_BY_NAME, EngineChoice, engine_module, preflights, select_engine
 from runtime.engines.base import EngineInfo, Session
-from runtime.engines.parity import Parity, network_spec
+from runtime.engines.parity import Parity, joined, network_spec
 from runtime.engines.parity import short_gate as gate_with_reference
-from runtime.errors import EngineError, InputError, VertscanError
+from runtime.errors import EngineError, InputError, OutOfMemoryError, VertscanError
 from runtime.extras import stop_interrupted, stop_without
 from runtime.readers import read_scan
 from runtime.volume import Volume
@@ -35,7 +35,15 @@ try:
     import torch
 
     from export.checkpoint import Trained
-    from export.parity_on_scans import Networks, compare_on_scan, compare_with_itself, opened, prepare, warm_up
+    from export.parity_on_scans import (
+        Networks,
+        compare_on_scan,
+        compare_with_itself,
+        images_alone,
+        opened,
+        prepare,
+        warm_up,
+    )
     from export.parity_report import Outcome, as_json, table
     from export.reload import torch_fracsegnet, torch_levelnet, torch_locnet
     from train.evaluate import positive
@@ -91,11 +99,21 @@ def verify(
     engines: Sequence[tuple[EngineChoice, Networks]],
     scans: Iterator[Volume],
     *,
+    refused: Sequence[Outcome] = (),
     after_scan: Callable[[str, list[Outcome]], None] | None = None,
 ) -> list[Outcome]:
     """Compare engines with torch, scan by scan; ``after_scan`` is told each scan and what was found so far.
 
-    Seconds are those of the networks' calls, after one call of each.
+    Seconds are those of the networks' calls, after one call of each. All engines are open at once: each scan is read,
+    and run by torch, once. A network is compared with itself on the first scan that has an image for it; where none
+    has, that is a fault.
+
+    Args:
+        bundle: the networks.
+        engines: those to compare, open.
+        scans: read one after the other.
+        refused: what is to be told of engines that can't be opened, after the others.
+        after_scan: see above.
     """
     reference, spec = reference_networks(bundle), bundle.spec
     outcomes = [
@@ -103,18 +121,24 @@ def verify(
     ]
     for warmed in (reference, *(networks for _, networks in engines)):
         warm_up(spec, warmed)
-    for number, scan in enumerate(scans):
+    unseen = {"locnet", "fracsegnet"} | ({"levelnet"} if spec.levelnet is not None else set())
+    for scan in scans if engines else ():
         prepared = prepare(spec, scan, reference)
+        images = {name: image for name, image in images_alone(spec, prepared).items() if name in unseen}
+        unseen -= images.keys()
         for outcome, (_, networks) in zip(outcomes, engines, strict=True):
-            if not number and prepared.keep.any():
-                outcome.with_itself = compare_with_itself(prepared, networks)
+            outcome.with_itself = joined([outcome.with_itself, compare_with_itself(images, networks)])
             parity, seconds = compare_on_scan(spec, prepared, networks)
             outcome.scans.append((scan.name, parity))
             outcome.seconds += seconds
             outcome.reference_seconds += prepared.seconds
         if after_scan is not None:
-            after_scan(scan.name, outcomes)
-    return outcomes
+            after_scan(scan.name, [*outcomes, *refused])
+    if unseen:
+        said = f"no scan has anything for {', '.join(sorted(unseen))}, so batches and repetitions were not compared"
+        for outcome in outcomes:
+            outcome.with_itself = joined([outcome.with_itself, Parity(failed=said)])
+    return [*outcomes, *refused]
 
 
 def short_gate(onnx: Path, candidate: Session, *, precision: str) -> Parity:
@@ -211,11 +235,20 @@ def _run(args: argparse.Namespace) -> list[Outcome]:
     bundle = open_bundle(args.bundle)
     scans = chain(phantoms(args.phantoms), (read_scan(path) for path in args.scans))
     with ExitStack() as stack:
-        engines = [
-            (choice, stack.enter_context(opened(bundle, choice, threads=args.threads)))
-            for choice in candidates(bundle.spec, args.engine, args.precision, device=args.device)
-        ]
-        return verify(bundle, engines, scans, after_scan=_teller(bundle, args.out))
+        engines, refused = [], []
+        for choice in candidates(bundle.spec, args.engine, args.precision, device=args.device):
+            try:
+                engines.append((choice, stack.enter_context(opened(bundle, choice, threads=args.threads))))
+            except (EngineError, OutOfMemoryError) as error:
+                refused.append(Outcome(choice, with_itself=Parity(failed=f"not opened: {str(error).rstrip('.')}")))
+        outcomes = verify(bundle, engines, scans, refused=refused, after_scan=_teller(bundle, args.out))
+    if args.out is not None:
+        _write(args.out, _figures(bundle, outcomes))
+    return outcomes
+
+
+def _figures(bundle: Bundle, outcomes: Sequence[Outcome]) -> str:
+    return json.dumps(as_json(bundle, outcomes), indent=1) + "\n"
 
 
 def _teller(bundle: Bundle, out: Path | None) -> Callable[[str, list[Outcome]], None]:
@@ -223,7 +256,7 @@ def _teller(bundle: Bundle, out: Path | None) -> Callable[[str, list[Outcome]], 
 
     def tell(scan: str, outcomes: list[Outcome]) -> None:
         if out is not None:
-            _write(out, json.dumps(as_json(bundle, outcomes), indent=1) + "\n")
+            _write(out, _figures(bundle, outcomes))
         wrong = [f"{o.choice.name} {o.choice.precision}" for o in outcomes if o.faults]
         said = f"past the limits: {', '.join(wrong)}" if wrong else "all within the limits"
         print(f"{len(outcomes[0].scans)}: {scan}; {said}", file=sys.stderr, flush=True)

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from runtime.errors import EngineError
+from runtime.errors import EngineError, OutOfMemoryError
 
 if TYPE_CHECKING:
     from runtime.device.stream import Stream
@@ -48,7 +48,7 @@ def record(stream_handle: int, work: Callable[[], None]) -> DriverGraph | None:
     reason = ""
     try:
         work()
-    except EngineError as error:
+    except (EngineError, OutOfMemoryError) as error:
         reason = str(error)
     # Ends the recording in any case: the stream is of no use before that.
     status, graph = driver.cuStreamEndCapture(stream)

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from typing import Any
 
 from runtime.console import INTERRUPTED, complain
-from runtime.engines import ENGINES, ONLY_BY_NAME, PRECISIONS, preflights, select_engine
+from runtime.engines import ENGINES, ONLY_BY_NAME, PRECISIONS, EngineChoice, preflights, select_engine
 from runtime.engines.base import Preflight
 from runtime.engines.checks import usable_cores
 from runtime.engines.cuda_probe import Gpu, driver_version, find_gpu
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: Sequence[str] | None) -> int:
     args = build_parser().parse_args(argv)
     gpu, found = find_gpu(args.device), preflights(device=args.device)
-    chosen, refusal = _choice(args)
+    chosen, refusal = _choice(args, found)
     if args.json:
         report = {
             "machine": {"system": platform.system(), "machine": platform.machine(), "cores": usable_cores()},
@@ -78,8 +78,13 @@ def _main(argv: Sequence[str] | None) -> int:
     return refusal.exit_status
 
 
-def _choice(args: argparse.Namespace) -> tuple[dict[str, Any] | None, EngineError | None]:
-    """What would be chosen, or why nothing can be."""
+def _choice(
+    args: argparse.Namespace, found: Mapping[str, Preflight]
+) -> tuple[dict[str, Any] | None, EngineError | None]:
+    """What would be chosen, or why nothing can be.
+
+    Which of several engines on the processor a run takes is measured with its bundle, of which nothing is known here.
+    """
     try:
         choice = select_engine(args.engine, precision=args.precision, device=args.device)
     except EngineError as error:
@@ -88,8 +93,20 @@ def _choice(args: argparse.Namespace) -> tuple[dict[str, Any] | None, EngineErro
         "engine": choice.name,
         "precision": choice.precision,
         "device": choice.device,
-        "reason": choice.reason,
+        "reason": choice.reason + _unless_measured(args, found, choice),
     }, None
+
+
+def _unless_measured(args: argparse.Namespace, found: Mapping[str, Preflight], choice: EngineChoice) -> str:
+    others = [
+        name
+        for name, one in found.items()
+        if name not in (*ONLY_BY_NAME, choice.name) and one.available and one.device == "CPU"
+        if choice.precision in one.precisions
+    ]
+    if args.engine != "auto" or found[choice.name].device != "CPU" or not others:
+        return ""
+    return f"; unless {' or '.join(others)} was measured to be clearly faster, when a bundle was first used"
 
 
 def _text(gpu: Gpu | None, found: Mapping[str, Preflight], device: int) -> str:

@@ -56,7 +56,8 @@ class Session(Protocol):
     Calling takes a C-contiguous float32 array (n, 1, z, y, x), n at least 1, normalised intensities, and returns the
     network's outputs in the order of ``output_names``, each a float32 array whose first axis is n. The caller owns the
     returned arrays. A session may be called from one thread at a time. Raises EngineError when the array is not as
-    said, when the library fails, and when the session is closed; closing twice is fine.
+    said, when the library fails, and when the session is closed, and OutOfMemoryError when there is no memory left;
+    closing twice is fine.
     """
 
     info: EngineInfo

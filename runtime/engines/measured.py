@@ -16,7 +16,7 @@ import numpy as np
 from runtime.cache import user_cache_folder, write_whole
 from runtime.engines.base import Session
 from runtime.engines.checks import usable_cores
-from runtime.errors import EngineError
+from runtime.errors import EngineError, OutOfMemoryError
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ def _measured(openers: Mapping[str, Callable[[], Session]], image: np.ndarray) -
                 session = stack.enter_context(open_session())
                 session(image)
                 sessions[name] = session
-            except EngineError as error:
+            except (EngineError, OutOfMemoryError) as error:
                 if not sessions:
                     raise
                 logger.info("%s is left out of the choice of an engine: %s", name, error)

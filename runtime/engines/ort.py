@@ -14,6 +14,7 @@ from runtime.device.stream import Stream
 from runtime.engines.base import EngineInfo, Preflight, Session
 from runtime.engines.checks import check_image, check_model_file, check_signature, resolve_precision, usable_cores
 from runtime.engines.cuda_probe import gpu_name
+from runtime.engines.failures import failure
 from runtime.engines.ort_device import OnnxRuntimeDeviceSession, why_not_on_device
 from runtime.engines.ort_gpu import OnnxRuntimeGpuSession, cuda_provider, shapes_are_fixed, sizes, why_no_cuda
 from runtime.engines.ort_library import ONLY_FATAL, first_line, library_errors, load, why_mixed, why_not_loadable
@@ -127,6 +128,7 @@ def library_session(graph: Path | bytes, model: Path, providers: Sequence[Any], 
 
     Raises:
         EngineError: it can't be loaded, has other inputs than one image, or the provider can't be had.
+        OutOfMemoryError: there is no memory left for it.
     """
     library = load()
     options = library.SessionOptions()
@@ -138,7 +140,8 @@ def library_session(graph: Path | bytes, model: Path, providers: Sequence[Any], 
         # Left to itself the library goes on with another provider when one fails, also in mid-run, and prints that.
         session = library.InferenceSession(graph, options, providers=list(providers), enable_fallback=0)
     except library_errors() as error:
-        raise EngineError(f"onnxruntime cannot load the network {model}: {first_line(error)}.") from error
+        said = f"onnxruntime cannot load the network {model}: {first_line(error)}."
+        raise failure(said, library_said=str(error)) from error
     check_signature(model, inputs=len(session.get_inputs()), outputs=len(session.get_outputs()))
     wanted = providers[0] if isinstance(providers[0], str) else providers[0][0]
     used = session.get_providers()[0]
@@ -182,7 +185,8 @@ class OnnxRuntimeSession:
         try:
             outputs = self._session.run(self.output_names, {self._input: image})
         except library_errors() as error:
-            raise EngineError(f"onnxruntime failed on {self._model}, {image.shape}: {first_line(error)}.") from error
+            said = f"onnxruntime failed on {self._model}, {image.shape}: {first_line(error)}."
+            raise failure(said, library_said=str(error)) from error
         return tuple(np.asarray(output, dtype=np.float32) for output in outputs)
 
     def close(self) -> None:

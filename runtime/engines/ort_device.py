@@ -10,6 +10,7 @@ import numpy as np
 from runtime.device.stream import DeviceArray, Stream
 from runtime.engines.base import EngineInfo
 from runtime.engines.cuda_probe import cuda_of_toolkit, find_gpu
+from runtime.engines.failures import failure
 from runtime.engines.ort_gpu import OnnxRuntimeGpuSession
 from runtime.engines.ort_library import first_line, library_errors
 from runtime.errors import EngineError
@@ -76,9 +77,8 @@ class OnnxRuntimeDeviceSession(OnnxRuntimeGpuSession):
         try:
             self._session.run_with_iobinding(bound.binding, bound.options)
         except library_errors() as error:
-            raise EngineError(
-                f"onnxruntime failed on {self._model}, {image.shape}, on {self.info.device}: {first_line(error)}."
-            ) from error
+            said = f"onnxruntime failed on {self._model}, {image.shape}, on {self.info.device}: {first_line(error)}."
+            raise failure(said, library_said=str(error)) from error
         return tuple(output[:count] for output in self._outputs)
 
     def _run(self, image: np.ndarray) -> tuple[np.ndarray, ...]:

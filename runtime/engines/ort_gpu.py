@@ -13,6 +13,7 @@ import numpy as np
 from runtime.engines.base import EngineInfo
 from runtime.engines.checks import check_image
 from runtime.engines.cuda_probe import Gpu, find_gpu, missing_libraries
+from runtime.engines.failures import failure
 from runtime.engines.ort_library import first_line, library_errors
 from runtime.errors import EngineError
 
@@ -131,9 +132,8 @@ class OnnxRuntimeGpuSession:
         try:
             parts = [self._run(image[first : first + step]) for first in range(0, len(image), step)]
         except library_errors() as error:
-            raise EngineError(
-                f"onnxruntime failed on {self._model}, {image.shape}, on {self.info.device}: {first_line(error)}."
-            ) from error
+            said = f"onnxruntime failed on {self._model}, {image.shape}, on {self.info.device}: {first_line(error)}."
+            raise failure(said, library_said=str(error)) from error
         return parts[0] if len(parts) == 1 else tuple(np.concatenate(whole) for whole in zip(*parts, strict=True))
 
     def _run(self, image: np.ndarray) -> tuple[np.ndarray, ...]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from runtime.engines.trt_cache import (
     note_gate,
     read_sidecar,
     replace_file,
+    temporary_file,
 )
 from runtime.engines.trt_key import (
     FORMAT,
@@ -331,14 +331,15 @@ def _build(job: _Job, build: EngineBuild) -> Path:
     )  # fmt: skip
     install_engine(built.engine, path, sidecar, gate=None if judged == TYPED_GRAPH else job.gate)
     if timing is not None and built.timing_cache is not None:
-        replace_file(timing, built.timing_cache)
+        try:
+            replace_file(timing, built.timing_cache)
+        except EngineError as error:
+            logger.warning("what the build measured is not kept for later ones: %s", error)
     return path
 
 
 def _gate_graph(graph: bytes, onnx: Path, gate: Gate) -> None:
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / onnx.name
-        path.write_bytes(graph)
+    with temporary_file(onnx.name, graph) as path:
         gate(path)
 
 
@@ -352,4 +353,8 @@ def _read_timing(path: Path | None) -> bytes | None:
     """The measurements, ``b""`` where there are none yet; None where none are to be used."""
     if path is None:
         return None
-    return path.read_bytes() if path.is_file() else b""
+    try:
+        return path.read_bytes() if path.is_file() else b""
+    except OSError as error:
+        logger.warning("what earlier builds measured is not used: %s cannot be read (%s)", path, error.strerror)
+        return b""

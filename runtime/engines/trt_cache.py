@@ -13,7 +13,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable, Collection, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -213,6 +213,25 @@ def replace_file(path: Path, data: bytes) -> None:
             fresh.replace(path)
     except OSError as error:
         raise EngineError(_cannot_write(path, len(data), error)) from error
+
+
+@contextmanager
+def temporary_file(name: str, data: bytes) -> Iterator[Path]:
+    """A file of that name in the temporary folder, removed when the block is left.
+
+    Raises:
+        EngineError: it can't be written.
+    """
+    with ExitStack() as stack:
+        try:
+            path = Path(stack.enter_context(tempfile.TemporaryDirectory())) / name
+            path.write_bytes(data)
+        except OSError as error:
+            raise EngineError(
+                f"The graph {name} ({len(data) / 2**20:.0f} MiB) cannot be written to the temporary folder "
+                f"{tempfile.tempdir or ''} ({error.strerror}): free some space there, or name another folder in TMPDIR."
+            ) from error
+        yield path
 
 
 def lock_folder(folder: Path) -> AbstractContextManager[None]:

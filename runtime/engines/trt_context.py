@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from runtime.device.stream import Graph, Stream
-from runtime.engines.trt_library import first_error
-from runtime.errors import EngineError
+from runtime.engines.trt_library import failed
 
 
 class Context:
-    """An execution context: shapes, addresses, runs. Whatever the library refuses is an EngineError.
+    """An execution context: shapes, addresses, runs. Whatever the library refuses is an EngineError, or an
+    OutOfMemoryError.
 
     Args:
         context: the library's IExecutionContext, or None where it made none.
@@ -23,7 +23,7 @@ class Context:
         self._context, self._log, self._model = context, log, model
         self._shape: tuple[int, ...] = ()
         if context is None:
-            raise EngineError(f"The engine of {model} cannot be made ready: {first_error(log)}.")
+            raise failed(f"The engine of {model} cannot be made ready", log)
 
     def set_shape(self, name: str, shape: tuple[int, ...]) -> None:
         """Say how large the input is; every other shape follows from that."""
@@ -46,7 +46,7 @@ class Context:
 
     def _accepted(self, answer: bool, what: str) -> None:
         if not answer:
-            raise EngineError(f"The engine of {self._model} refuses {what}: {first_error(self._log)}.")
+            raise failed(f"The engine of {self._model} refuses {what}", self._log)
 
 
 class Recording:

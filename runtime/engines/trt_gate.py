@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Collection
 from pathlib import Path
 
 from runtime.engines.base import EngineInfo, Session
 from runtime.engines.trt_build import Gate
-from runtime.engines.trt_cache import read_engine
+from runtime.engines.trt_cache import read_engine, temporary_file
 from runtime.engines.trt_key import ENGINE
 from runtime.engines.trt_library import load_library
 
@@ -41,11 +40,9 @@ def _gate_graph(onnx: Path, typed: Path, *, precision: str) -> None:
     from runtime.engines.parity import rounding_session, short_gate
     from runtime.rounded_graph import rounded_graph
 
-    with tempfile.TemporaryDirectory() as scratch:
-        rounded = Path(scratch) / typed.name
-        rounded.write_bytes(rounded_graph(typed.read_bytes()))
-        with rounding_session(rounded) as session:
-            short_gate(onnx, session, precision=precision)
+    graph = rounded_graph(typed.read_bytes())
+    with temporary_file(typed.name, graph) as rounded, rounding_session(rounded) as session:
+        short_gate(onnx, session, precision=precision)
 
 
 def _on_gpu(engine: Path, *, precision: str, library: str, device: int, trusted: Collection[str]) -> Session:

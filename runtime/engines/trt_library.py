@@ -8,7 +8,8 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
-from runtime.errors import EngineError
+from runtime.engines.failures import failure
+from runtime.errors import EngineError, VertscanError
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +55,11 @@ def new_log(library: ModuleType) -> Any:
             logger.log(level, "%s", message)
 
     return Log()
+
+
+def failed(message: str, log: Any) -> VertscanError:
+    """The error to raise where the library refuses something: ``message``, and the first thing that went wrong."""
+    return failure(f"{message}: {first_error(log)}.", library_said="\n".join(map(str, log.errors)))
 
 
 def first_error(log: Any) -> str:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
+from runtime.engines.held_interrupts import Held, held_interrupts
 from runtime.engines.trt_key import EngineBuild, EngineKey
-from runtime.engines.trt_library import first_error, new_log
+from runtime.engines.trt_library import failed, first_error, new_log
 from runtime.errors import EngineError
 from runtime.progress import Progress
 
@@ -55,7 +56,17 @@ def build_serialized(
 
     Raises:
         EngineError: the library can't read or build it, or made something else of it.
+        OutOfMemoryError: the GPU's memory is full.
+        KeyboardInterrupt: after Ctrl-C, which ends the build after the step at hand.
     """
+    with held_interrupts() as held:
+        return _build_serialized(library, graph, key, build, progress, timing_cache, held)
+
+
+def _build_serialized(
+    library: ModuleType, graph: bytes, key: EngineKey, build: EngineBuild, progress: Progress,
+    timing_cache: bytes | None, held: Held,
+) -> Built:  # fmt: skip
     log = new_log(library)
     builder = library.Builder(log)
     network = builder.create_network(_strongly_typed(library))
@@ -66,15 +77,14 @@ def build_serialized(
     check_network(network, graph, precision=key.precision, layer_type=library.LayerType)
     config = builder.create_builder_config()
     _configure(library, config, build)
+    if key.library == "tensorrt-rtx":
+        _set_targets(library, config, build)
     _add_profile(builder, config, network.get_input(0), key.max_batch)
     cache = _timing_cache(config, timing_cache)
-    monitor = _monitor(library, progress)
-    config.progress_monitor = monitor
+    config.progress_monitor = _monitor(library, progress, held)
     engine = builder.build_serialized_network(network, config)
-    if monitor.interrupted:
-        raise KeyboardInterrupt
     if engine is None:
-        raise EngineError(f"{library.__name__} {library.__version__} cannot build the engine: {first_error(log)}.")
+        raise failed(f"{library.__name__} {library.__version__} cannot build the engine", log)
     return Built(bytes(engine), bytes(cache.serialize()) if cache is not None else None)
 
 
@@ -142,14 +152,16 @@ def check_serialized(library: ModuleType, engine: bytes, graph: bytes, key: Engi
 
     Raises:
         EngineError: it can't be loaded, or see ``check_engine_types``.
+        OutOfMemoryError: the GPU's memory is full.
     """
     log = new_log(library)
     runtime = library.Runtime(log)
     if build.version_compatible:
         runtime.engine_host_code_allowed = True  # it was built in this very process
-    loaded = runtime.deserialize_cuda_engine(engine)
+    with held_interrupts():
+        loaded = runtime.deserialize_cuda_engine(engine)
     if loaded is None:
-        raise EngineError(f"{library.__name__} cannot load the engine that it built: {first_error(log)}.")
+        raise failed(f"{library.__name__} cannot load the engine that it built", log)
     check_engine_types(loaded, graph, max_batch=key.max_batch)
 
 
@@ -190,8 +202,11 @@ def _configure(library: ModuleType, config: Any, build: EngineBuild) -> None:
     if build.hardware_compatibility != "none":
         level = getattr(library.HardwareCompatibilityLevel, build.hardware_compatibility.upper())
         config.hardware_compatibility_level = level
-    if build.gpu:
-        return
+
+
+def _set_targets(library: ModuleType, config: Any, build: EngineBuild) -> None:
+    """Name the compute capabilities, also the one of the GPU that is there: with none named TensorRT-RTX builds for all
+    from Ampere on, and not for Turing."""
     config.num_compute_capabilities = len(build.targets)
     for i, target in enumerate(build.targets):
         if not config.set_compute_capability(getattr(library.ComputeCapability, f"SM{target}"), i):
@@ -217,13 +232,12 @@ def _timing_cache(config: Any, stored: bytes | None) -> Any:
     return cache
 
 
-def _monitor(library: ModuleType, progress: Progress) -> Any:
+def _monitor(library: ModuleType, progress: Progress, held: Held) -> Any:
     """Tells the progress of the outermost phase that has steps; Ctrl-C ends the build after the step at hand."""
 
     class Monitor(library.IProgressMonitor):  # type: ignore[name-defined,misc]
         def __init__(self) -> None:
             library.IProgressMonitor.__init__(self)
-            self.interrupted = False
             self.steps: dict[str, int] = {}
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
@@ -232,7 +246,7 @@ def _monitor(library: ModuleType, progress: Progress) -> Any:
 
         def step_complete(self, phase_name: str, step: int) -> bool:
             self.tell(phase_name, step + 1)
-            return not self.interrupted
+            return not held.interrupted
 
         def phase_finish(self, phase_name: str) -> None:
             self.tell(phase_name, self.steps.get(phase_name, 0))
@@ -240,9 +254,9 @@ def _monitor(library: ModuleType, progress: Progress) -> Any:
         def tell(self, phase_name: str, done: int) -> None:
             # The library calls from C++, through which no exception may pass.
             try:
-                if phase_name in self.steps and not self.interrupted:
+                if phase_name in self.steps and not held.interrupted:
                     progress.step(done, self.steps[phase_name])
             except KeyboardInterrupt:
-                self.interrupted = True
+                held.interrupted = True
 
     return Monitor()

@@ -12,8 +12,9 @@ import numpy as np
 from runtime.device.stream import DeviceArray, Stream
 from runtime.engines.base import EngineInfo
 from runtime.engines.checks import check_image, check_signature
+from runtime.engines.held_interrupts import held_interrupts
 from runtime.engines.trt_context import Context, Recording
-from runtime.engines.trt_library import first_error, new_log
+from runtime.engines.trt_library import failed, new_log
 from runtime.engines.trt_runtime_cache import RuntimeCache
 from runtime.errors import EngineError
 
@@ -39,6 +40,7 @@ class TensorRtSession:
 
     Raises:
         EngineError: the library can't load the engine, or it isn't one of this software's.
+        OutOfMemoryError: the GPU's memory is full.
     """
 
     def __init__(
@@ -54,7 +56,7 @@ class TensorRtSession:
         self._last_count = 0
         with ExitStack() as undo:
             undo.callback(self.close)
-            with stream.active():
+            with stream.active(), held_interrupts():
                 self._load(engine, runtime_cache, host_code)
             undo.pop_all()
 
@@ -66,7 +68,7 @@ class TensorRtSession:
             self._runtime.engine_host_code_allowed = True
         self._engine = self._runtime.deserialize_cuda_engine(engine)
         if self._engine is None:
-            raise EngineError(f"{self.info.name} cannot load the engine of {self._model}: {first_error(self._log)}.")
+            raise failed(f"{self.info.name} cannot load the engine of {self._model}", self._log)
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
         inputs = [name for name in names if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
         check_signature(Path(self._model), inputs=len(inputs), outputs=len(names) - len(inputs))

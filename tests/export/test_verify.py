@@ -14,7 +14,7 @@ from export.verify import candidates, main, phantoms, reference_networks, short_
 from runtime.bundle import open_bundle
 from runtime.engines import open_session, select_engine
 from runtime.engines.parity import LIMITS, Parity, faults, probe_images, processor_session
-from runtime.errors import EngineError
+from runtime.errors import EngineError, OutOfMemoryError
 from runtime.localise import Centre
 from runtime.looks import looks_together
 from runtime.precision_plan import PrecisionPlan
@@ -169,9 +169,8 @@ def test_an_error_in_the_second_look_alone_is_found_out(bundle, small):
 
 
 def test_an_empty_scan_is_compared_too(bundle):
-    air = Volume(np.full((30, 30, 30), -1000, np.int16), Grid((30, 30, 30), np.diag([3.0, 3.0, 3.0, 1.0])), "air")
     right = reference_networks(bundle)
-    found, _ = compare_on_scan(bundle.spec, prepare(bundle.spec, air, right), right)
+    found, _ = compare_on_scan(bundle.spec, prepare(bundle.spec, air(), right), right)
     assert (found.centres, found.masks, found.levels) == (0, 0, 0)
     assert faults(found, LIMITS["fp32"]) == ()
 
@@ -217,6 +216,80 @@ def test_the_command_ends_with_1_past_the_limits(monkeypatch, bundle, small, cap
     chosen = ["--engine", "openvino", "--precision", "fp32"]
     assert main(["--bundle", str(bundle.folder), "--phantoms", "1", *chosen]) == 1
     assert "levels changed" in capsys.readouterr().out
+
+
+def failing_to_open(monkeypatch, name, error):
+    real = command.opened
+
+    def maybe(bundle, choice, *, threads=None):
+        if choice.name == name:
+            raise error
+        return real(bundle, choice, threads=threads)
+
+    monkeypatch.setattr(command, "opened", maybe)
+
+
+@pytest.mark.parametrize("kind", [EngineError, OutOfMemoryError])
+def test_an_engine_that_cannot_be_opened_is_a_finding_beside_the_others(
+    monkeypatch, bundle, small, tmp_path, capsys, kind
+):
+    monkeypatch.setattr(command, "phantoms", lambda count: iter([small]))
+    failing_to_open(monkeypatch, "openvino", kind("The gate refuses it."))
+    out = tmp_path / "parity.json"
+    options = ["--bundle", str(bundle.folder), "--phantoms", "1", "--precision", "fp32", "-o", str(out)]
+    assert main(options) == 1
+    said = capsys.readouterr()
+    assert "openvino fp32: not opened: The gate refuses it\n" in said.out
+    assert "onnxruntime fp32 on CPU: within the limits" in said.out
+    assert "past the limits: openvino fp32" in said.err
+    engines = {one["name"]: one for one in json.loads(out.read_text())["engines"]}
+    assert engines["openvino"]["faults"] == ["not opened: The gate refuses it"]
+    assert engines["onnxruntime"]["passes"]
+
+
+def test_where_no_engine_can_be_opened_that_is_told_and_no_scan_is_read(monkeypatch, bundle, tmp_path, capsys):
+    failing_to_open(monkeypatch, "openvino", EngineError("The gate refuses it."))
+    out = tmp_path / "parity.json"
+    options = ["--bundle", str(bundle.folder), "--phantoms", "9999", "--engine", "openvino", "-o", str(out)]
+    assert main([*options, "--precision", "fp32"]) == 1
+    assert "not opened: The gate refuses it" in capsys.readouterr().out
+    assert not json.loads(out.read_text())["engines"][0]["passes"]
+
+
+def air(name="air"):
+    return Volume(np.full((30, 30, 30), -1000, np.int16), Grid((30, 30, 30), np.diag([3.0, 3.0, 3.0, 1.0])), name)
+
+
+class Unsteady(Broken):
+    """Each run says something else."""
+
+    def __init__(self, session):
+        super().__init__(session, lambda output: output + np.float32(1e-3) * self.runs)
+        self.runs = 0
+
+    def __call__(self, image):
+        self.runs += 1
+        return super().__call__(image)
+
+
+@pytest.mark.parametrize("name", ["locnet", "fracsegnet", "levelnet"])
+def test_each_network_is_compared_with_itself_on_the_first_scan_that_has_something_for_it(bundle, small, name):
+    right = reference_networks(bundle)
+    unsteady = replace(right, **{name: Unsteady(getattr(right, name))})
+    choice = select_engine("openvino", precision="fp32")
+    (outcome,) = command.verify(bundle, [(choice, unsteady)], iter([air(), small]))
+    assert outcome.with_itself.repeat > 1e-4
+    assert outcome.with_itself.failed == ""
+
+
+def test_what_could_not_be_compared_with_itself_is_a_fault(bundle, monkeypatch, small):
+    choice, right = select_engine("openvino", precision="fp32"), reference_networks(bundle)
+    (outcome,) = command.verify(bundle, [(choice, right)], iter([air()]))
+    said = "so batches and repetitions were not compared"
+    assert outcome.faults == (f"no scan has anything for fracsegnet, levelnet, locnet, {said}",)
+    monkeypatch.setattr(parity_on_scans, "centres_of", lambda *maps_and_spec: ())
+    (outcome,) = command.verify(bundle, [(choice, right)], iter([air(), small]))
+    assert outcome.faults == (f"no scan has anything for fracsegnet, levelnet, {said}",)
 
 
 class _Context:

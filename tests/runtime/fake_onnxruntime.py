@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import onnxruntime as real
@@ -146,6 +147,12 @@ class InferenceSession:
         if dict(named).get(CUDA, {}).get("enable_cuda_graph") == "1" and library.some_nodes_on_cpu:
             raise library.Fail("This session cannot use the graph capture feature as requested by the user")
         self.library, self.providers = library, named
+        if library.takes_nodes and (folder := dict(named).get(TENSORRT, {}).get("trt_engine_cache_path")):
+            engine = Path(folder) / "TensorrtExecutionProvider_TRTKernel_graph_0_0_sm89.engine"
+            if engine.exists() and engine.read_bytes() != b"engine":
+                raise library.Fail(f"TensorRT EP could not deserialize engine from cache: {engine}")
+            library.builds += not engine.exists()
+            engine.write_bytes(b"engine")
         # Of the real library: a session on its processor.
         self.session = real.InferenceSession(model, options, providers=[CPU])
         self.captured = {}
@@ -171,7 +178,7 @@ class InferenceSession:
     def run_with_iobinding(self, binding, options):
         assert binding.session is self
         if self.library.breaks:
-            raise self.library.Fail("CUDNN failure 4: CUDNN_STATUS_EXECUTION_FAILED\n  at file.cc:1")
+            raise self.library.Fail(self.library.failure)
         graphs = dict(self.providers).get(CUDA, {}).get("enable_cuda_graph") == "1"
         number = int(options.entries.get("gpu_graph_id", 0))
         used = binding
@@ -213,6 +220,8 @@ class Library:
         self.available, self.some_nodes_on_cpu, self.providers_work = providers, some_nodes_on_cpu, providers_work
         self.sessions, self.graph_runs = [], []
         self.breaks = False
+        self.takes_nodes, self.builds = True, 0
+        self.failure = "CUDNN failure 4: CUDNN_STATUS_EXECUTION_FAILED\n  at file.cc:1"
 
     def get_available_providers(self):
         return list(self.available)

@@ -263,6 +263,24 @@ def test_the_command_line_says_all_of_it_as_json_too(capsys):
     assert {name for name, one in said["engines"].items() if one["available"]} == set(AVAILABLE)
 
 
+@pytest.mark.parametrize(
+    ("engines", "asked", "said"),
+    [
+        ({"a": CPU, "b": CPU_FP32}, [], "unless b was measured to be clearly faster"),
+        ({"openvino": CPU, "b": CPU_FP32}, ["--engine", "openvino"], ""),
+        ({"a": CPU, "b": CPU_FP32}, ["--precision", "bf16"], ""),
+        ({"a": CPU, "b": CPU_FP32, "c": GPU}, [], ""),
+        ({"a": CPU, "b": NONE}, [], ""),
+    ],
+)
+def test_the_command_line_says_where_a_measurement_may_choose_otherwise(monkeypatch, capsys, engines, asked, said):
+    pretend(monkeypatch, **engines)
+    monkeypatch.setattr("runtime.engines.__main__.NEEDS", dict.fromkeys(engines, ""))
+    command([*asked, "--json"])
+    reason = json.loads(capsys.readouterr().out)["chosen"]["reason"]
+    assert said in reason if said else "unless" not in reason
+
+
 def test_the_command_line_refuses_what_cannot_be_used(capsys):
     assert command(["--engine", "triton", "--json"]) == 3
     output = capsys.readouterr()

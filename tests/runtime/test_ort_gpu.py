@@ -1,5 +1,6 @@
 """onnxruntime on a GPU, by a stand-in: the same conformance suite, and what is particular to its providers."""
 
+import os
 import re
 import subprocess
 import sys
@@ -20,11 +21,13 @@ from runtime.engines import (
     select_engine,
 )
 from runtime.engines.cuda_probe import Gpu
-from runtime.errors import EngineError
+from runtime.errors import EngineError, OutOfMemoryError
+from runtime.locks import try_lock, unlock
 from tests.runtime.engine_conformance import Conformance, images, redirect_caches, reference, write_network
 from tests.runtime.fake_onnxruntime import CPU, CUDA, TENSORRT, HostStream, Library
 
 ADA = Gpu(0, "NVIDIA RTX 6000 Ada", (8, 9), 49_140, "580.65.06", (13, 0))
+TF32 = "NVIDIA_TF32_OVERRIDE"
 OPTIONS = {"device": 0, "threads": 1, "reason": "test"}
 
 
@@ -57,6 +60,8 @@ def on_device(machine, monkeypatch):
 @pytest.fixture(autouse=True)
 def _cache(monkeypatch, tmp_path):
     redirect_caches(monkeypatch, tmp_path)
+    monkeypatch.setenv(TF32, "")  # so that what the engine sets is taken back
+    monkeypatch.delenv(TF32)
 
 
 @pytest.fixture
@@ -182,6 +187,24 @@ def test_a_failure_in_mid_run_is_one_sentence(machine, network):
             session(images(1))
 
 
+FULL = (
+    "Non-zero status code returned while running Conv node.\nbfc_arena.cc:376 Failed to allocate memory for requested "
+    "buffer of size 999"
+)
+
+
+@pytest.mark.parametrize("said", [FULL, "CUDA failure 2: out of memory ; GPU=0", "CUBLAS_STATUS_ALLOC_FAILED"])
+def test_a_full_gpu_is_told_as_that(on_device, network, said, monkeypatch):
+    on_device.library.failure = said
+    for why_not in ("", "numba-cuda is not installed"):
+        monkeypatch.setattr(ort, "why_not_on_device", lambda device, why_not=why_not: why_not)
+        on_device.library.breaks = False
+        with ort.open_session(network, precision="fp32", **OPTIONS) as session:
+            on_device.library.breaks = True
+            with pytest.raises(OutOfMemoryError, match="crop the scan to the spine"):
+                session(images(1))
+
+
 # Tensors that stay on the GPU.
 
 
@@ -241,6 +264,67 @@ def test_tensorrt_is_told_shapes_and_caches_and_keeps_its_hands_off_the_precisio
     assert settings["trt_profile_max_shapes"] == "image:4x1x8x8x8"
     (folder,) = (tmp_path / "c").iterdir()
     assert settings["trt_engine_cache_path"] == settings["trt_timing_cache_path"] == str(folder)
+
+
+def test_tensorrt_is_kept_from_tf32_before_anything_is_loaded(machine, monkeypatch):
+    loaded = []
+    monkeypatch.setattr(machine.library, "preload_dlls", lambda: loaded.append(os.environ[TF32]))
+    assert ort_tensorrt.preflight().precisions == ("fp32", "fp16")
+    assert loaded == ["0"]
+
+
+def test_fp32_is_not_offered_where_it_would_be_tf32(machine, network, monkeypatch):
+    plain = ort_tensorrt.cache_key(b"graph", "fp16", ort_tensorrt.preflight(), 0)
+    monkeypatch.setenv(TF32, "1")
+    found = ort_tensorrt.preflight()
+    assert found.precisions == ("fp16",)
+    assert "not in fp32, since NVIDIA_TF32_OVERRIDE=1 makes it TF32: unset it" in found.reason
+    assert ort_tensorrt.cache_key(b"graph", "fp16", found, 0) != plain
+    with pytest.raises(EngineError, match="in fp16, not in fp32"):
+        ort_tensorrt.open_session(network, precision="fp32", **OPTIONS)
+    monkeypatch.setattr(ort_tensorrt, "find_spec", lambda name: None)
+    assert not ort_tensorrt.preflight().available
+    machine.gpu = Gpu(0, "NVIDIA T4", (7, 5), 16_000, "580.65.06", (13, 0))
+    assert ort_tensorrt.preflight().precisions == ("fp32",), "Turing has no TF32"
+
+
+def test_a_damaged_engine_of_the_providers_is_built_again(machine, network, tmp_path, caplog):
+    for _ in range(2):
+        ort_tensorrt.open_session(network, precision="fp32", cache=tmp_path / "c", **OPTIONS).close()
+    assert machine.library.builds == 1
+    (engine,) = (tmp_path / "c").glob("*/*.engine")
+    engine.write_bytes(b"eng")
+    with ort_tensorrt.open_session(network, precision="fp32", cache=tmp_path / "c", **OPTIONS) as session:
+        np.testing.assert_allclose(session(images(2))[0], reference(images(2))[0], atol=1e-5)
+    assert machine.library.builds == 2
+    assert "a cached engine is built again" in caplog.text
+
+
+def test_one_process_at_a_time_builds_the_providers_engine(machine, network, tmp_path, monkeypatch):
+    held, real = [], ort_tensorrt.library_session
+
+    def opening(*arguments, **options):
+        held.extend(locked(path) for path in (tmp_path / "c").glob("*/.lock"))
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(ort_tensorrt, "library_session", opening)
+    ort_tensorrt.open_session(network, precision="fp32", cache=tmp_path / "c", **OPTIONS).close()
+    assert held == [True]
+    assert not any(locked(path) for path in (tmp_path / "c").glob("*/.lock"))
+
+
+def locked(path):
+    with open(path, "a+b") as stream:
+        if not try_lock(stream.fileno()):
+            return True
+        unlock(stream.fileno())
+        return False
+
+
+def test_a_network_of_which_tensorrt_runs_nothing_is_refused(machine, network, tmp_path):
+    machine.library.takes_nodes = False
+    with pytest.raises(EngineError, match="TensorRT runs no part of the network"):
+        ort_tensorrt.open_session(network, precision="fp32", cache=tmp_path / "c", **OPTIONS)
 
 
 def test_what_an_engine_depends_on_is_in_its_folder_name(machine, monkeypatch):

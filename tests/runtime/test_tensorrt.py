@@ -173,7 +173,20 @@ def test_a_full_gpu_is_told_and_leaves_nothing(machine, network):
 
 def test_a_context_that_cannot_be_made_is_told_and_leaves_nothing(machine, network):
     machine.library.contexts = 0
-    refused(machine, network, "cannot be made ready: Error Code 2: OutOfMemory")
+    refused(machine, network, "cannot be made ready: Error Code 2: OutOfMemory", OutOfMemoryError)
+
+
+def test_a_run_that_finds_the_gpu_full_is_told_as_that(machine, network):
+    machine.library.failure = "IExecutionContext::executeV3: Error Code 1: Cuda Runtime (out of memory)"
+    with opened(machine, network) as session:
+        machine.library.fails_after = 0
+        with pytest.raises(OutOfMemoryError, match=r"refuses to run with .*out of memory.*crop the scan to the spine"):
+            session(images(4))
+
+
+def test_an_engine_that_does_not_fit_into_the_gpu_is_told_as_that(machine, network):
+    machine.library.refuses_to_load = "IRuntime::deserializeCudaEngine: Error Code 2: OutOfMemory (no further ...)"
+    refused(machine, network, "cannot load the engine of tiny.onnx: .*OutOfMemory", OutOfMemoryError)
 
 
 def test_an_engine_of_other_types_or_places_is_refused(machine, network, monkeypatch):

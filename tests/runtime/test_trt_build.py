@@ -1,9 +1,13 @@
 """Engines are built for real by TensorRT-RTX, which needs no GPU; TensorRT's side of the path runs on a stand-in."""
 
+import errno
 import json
+import logging
 import multiprocessing
+import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from importlib.util import find_spec
@@ -13,15 +17,18 @@ import onnx
 import pytest
 
 from runtime.bundle import DEFAULT_BUNDLE, open_bundle
+from runtime.console import interrupted_by_sigterm
 from runtime.engines import trt_build, trt_network
 from runtime.engines.cuda_probe import Gpu, find_gpu
 from runtime.engines.trt_build import BuildOptions, engine_build, engine_file, engine_key, why_stale
 from runtime.engines.trt_cache import check_engine, list_engines, read_sidecar
+from runtime.engines.trt_gate import gate_for
 from runtime.engines.trt_key import EngineBuild, Sidecar
 from runtime.engines.trt_library import RTX_DEFAULT_TARGETS, load_library
 from runtime.engines.trt_network import check_engine_types, expected_types
 from runtime.errors import EngineError
 from runtime.precision_plan import PrecisionPlan
+from runtime.progress import NoProgress
 from runtime.typed_graph import typed_graph
 from tests.runtime.fake_builder import FakeTensorRt
 from tests.runtime.test_typed_graph import small_network
@@ -214,6 +221,34 @@ def test_a_gate_that_refuses_keeps_the_engine_out(small, folder):
     assert read_sidecar(path).gates == ("the typed graph",)
 
 
+@needs_rtx
+def test_a_full_temporary_folder_is_told_where_the_typed_graph_is_judged(small, folder, monkeypatch):
+    write = Path.write_bytes
+
+    def full(path, data):
+        if path.suffix == ".onnx":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    said = r"small\.onnx .* cannot be written to the temporary folder /.* \(No space left on device\): .* TMPDIR\.$"
+    with pytest.raises(EngineError, match=said):
+        engine_file(small, **RTX, folder=folder, gate=Gate())
+    assert list(list_engines(folder)) == []
+
+
+def test_a_full_temporary_folder_is_told_where_its_rounding_is_judged(small, monkeypatch):
+    typed = small.with_name("typed.onnx")
+    typed.write_bytes(typed_graph(small, "fp16"))
+
+    def full(path, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(EngineError, match=r"typed\.onnx .* cannot be written .* \(No space left on device\)"):
+        gate_for(small, precision="fp16", library="tensorrt-rtx")(typed)
+
+
 # An engine of the cache that was not gated.
 
 
@@ -360,6 +395,58 @@ def test_progress_is_told_and_an_interrupt_ends_the_build(small, folder):
     assert done == total > 2
 
 
+class Sends(logging.Handler):
+    """Sends a signal when the library first says something: while it is at work, in its callback."""
+
+    def __init__(self, number):
+        super().__init__()
+        self.number, self.sent = number, False
+
+    def emit(self, record):
+        if not self.sent:
+            self.sent = True
+            signal.raise_signal(self.number)
+
+
+@needs_rtx
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_meets_the_library_at_work_ends_the_build(small, folder, number, caplog, capfd):
+    """The bindings swallow what is raised in a callback, and would finish the engine."""
+    caplog.set_level(logging.DEBUG, "runtime.engines.trt_library")
+    sends, said = Sends(number), logging.getLogger("runtime.engines.trt_library")
+    said.addHandler(sends)
+    try:
+        with interrupted_by_sigterm(), pytest.raises(KeyboardInterrupt):
+            engine_file(small, **RTX, folder=folder)
+    finally:
+        said.removeHandler(sends)
+    assert sends.sent
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert list(list_engines(folder)) == []
+    assert capfd.readouterr() == ("", "")
+
+
+@needs_rtx
+def test_a_signal_between_two_callbacks_ends_the_build(small, folder):
+    """As a person's Ctrl-C comes: from outside, at any time."""
+    begun = threading.Event()
+
+    class Begun(NoProgress):
+        def step(self, done, total):
+            begun.set()
+
+    def press():
+        begun.wait()
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    presser = threading.Thread(target=press)
+    presser.start()
+    with pytest.raises(KeyboardInterrupt):
+        engine_file(DEFAULT_BUNDLE / "fracsegnet.onnx", **RTX, folder=folder, progress=Begun())
+    presser.join()
+    assert list(list_engines(folder)) == []
+
+
 @needs_rtx
 def test_building_prints_nothing_and_failures_are_one_line(small, folder, capfd):
     engine_file(small, **RTX, folder=folder)
@@ -401,6 +488,22 @@ def test_what_the_library_has_not_for_turing_is_said_before_anything_is_built(sm
     monkeypatch.setattr(trt_build, "RTX_TURING_PRECISIONS", ("fp16", "fp32", "bf16", "int8"))
     with pytest.raises(EngineError, match=r"cannot build the engine: .*(SM75|sm75)"):
         engine_file(small, **options, options=TURING)
+
+
+@needs_rtx
+@pytest.mark.parametrize("sm", [75, 86])
+def test_tensorrt_rtx_builds_for_the_gpu_that_is_there_and_for_no_other(small, folder, sm, monkeypatch):
+    """With no compute capability named, it builds for all from Ampere on, and not for Turing."""
+    configs = []
+    real = trt_network._configure
+    monkeypatch.setattr(trt_network, "_configure", lambda *a: (real(*a), configs.append(a[1])))
+    monkeypatch.setattr(trt_build, "check_serialized", lambda *_: None)  # needs the GPU
+    with_gpu(monkeypatch, sm)
+    path = engine_file(small, precision="fp16", library="tensorrt-rtx", folder=folder)
+    (config,) = configs
+    told = [config.get_compute_capability(i).name for i in range(config.num_compute_capabilities)]
+    assert told == [f"SM{sm}"]
+    assert read_sidecar(path).build.targets == (str(sm),)
 
 
 @needs_rtx
@@ -522,6 +625,28 @@ def test_tensorrts_timing_cache_goes_from_build_to_build(fake, small, folder):
     (cache,) = folder.glob("timing-*.cache")
     build(small, folder, max_batch=2)
     assert [config.timing for config in fake.configs] == [b"", cache.read_bytes()[:-1]]
+
+
+def test_timings_that_cannot_be_kept_or_read_cost_no_engine(fake, small, folder, monkeypatch, caplog):
+    def full(*_):
+        raise EngineError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trt_build, "replace_file", full)
+        check_engine(build(small, folder))
+    assert "is not kept for later ones: the disk is full" in caplog.text
+    build(small, folder, max_batch=2)
+    read_bytes = Path.read_bytes
+
+    def unreadable(path):
+        if path.suffix == ".cache":
+            raise PermissionError(13, "Permission denied")
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", unreadable)
+    check_engine(build(small, folder, max_batch=3))
+    assert fake.configs[-1].timing == b""
+    assert "cannot be read (Permission denied)" in caplog.text
 
 
 def test_timings_that_the_library_does_not_take_are_measured_anew(fake, small, folder):

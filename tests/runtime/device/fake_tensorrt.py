@@ -42,6 +42,8 @@ class Library:
         self.driver, self.profile, self.contexts, self.location = driver, profile, contexts, location
         self.alive, self.strategies = [], []
         self.fails_after = None
+        self.failure = "IExecutionContext::executeV3: Cuda Runtime (an illegal access)"
+        self.refuses_to_load = ""
         self.foreign_cache = False
         self.wants_host_code = False
 
@@ -79,6 +81,9 @@ class _Runtime(_Part):
             self._log.log(
                 ILogger.ERROR, "IRuntime::deserializeCudaEngine: engine_host_code_allowed is not as it should be"
             )
+            return None
+        if self.library.refuses_to_load:
+            self._log.log(ILogger.ERROR, self.library.refuses_to_load)
             return None
         options = onnxruntime.SessionOptions()
         options.log_severity_level, options.intra_op_num_threads = 4, 1
@@ -188,7 +193,7 @@ class _Context(_Part):
         if library.fails_after is not None:
             library.fails_after -= 1
             if library.fails_after < 0:
-                self._log.log(ILogger.ERROR, "IExecutionContext::executeV3: Cuda Runtime (an illegal access)")
+                self._log.log(ILogger.ERROR, library.failure)
                 return False
         shapes = {name: self.get_tensor_shape(name) for name in self._addresses}
         if stream_handle in driver.recording and shapes != self._was_run_with:
