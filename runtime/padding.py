@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from runtime.kernels.threads import each_in_threads
 from runtime.segment import SegmentedVertebra
 from runtime.volume import Grid, Volume
 
@@ -41,21 +42,23 @@ class Padding:
         if not len(voxels) or not self.values:
             return 0.0
         index = np.rint(self.volume.grid.to_index_zyx(grid.to_ras_mm(voxels))).astype(np.intp)
-        return float(self._is_padding(np.clip(index, 0, np.array(self.volume.grid.shape_zyx) - 1)).mean())
+        return self._count_padding(np.clip(index, 0, np.array(self.volume.grid.shape_zyx) - 1)) / len(voxels)
 
-    def _is_padding(self, index_zyx: npt.NDArray[np.intp]) -> npt.NDArray[np.bool_]:
-        """(n,) whether the voxels at these indices, and their neighbours along every axis, have one padding value."""
+    def _count_padding(self, index_zyx: npt.NDArray[np.intp]) -> int:
+        """How many voxels at these indices (n, 3) have one padding value with their neighbours along every axis."""
         array, last = self.volume.array, np.array(self.volume.grid.shape_zyx) - 1
 
         def at(index: npt.NDArray[np.intp]) -> np.ndarray:
             return np.asarray(array[tuple(np.clip(index, 0, last).T)])
 
         here = at(index_zyx)
-        flat = np.isin(here, self.values)
+        maybe = np.isin(here, self.values)
+        index_zyx, here = index_zyx[maybe], here[maybe]  # few, or none: neighbours of the others need no look
+        flat = np.ones(len(here), np.bool_)
         for axis in range(3):
             for step in (-1, 1):
                 flat &= at(index_zyx + step * (np.arange(3) == axis)) == here
-        return flat
+        return int(np.count_nonzero(flat))
 
 
 def find_padding(volume: Volume) -> Padding:
@@ -94,16 +97,18 @@ def without_padded(
     """
     if not padding.values:
         return list(found)
-    kept = []
-    for one in found:
-        mask = one.mask > threshold
-        body = mask if one.body is None else one.body > threshold
-        if padding.share_of(body, one.grid) > _REJECTED:
-            continue
-        body_cut = padding.share_of(_grown(body), one.grid) > _CUT
-        cut = body_cut or padding.share_of(mask, one.grid) > _CUT
-        kept.append(replace(one, complete=one.complete and not cut, body_complete=one.body_complete and not body_cut))
-    return kept
+    placed = each_in_threads(lambda one: _placed(one, padding, threshold), found)
+    return [one for one in placed if one is not None]
+
+
+def _placed(one: SegmentedVertebra, padding: Padding, threshold: float) -> SegmentedVertebra | None:
+    mask = one.mask > threshold
+    body = mask if one.body is None else one.body > threshold
+    if padding.share_of(body, one.grid) > _REJECTED:
+        return None
+    body_cut = padding.share_of(_grown(body), one.grid) > _CUT
+    cut = body_cut or padding.share_of(mask, one.grid) > _CUT
+    return replace(one, complete=one.complete and not cut, body_complete=one.body_complete and not body_cut)
 
 
 def _grown(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
