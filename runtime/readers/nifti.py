@@ -82,7 +82,7 @@ def read(path: Path, name: str, options: ReadOptions) -> Volume:
             if not packed:
                 return _read_stream(hashing, hashing, path.name, name, options)
             # IGzipFile wraps the same reader, but unpacks into a temporary of a slab that it then copies.
-            unpacking = isal_zlib._GzipReader(hashing, igzip.READ_BUFFER_SIZE)
+            unpacking: Any = isal_zlib._GzipReader(hashing, igzip.READ_BUFFER_SIZE)  # type: ignore[arg-type]
             with io.BufferedReader(unpacking) as stream:
                 return _read_stream(stream, hashing, path.name, name, options)
         except EOFError as error:
