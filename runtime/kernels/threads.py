@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from functools import lru_cache
 from itertools import pairwise
 from typing import TypeVar
@@ -58,8 +58,15 @@ def ranges_in_threads(work: Callable[[int, int], T], count: int, *, least: int) 
     pieces = min(count // least, 4 * workers)
     pool = _pool(threads)
     futures = [pool.submit(work, *ends) for ends in pairwise(count * i // pieces for i in range(pieces + 1))]
+    _wait_for_all(futures)
+    futures.reverse()
+    return [futures.pop().result() for _ in range(len(futures))]  # an error is kept by nothing here
+
+
+def _wait_for_all(futures: Sequence[Future[T]]) -> None:
+    """When one fails, or the caller is interrupted, those that aren't begun never are."""
     try:
-        return [future.result() for future in futures]
+        wait(futures, return_when=FIRST_EXCEPTION)
     finally:
         for future in futures:
             future.cancel()

@@ -1,9 +1,12 @@
 """How many threads libraries use, told before and after they are loaded."""
 
+import contextlib
+import gc
 import os
 import subprocess
 import sys
 import threading
+import weakref
 
 import numba
 import pytest
@@ -78,6 +81,27 @@ def test_when_one_item_fails_none_is_worked_on_any_more(four_threads):
     with pytest.raises(ValueError, match="the first"):
         each_in_threads(work, range(4))
     assert 1 in ended
+
+
+class Arrays:
+    """Stands for what a scan takes of the memory."""
+
+
+def test_an_error_that_was_caught_leaves_nothing_of_the_loop(four_threads):
+    held = []
+
+    def work(item):
+        arrays = Arrays()
+        held.append(weakref.ref(arrays))
+        raise MemoryError(item)
+
+    gc.disable()
+    try:
+        with contextlib.suppress(MemoryError):
+            each_in_threads(work, range(4))
+        assert [arrays() for arrays in held] == [None] * len(held)
+    finally:
+        gc.enable()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="has no fork")
