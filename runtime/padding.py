@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.kernels.threads import each_in_threads
+from runtime.masks import filled_block
 from runtime.segment import SegmentedVertebra
 from runtime.volume import Grid, Volume
 
@@ -38,11 +39,20 @@ class Padding:
 
     def share_of(self, mask: npt.NDArray[np.bool_], grid: Grid) -> float:
         """Share of a mask's voxels ((z, y, x) on ``grid``) that lie over padding; beyond the scan its edge goes on."""
-        voxels = np.argwhere(mask)
-        if not len(voxels) or not self.values:
+        block = filled_block(mask)
+        if block is None or not self._is_in_box_around(grid.sub_grid_at(block)):
             return 0.0
+        voxels = np.argwhere(mask)
         index = np.rint(self.volume.grid.to_index_zyx(grid.to_ras_mm(voxels))).astype(np.intp)
         return self._count_padding(np.clip(index, 0, np.array(self.volume.grid.shape_zyx) - 1)) / len(voxels)
+
+    def _is_in_box_around(self, grid: Grid) -> bool:
+        """Whether a voxel of the scan in the box around a grid, which is little work to ask, has a padding value."""
+        corners, last = self.volume.grid.to_index_zyx(grid.corners_ras_mm()), np.array(self.volume.grid.shape_zyx) - 1
+        first = np.clip(np.floor(corners.min(axis=0)).astype(np.intp) - 1, 0, last)
+        end = np.clip(np.ceil(corners.max(axis=0)).astype(np.intp) + 1, 0, last) + 1
+        box = self.volume.array[tuple(slice(f, e) for f, e in zip(first, end, strict=True))]
+        return bool(np.isin(box, self.values).any())
 
     def _count_padding(self, index_zyx: npt.NDArray[np.intp]) -> int:
         """How many voxels at these indices (n, 3) have one padding value with their neighbours along every axis."""
