@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.timed_writing import timed_writing
 from export.parity_on_scans import Networks
 from export.timed_session import TimedSession
 from runtime.bundle import Bundle
 from runtime.device.session import offers_device_tensors
 from runtime.engines.base import Session
 from runtime.findings import Findings
-from runtime.output import Outputs, write_results
 from runtime.pipeline import Pipeline
 
 NETWORK_STAGES = ("windows: network", "levels: network", "crops: network")
@@ -86,13 +86,13 @@ def staged_run(bundle: Bundle, networks: Networks, scan: Path, folder: Path, *, 
     third = used[2] if len(used) > 2 else None
     with Pipeline(bundle, used[0], used[1], third, ExitStack(), exhaustive=exhaustive) as pipeline:
         analysis = pipeline.analyse(scan, progress=marks)
-        findings = write_results(analysis, folder, outputs=Outputs(), progress=marks)
+        findings, times = timed_writing(analysis, folder, progress=marks)
     if on_gpu:
-        return StagedRun(_with_rest(dict(findings.timings_s)), {}, findings, analysis.labels)
+        return StagedRun(_with_rest(times), {}, findings, analysis.labels)
     by_stage = dict(zip(NETWORK_STAGES, (timed[0], timed[2] if level is not None else None, timed[1]), strict=True))
     network_s = {stage: 0.0 if one is None else one.seconds for stage, one in by_stage.items()}
     inputs = {stage: one.windows for stage, one in by_stage.items() if one is not None}
-    return StagedRun(_split(dict(findings.timings_s), network_s, marks), inputs, findings, analysis.labels)
+    return StagedRun(_split(times, network_s, marks), inputs, findings, analysis.labels)
 
 
 def _split(times: dict[str, float], network_s: dict[str, float], marks: Marks) -> dict[str, float]:

@@ -39,3 +39,7 @@ class OutOfMemoryError(VertscanError):
     """The scan does not fit in the memory that is there or was allowed."""
 
     exit_status = 4
+
+
+class OverLimitError(OutOfMemoryError):
+    """The scan alone needs more memory than was allowed; it was refused before its voxels were read."""

@@ -8,7 +8,7 @@ from collections.abc import Hashable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from runtime.errors import OutOfMemoryError
+from runtime.errors import OverLimitError
 from runtime.memory import MIB, used_memory_mb
 from runtime.memory_need import RUN_BYTES, MemoryNeed, memory_need
 from runtime.readers.options import ReadOptions, ScanHeader
@@ -42,6 +42,7 @@ class MemoryLimit:
         """What the process needs beside its scans."""
         self._ranks: dict[Hashable, int] = {}
         self._inside: dict[Hashable, MemoryNeed] = {}
+        self._alone: Hashable | None = None
         self._changed = threading.Condition()
 
     def applied_to(self, reading: ReadOptions, scan: Hashable) -> ReadOptions:
@@ -59,11 +60,11 @@ class MemoryLimit:
         """Wait until the scan fits beside those that were begun before it, and count it in until ``through``.
 
         Raises:
-            OutOfMemoryError: it does not fit alone.
+            OverLimitError: it does not fit alone.
         """
         need = self.need_of(header)
         if need.to_finish > self._limit:
-            raise OutOfMemoryError(_refusal(header, need, self.before_bytes, self._limit))
+            raise OverLimitError(_refusal(header, need, self.before_bytes, self._limit))
         with self._changed:
             if scan not in self._inside:
                 self._changed.wait_for(lambda: self._fits(scan, need))
@@ -73,10 +74,20 @@ class MemoryLimit:
         """Of a scan nothing is kept any more."""
         with self._changed:
             self._inside.pop(scan, None)
+            if self._alone == scan:
+                self._alone = None
             self._changed.notify_all()
+
+    def keep_alone(self, scan: Hashable) -> bool:
+        """Let no later scan in until this one is through; whether one is inside already."""
+        with self._changed:
+            self._alone = scan
+            return any(self._ranks[name] > self._ranks[scan] for name in self._inside)
 
     def _fits(self, scan: Hashable, need: MemoryNeed) -> bool:
         """Whether it can be prepared while those before it are finished. Of later ones none is waited for."""
+        if self._alone is not None and self._ranks[self._alone] < self._ranks[scan]:
+            return False
         before = [other for name, other in self._inside.items() if self._ranks[name] < self._ranks[scan]]
         beside = sum(other.to_finish - self.before_bytes for other in before)
         return not before or beside + need.to_prepare <= self._limit

@@ -91,7 +91,8 @@ def write_results(
         scratch: begins the name of the folder it is written to first; must begin with ``SCRATCH``.
 
     Returns:
-        The findings as written: with the time and memory of the writing itself.
+        The findings as written: with the time and memory of the writing itself, up to the mask. Not in it are the
+        findings' own file, and bringing all onto the disk and to its name, which come after the time was stated.
 
     Raises:
         InputError: the folder holds something else or can't be written, or DICOM objects are asked for and can't be

@@ -52,7 +52,14 @@ def draw_overview(
     """
     vertebrae = findings.vertebrae
     centres = [v.centre_ras_mm for v in vertebrae]
-    sagittal, coronal = curved_views(volume, labels, centres, max_height=VIEW_HEIGHT, max_width=VIEWS_WIDTH)
+    sagittal, coronal = curved_views(
+        volume,
+        labels,
+        centres,
+        label_count=max((v.mask_label for v in vertebrae), default=0),
+        max_height=VIEW_HEIGHT,
+        max_width=VIEWS_WIDTH,
+    )
     column = COLUMN_WIDTH if vertebrae else MARGIN
     rows = max(sagittal.hu.shape[0], LINE * len(vertebrae) + 20, LEAST_ROWS)
     width = max(LEAST_WIDTH, 2 * MARGIN + sagittal.hu.shape[1] + column + coronal.hu.shape[1])

@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from runtime.kernels.threads import each_in_threads
+from runtime.masks import filled_block
 from runtime.segment import SegmentedVertebra
 from runtime.volume import Grid, Volume
 
@@ -37,25 +39,36 @@ class Padding:
 
     def share_of(self, mask: npt.NDArray[np.bool_], grid: Grid) -> float:
         """Share of a mask's voxels ((z, y, x) on ``grid``) that lie over padding; beyond the scan its edge goes on."""
-        voxels = np.argwhere(mask)
-        if not len(voxels) or not self.values:
+        block = filled_block(mask)
+        if block is None or not self._is_in_box_around(grid.sub_grid_at(block)):
             return 0.0
+        voxels = np.argwhere(mask)
         index = np.rint(self.volume.grid.to_index_zyx(grid.to_ras_mm(voxels))).astype(np.intp)
-        return float(self._is_padding(np.clip(index, 0, np.array(self.volume.grid.shape_zyx) - 1)).mean())
+        return self._count_padding(np.clip(index, 0, np.array(self.volume.grid.shape_zyx) - 1)) / len(voxels)
 
-    def _is_padding(self, index_zyx: npt.NDArray[np.intp]) -> npt.NDArray[np.bool_]:
-        """(n,) whether the voxels at these indices, and their neighbours along every axis, have one padding value."""
+    def _is_in_box_around(self, grid: Grid) -> bool:
+        """Whether a voxel of the scan in the box around a grid, which is little work to ask, has a padding value."""
+        corners, last = self.volume.grid.to_index_zyx(grid.corners_ras_mm()), np.array(self.volume.grid.shape_zyx) - 1
+        first = np.clip(np.floor(corners.min(axis=0)).astype(np.intp) - 1, 0, last)
+        end = np.clip(np.ceil(corners.max(axis=0)).astype(np.intp) + 1, 0, last) + 1
+        box = self.volume.array[tuple(slice(f, e) for f, e in zip(first, end, strict=True))]
+        return bool(np.isin(box, self.values).any())
+
+    def _count_padding(self, index_zyx: npt.NDArray[np.intp]) -> int:
+        """How many voxels at these indices (n, 3) have one padding value with their neighbours along every axis."""
         array, last = self.volume.array, np.array(self.volume.grid.shape_zyx) - 1
 
         def at(index: npt.NDArray[np.intp]) -> np.ndarray:
             return np.asarray(array[tuple(np.clip(index, 0, last).T)])
 
         here = at(index_zyx)
-        flat = np.isin(here, self.values)
+        maybe = np.isin(here, self.values)
+        index_zyx, here = index_zyx[maybe], here[maybe]  # few, or none: neighbours of the others need no look
+        flat = np.ones(len(here), np.bool_)
         for axis in range(3):
             for step in (-1, 1):
                 flat &= at(index_zyx + step * (np.arange(3) == axis)) == here
-        return flat
+        return int(np.count_nonzero(flat))
 
 
 def find_padding(volume: Volume) -> Padding:
@@ -94,16 +107,18 @@ def without_padded(
     """
     if not padding.values:
         return list(found)
-    kept = []
-    for one in found:
-        mask = one.mask > threshold
-        body = mask if one.body is None else one.body > threshold
-        if padding.share_of(body, one.grid) > _REJECTED:
-            continue
-        body_cut = padding.share_of(_grown(body), one.grid) > _CUT
-        cut = body_cut or padding.share_of(mask, one.grid) > _CUT
-        kept.append(replace(one, complete=one.complete and not cut, body_complete=one.body_complete and not body_cut))
-    return kept
+    placed = each_in_threads(lambda one: _placed(one, padding, threshold), found)
+    return [one for one in placed if one is not None]
+
+
+def _placed(one: SegmentedVertebra, padding: Padding, threshold: float) -> SegmentedVertebra | None:
+    mask = one.mask > threshold
+    body = mask if one.body is None else one.body > threshold
+    if padding.share_of(body, one.grid) > _REJECTED:
+        return None
+    body_cut = padding.share_of(_grown(body), one.grid) > _CUT
+    cut = body_cut or padding.share_of(mask, one.grid) > _CUT
+    return replace(one, complete=one.complete and not cut, body_complete=one.body_complete and not body_cut)
 
 
 def _grown(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:

@@ -272,7 +272,8 @@ class Pipeline:
             if volume is None:
                 with clock.stage("read"):
                     volume = read_scan(Path(scan), reading)  # type: ignore[arg-type]
-            _check_finite(volume)
+            if isinstance(scan, Volume):
+                _check_finite(volume)
             if self._images_on_host:
                 with clock.stage("resample"):
                     image = ScanOnHost(volume).image_on(working_grid(volume.grid, self.spec.locnet.spacing_mm))
@@ -449,7 +450,7 @@ class Pipeline:
 
 
 def _check_finite(volume: Volume) -> None:
-    """Raise InputError when the scan holds NaN or infinity (files are checked when read, volumes in memory here)."""
+    """Raise InputError when the scan holds NaN or infinity (what is read from files is checked there)."""
     if volume.array.dtype == np.float32 and not np.isfinite(volume.array.sum(dtype=np.float64)):
         bad = int(np.count_nonzero(~np.isfinite(volume.array)))
         raise InputError(f"{volume.name} holds {bad} voxels that are NaN or infinite; replace them, e.g. by -1024 HU.")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runtime.console import complain, internal_error, say, shown
-from runtime.errors import OutOfMemoryError, VertscanError
+from runtime.errors import OutOfMemoryError, OverLimitError, VertscanError
 from runtime.findings import Findings, to_json
 from runtime.memory import give_back_memory
 from runtime.memory_limit import GIB, MemoryLimit
@@ -115,10 +115,10 @@ class ScanRunner:
 
     def _analysed(self, job: Job, begun: Begun[PreparedScan | DoneBefore]) -> tuple[Findings, str, bool]:
         """Findings, what the table must say of the bundle, and whether an earlier run had made them."""
-        outcome = self._beside_others(begun)
+        outcome = self._beside_others(job, begun)
         if outcome is None:
             logger.info("%s did not fit in memory beside another scan; it is run again alone", job[0])
-            if begun.following is not None:
+            if begun.following is not None and self._following_takes_room(job, begun):
                 begun.following.drop()
             give_back_memory()
             self._progress.stage("read")
@@ -128,20 +128,29 @@ class ScanRunner:
         findings = write_results(outcome, job[1], outputs=self._outputs, progress=self._progress)
         return findings, outcome.notice, False
 
-    def _beside_others(self, begun: Begun[PreparedScan | DoneBefore]) -> Analysis | DoneBefore | None:
+    def _beside_others(self, job: Job, begun: Begun[PreparedScan | DoneBefore]) -> Analysis | DoneBefore | None:
         """What came of a scan; None where memory ran out while another scan took a part of it.
 
         All that the try had in memory is free again when this returns, the error with it.
         """
-        was_shared = begun.beside_another
+        was_taken = False
         try:
             prepared = begun.take()
-            was_shared = begun.following is not None
+            was_taken = True
             return self._analysis_of(prepared)
+        except OverLimitError:
+            raise
         except OutOfMemoryError:
-            if not was_shared:
+            if not (self._following_takes_room(job, begun) if was_taken else begun.beside_another):
                 raise
         return None
+
+    def _following_takes_room(self, job: Job, begun: Begun[PreparedScan | DoneBefore]) -> bool:
+        """Whether the next scan has memory already; one that a limit keeps waiting has none until this one is through.
+
+        To be asked when memory ran out: a limit lets no further one in then.
+        """
+        return begun.following is not None and (self._limit is None or self._limit.keep_alone(job))
 
     def _analysis_of(self, prepared: PreparedScan | DoneBefore) -> Analysis | DoneBefore:
         if isinstance(prepared, DoneBefore):

@@ -55,6 +55,7 @@ def curved_views(
     labels: npt.NDArray[np.uint8],
     centres_ras_mm: Sequence[tuple[float, float, float]],
     *,
+    label_count: int,
     max_height: int,
     max_width: int,
 ) -> tuple[View, View]:
@@ -68,6 +69,7 @@ def curved_views(
         volume: the scan.
         labels: (z, y, x) uint8 on its grid.
         centres_ras_mm: of the vertebrae.
+        label_count: masks of the labels 1..label_count are given.
         max_height: pixels of a view.
         max_width: pixels of both views together.
     """
@@ -78,12 +80,22 @@ def curved_views(
     z_mm = _pixel_centres(high[2], height_mm, scale)
     y_mm = _pixel_centres(high[1], depth_mm, scale)
     x_mm = _pixel_centres(high[0], width_mm, scale)
-    return (
-        _view(volume, labels, curve.x_at(z_mm), z_mm, y_mm, is_sagittal=True, edges_mm=(high[2], high[1]), scale=scale),
+    sides = (curve.x_at(z_mm), y_mm, True, high[1]), (curve.y_at(z_mm), x_mm, False, high[0])
+    sagittal, coronal = (
         _view(
-            volume, labels, curve.y_at(z_mm), z_mm, x_mm, is_sagittal=False, edges_mm=(high[2], high[0]), scale=scale
-        ),
+            volume,
+            labels,
+            along_mm,
+            z_mm,
+            columns_mm,
+            label_count=label_count,
+            is_sagittal=is_sagittal,
+            edges_mm=(high[2], left_mm),
+            scale=scale,
+        )
+        for along_mm, columns_mm, is_sagittal, left_mm in sides
     )
+    return sagittal, coronal
 
 
 def _shown_box(
@@ -114,6 +126,7 @@ def _view(
     z_mm: Float64,
     columns_mm: Float64,
     *,
+    label_count: int,
     is_sagittal: bool,
     edges_mm: tuple[float, float],
     scale: float,
@@ -126,6 +139,7 @@ def _view(
         along_mm: (rows,) RAS+ mm.
         z_mm: (rows,) RAS+ mm.
         columns_mm: (columns,) y of a sagittal view, x of a coronal one, RAS+ mm.
+        label_count: as above.
         is_sagittal: which of the two; the slab extends across it.
         edges_mm: the view's upper and left edge.
         scale: pixels per mm.
@@ -133,7 +147,7 @@ def _view(
     from runtime.kernels.views import view_rows
 
     hu = np.empty((len(z_mm), len(columns_mm)), np.float32)
-    masks = np.zeros((int(labels.max()) + 1, *hu.shape), np.bool_)
+    masks = np.zeros((label_count + 1, *hu.shape), np.bool_)
     grid = volume.grid
     surface = (along_mm, z_mm, columns_mm, is_sagittal, np.array([-SLAB_MM, 0.0, SLAB_MM]), np.float32(OUTSIDE_HU))
     inverse, origin = np.linalg.inv(grid.affine_ras[:3, :3]), grid.affine_ras[:3, 3]

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from functools import lru_cache
+from itertools import pairwise
 from typing import TypeVar
 
 S = TypeVar("S")
@@ -19,7 +22,8 @@ T = TypeVar("T")
 _ITK_THREADS = "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"
 """What ITK reads when it is loaded, which takes long enough to be left until it is needed."""
 _WORTH_A_THREAD = 2**16
-"""Voxels that take a few times as long as starting a thread does."""
+"""Voxels that take a few times as long as handing them to a thread does."""
+_here = threading.local()
 
 
 def run_slabs(work: Callable[[int, int], object], count: int, *, voxels_each: int = _WORTH_A_THREAD) -> None:
@@ -42,17 +46,45 @@ def each_in_threads(work: Callable[[S], T], items: Sequence[S]) -> list[T]:
 def ranges_in_threads(work: Callable[[int, int], T], count: int, *, least: int) -> list[T]:
     """As ``run_slabs``, with ranges of at least ``least`` items where there are that many, and their results in order.
 
-    What is done in one range (of a ``count`` of 0, too) is done on the caller's thread.
+    What is done in one range (of a ``count`` of 0, too) is done on the caller's thread, and so is a loop within such a
+    loop, whose threads are at work already. When this returns or raises, no range is being worked on any more.
     """
     import numba
 
-    workers = min(int(numba.config.NUMBA_NUM_THREADS), count // least)
+    threads = 1 if getattr(_here, "is_one_of_them", False) else int(numba.config.NUMBA_NUM_THREADS)
+    workers = min(threads, count // least)
     if workers <= 1:
         return [work(0, count)]
     pieces = min(count // least, 4 * workers)
-    bounds = [count * i // pieces for i in range(pieces + 1)]
-    with ThreadPoolExecutor(workers) as pool:
-        return list(pool.map(work, bounds[:-1], bounds[1:]))
+    pool = _pool(threads)
+    futures = [pool.submit(work, *ends) for ends in pairwise(count * i // pieces for i in range(pieces + 1))]
+    _wait_for_all(futures)
+    futures.reverse()
+    return [futures.pop().result() for _ in range(len(futures))]  # an error is kept by nothing here
+
+
+def _wait_for_all(futures: Sequence[Future[T]]) -> None:
+    """When one fails, or the caller is interrupted, those that aren't begun never are."""
+    try:
+        wait(futures, return_when=FIRST_EXCEPTION)
+    finally:
+        for future in futures:
+            future.cancel()
+        wait(futures)
+
+
+@lru_cache(maxsize=1)
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Kept, since a scan has hundreds of such loops; threads of one that another has replaced end by themselves."""
+
+    def begin() -> None:
+        _here.is_one_of_them = True
+
+    return ThreadPoolExecutor(threads, "kernels", initializer=begin)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # a child has none of its parent's threads
 
 
 def limit_threads(count: int) -> None:

@@ -27,7 +27,7 @@ def view_rows(  # type: ignore[no-untyped-def]
         offsets_mm: of the samples, across the view.
         outside: for pixels outside the scan.
         hu: (rows, columns) float32, written.
-        masks: (labels, rows, columns) bool, zeros; plane 0 isn't used.
+        masks: (labels, rows, columns) bool, zeros; plane 0 isn't used, and labels without a plane are left out.
         first_row: the first row to fill.
         last_row: one past the last.
     """
@@ -84,7 +84,7 @@ def _mark(labels, z, y, x, masks, row, column):  # type: ignore[no-untyped-def]
         fz * gy * gx, fz * gy * fx, fz * fy * gx, fz * fy * fx,
     )  # fmt: skip
     for label in met:
-        if label and not masks[label, row, column]:
+        if 0 < label < masks.shape[0] and not masks[label, row, column]:
             share = np.float32(0)
             for corner in range(8):
                 if met[corner] == label:

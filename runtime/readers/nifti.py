@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +72,7 @@ class _HashingFile:
 
 def read(path: Path, name: str, options: ReadOptions) -> Volume:
     """Reads one NIfTI file; see :func:`runtime.readers.read_scan`."""
-    from isal import igzip, igzip_lib
+    from isal import igzip, igzip_lib, isal_zlib
 
     damage: tuple[type[Exception], ...] = (gzip.BadGzipFile, igzip_lib.IsalError)  # type: ignore[assignment]
     with path.open("rb") as file, ThreadPoolExecutor(1) as pool:
@@ -80,7 +81,9 @@ def read(path: Path, name: str, options: ReadOptions) -> Volume:
         try:
             if not packed:
                 return _read_stream(hashing, hashing, path.name, name, options)
-            with igzip.IGzipFile(fileobj=hashing, mode="rb") as stream:
+            # IGzipFile wraps the same reader, but unpacks into a temporary of a slab that it then copies.
+            unpacking: Any = isal_zlib._GzipReader(hashing, igzip.READ_BUFFER_SIZE)  # type: ignore[arg-type]
+            with io.BufferedReader(unpacking) as stream:
                 return _read_stream(stream, hashing, path.name, name, options)
         except EOFError as error:
             raise InputError(f"{path.name} is cut off: its compressed data end early. Copy the file again.") from error

@@ -23,6 +23,7 @@ from runtime.readers import nifti, read_scan
 from runtime.readers.options import ReadOptions, ScanHeader
 from runtime.volume import Grid
 from tests.runtime.conftest import ball_spec
+from tests.runtime.dicom.series import analysis_of
 from tests.runtime.dicom_files import write_series
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -239,6 +240,92 @@ def test_the_next_scan_is_read_ahead_only_where_both_fit(scans, run, monkeypatch
     assert run(scans, "-o", "out", "--memory", {"one": 17, "both": 100}[fits]) == 0
     read_a, on_a, read_c, on_c = "read a.nii", "networks on a", "read c.nii", "networks on c"
     assert events == ([read_a, on_a, read_c, on_c] if fits == "one" else [read_a, read_c, on_a, on_c])
+
+
+def watched(monkeypatch, needs_gib, *, fails):
+    """What is read and run, in order; no network is run. Memory runs out where ``fails`` agrees to an event.
+
+    Args:
+        needs_gib: by file name, in place of the estimate.
+    """
+    events = []
+    collector = nifti.VoxelCollector
+
+    def meet(event):
+        events.append(event)
+        if fails(event, events.count(event)):
+            raise OutOfMemoryError("It does not fit.")
+
+    def collect(shape, name):
+        meet(f"read {name}")
+        return collector(shape, name)
+
+    def analyse(self, scan, **options):
+        meet(f"run {scan.volume.name}.nii")
+        return analysis_of(scan.volume)
+
+    def need(header, *_, **__):
+        return MemoryNeed(needs_gib[header.name] * GIB, needs_gib[header.name] * GIB)
+
+    monkeypatch.setattr("runtime.memory_limit.memory_need", need)
+    monkeypatch.setattr(nifti, "VoxelCollector", collect)
+    monkeypatch.setattr(Pipeline, "analyse", analyse)
+    return events
+
+
+def status_in_time(run, *arguments):
+    """The status of a run that must end by itself."""
+    statuses = []
+    thread = threading.Thread(target=lambda: statuses.append(run(*arguments, "--engine", "openvino")), daemon=True)
+    thread.start()
+    thread.join(300)
+    assert statuses, "the scans wait for each other"
+    return statuses[0]
+
+
+def test_a_scan_for_which_memory_ran_out_is_not_kept_by_the_one_that_waits_for_it(scans, run, monkeypatch, capsys):
+    (scans / "b.nii").unlink()
+    events = watched(monkeypatch, {"a.nii": 10, "c.nii": 10}, fails=lambda event, _: event == "run a.nii")
+    assert status_in_time(run, scans, "-o", "out", "--memory", 17) == 4
+    assert events == ["read a.nii", "run a.nii", "read c.nii", "run c.nii"], "what waits takes no room: none is redone"
+    assert "a.nii: It does not fit." in capsys.readouterr().err
+
+
+def test_a_scan_read_beside_another_is_read_again_alone_while_the_next_goes_on_waiting(
+    scans, run, monkeypatch, ball_scan, save
+):
+    save(ball_scan(2).volume, scans / "b.nii")
+    events = watched(
+        monkeypatch,
+        {"a.nii": 5, "b.nii": 5, "c.nii": 15},
+        fails=lambda event, times: event == "read b.nii" and times == 1,
+    )
+    assert status_in_time(run, scans, "-o", "out", "--memory", 17) == 0
+    assert sorted(events[:3]) == ["read a.nii", "read b.nii", "run a.nii"]
+    assert events[3:] == ["read b.nii", "run b.nii", "read c.nii", "run c.nii"]
+
+
+def test_a_refused_scan_is_refused_once_and_what_was_read_beside_it_is_kept(
+    scans, run, monkeypatch, ball_scan, save, caplog
+):
+    save(ball_scan(2).volume, scans / "b.nii")
+    events = watched(monkeypatch, {"a.nii": 5, "b.nii": 50, "c.nii": 5}, fails=lambda *_: False)
+    with caplog.at_level("INFO", logger="runtime"):
+        assert status_in_time(run, scans, "-o", "out", "--memory", 17) == 4
+    assert sorted(events) == ["read a.nii", "read c.nii", "run a.nii", "run c.nii"]
+    assert "beside another" not in caplog.text
+
+
+def test_no_later_scan_is_let_in_beside_one_that_is_kept_alone():
+    limit = limit_for(3)
+    assert begin(limit, "a").wait(10)
+    assert not limit.keep_alone("a")
+    second = begin(limit, "b")
+    assert not second.wait(0.2)
+    limit.through("a")
+    assert second.wait(10)
+    assert begin(limit, "c").wait(10)
+    assert limit.keep_alone("b")
 
 
 _PEAK = """

@@ -105,6 +105,7 @@ def test_views_have_true_scale_and_the_usual_sides_in_any_orientation(ball_scan,
         replace(scan.volume, array=marked),
         scan.labels,
         [tuple(c) for c in scan.centres_ras_mm],
+        label_count=3,
         max_height=600,
         max_width=800,
     )
@@ -162,7 +163,9 @@ def test_grey_values_between_voxels_are_interpolated_in_three_directions():
     grid = Grid((12, 10, 9), np.diag([2.0, 2.0, 2.0, 1.0]))
     z, y, x = np.indices(grid.shape_zyx)
     volume = Volume((10.0 * z + 20.0 * y + 30.0 * x).astype(np.float32), grid)
-    sagittal, coronal = curved_views(volume, np.zeros(grid.shape_zyx, np.uint8), [], max_height=300, max_width=500)
+    sagittal, coronal = curved_views(
+        volume, np.zeros(grid.shape_zyx, np.uint8), [], label_count=0, max_height=300, max_width=500
+    )
     rows, columns = np.indices(sagittal.hu.shape)
     z_mm = sagittal.top_mm - (rows + 0.5) / sagittal.pixels_per_mm
     y_mm = sagittal.left_mm - (columns + 0.5) / sagittal.pixels_per_mm

@@ -342,6 +342,18 @@ def test_a_voxel_that_is_no_number_is_refused(pipeline, bad):
         pipeline.run(volume)
 
 
+def test_what_a_reader_has_looked_over_is_not_looked_over_again(pipeline, ball_scan, save, tmp_path, monkeypatch):
+    scan = ball_scan(1).volume
+    path = save(replace(scan, array=scan.array.astype(np.float32) + 0.5), tmp_path / "scan.nii")
+    looked = []
+    monkeypatch.setattr("runtime.pipeline._check_finite", looked.append)
+    volume = pipeline.prepare(path).volume
+    assert volume.array.dtype == np.float32
+    assert looked == []
+    pipeline.prepare(volume)
+    assert looked == [volume]
+
+
 def test_air_holds_no_vertebra_and_that_is_said(pipeline):
     volume = Volume(np.full((30, 40, 40), -1000, np.int16), Grid((30, 40, 40), np.diag([2.0, 2.0, 2.0, 1.0])))
     analysis = pipeline.analyse(volume)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import nibabel as nib
@@ -15,7 +16,7 @@ import SimpleITK
 
 from runtime.errors import GeometryError, InputError, OutOfMemoryError
 from runtime.readers import READERS, read_scan, scan_name
-from runtime.readers.checks import VoxelCollector
+from runtime.readers.checks import SLAB_VOXELS, VoxelCollector
 from runtime.resume import hash_of_file
 
 AFFINE = np.array([[-0.8, 0, 0, 12.5], [0, -0.8, 0, 20], [0, 0, 1.5, -300], [0, 0, 0, 1]])
@@ -71,6 +72,22 @@ def test_nifti_comes_back_with_affine_hash_and_name(tmp_path, ending, image):
     assert volume.name == "patient.a"
     assert volume.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert volume.notes == ()
+
+
+def test_compressed_voxels_are_unpacked_to_where_they_stay(tmp_path):
+    array = ct_array((12, 1024, 1024))
+    path = save_nifti(tmp_path / "a.nii", array)
+    path.with_suffix(".nii.gz").write_bytes(gzip.compress(path.read_bytes(), 1))
+    read_scan(path)  # what is loaded at the first time
+    tracemalloc.start()
+    try:
+        volume = read_scan(path.with_suffix(".nii.gz"))
+        beside = tracemalloc.get_traced_memory()[1] - array.nbytes
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_array_equal(volume.array, array)
+    slab = 2 * SLAB_VOXELS
+    assert beside < 0.75 * slab, "buffers of the file, and no slab"
 
 
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz"])

@@ -58,7 +58,7 @@ def test_views_equal_their_twins(affine, shape, dtype):
     labels = np.repeat(rng.integers(0, 6, (shape[0], shape[1], 1)), shape[2], axis=2).astype(np.uint8)
     places = [[0.8 * (n - 1) for n in shape], [0.2 * (shape[0] - 1), 0.5 * (shape[1] - 1), 0.6 * (shape[2] - 1)]]
     centres = [tuple(point) for point in grid.to_ras_mm(places)]
-    views = curved_views(volume, labels, centres, max_height=60, max_width=90)
+    views = curved_views(volume, labels, centres, label_count=int(labels.max()), max_height=60, max_width=90)
     curve = spine_curve(centres, grid)
     outside = 0
     for across, view in enumerate(views):
@@ -78,11 +78,23 @@ def test_views_equal_their_twins(affine, shape, dtype):
         assert outside
 
 
+def test_labels_beyond_the_count_are_left_out():
+    labels = np.ones((8, 6, 6), np.uint8)
+    labels[4:] = 9
+    volume = Volume(np.zeros(labels.shape, np.float32), Grid(labels.shape, np.eye(4)))
+    every, lower = (
+        curved_views(volume, labels, [], label_count=count, max_height=40, max_width=100)[0].masks for count in (9, 8)
+    )
+    assert set(every) == {1, 9}
+    assert set(lower) == {1}
+    np.testing.assert_array_equal(lower[1], every[1])
+
+
 def test_a_row_midway_between_two_vertebrae_is_in_both_masks():
     labels = np.ones((8, 6, 6), np.uint8)
     labels[4:] = 2
     volume = Volume(np.zeros(labels.shape, np.int16), Grid(labels.shape, np.eye(4)))
-    for view in curved_views(volume, labels, [], max_height=9, max_width=100):
+    for view in curved_views(volume, labels, [], label_count=2, max_height=9, max_width=100):
         assert view.hu.shape[0] == 9
         both = view.masks[1] & view.masks[2]
         assert np.flatnonzero(both.any(axis=1)).tolist() == [4]
