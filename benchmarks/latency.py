@@ -23,7 +23,7 @@ from runtime.bundle import Bundle
 from runtime.device.session import offers_device_tensors
 from runtime.engines.base import Session
 from runtime.engines.parity import LIMITS, Parity, compare_networks, faults, joined, probe_images
-from runtime.errors import EngineError
+from runtime.errors import EngineError, OutOfMemoryError
 from runtime.pipeline import Pipeline
 from runtime.volume import Volume
 
@@ -156,7 +156,7 @@ def measured(one: Contender, peer: Networks, bundle: Bundle, scans: Sequence[Vol
             parity = _parity(networks, bundle)
             for scan in scans:
                 figures += _whole_scan(one.title, networks, bundle, scan, repeats, details)
-        except (EngineError, RuntimeError) as error:
+        except (EngineError, OutOfMemoryError, RuntimeError) as error:
             failed = (str(error).splitlines() or [type(error).__name__])[0]
     if memory.rise_mb is not None:
         figures.append(Figure("GPU memory", one.title, "MiB", (memory.rise_mb,)))

@@ -124,7 +124,8 @@ def verify(
     unseen = {"locnet", "fracsegnet"} | ({"levelnet"} if spec.levelnet is not None else set())
     for scan in scans if engines else ():
         prepared = prepare(spec, scan, reference)
-        images = {name: image for name, image in images_alone(spec, prepared).items() if name in unseen}
+        of_scan = images_alone(spec, prepared) if unseen else {}
+        images = {name: image for name, image in of_scan.items() if name in unseen}
         unseen -= images.keys()
         for outcome, (_, networks) in zip(outcomes, engines, strict=True):
             outcome.with_itself = joined([outcome.with_itself, compare_with_itself(images, networks)])

@@ -22,7 +22,7 @@ from runtime.vertebral_body import BodyMask
 from runtime.volume import Grid, Volume
 
 THICK_SLICES_MM = 3.0
-"""Warned of from here on: above, heights measured on phantoms are off by 1.5 mm and a grade in five is wrong
+"""Warned of above: heights measured on phantoms are off by 1.5 mm and a grade in five is wrong
 (docs/decisions/0006)."""
 SHORT_MM = 30.0
 """A scan that reaches less far along the spine can't show a vertebra and its endplates."""
@@ -245,8 +245,8 @@ def warnings(
     said += volume.notes
     if (thick := _thick_slices(volume)) is not None:
         said.append(
-            f"Slices are {thick}: from {THICK_SLICES_MM:.0f} mm on, heights may be off by more than 1 mm, so that "
-            "grades are unreliable."
+            f"Slices are {thick}: above {THICK_SLICES_MM:.0f} mm, heights may be off by more than 1 mm, so that grades "
+            "are unreliable."
         )
     if dropped:
         said.append(f"The network saw {dropped} more vertebrae than a patient has; the least confident were dropped.")
@@ -279,7 +279,7 @@ def _thick_slices(volume: Volume) -> str | None:
     """How far apart slices are or, where they overlap, how thick; None where that is too little to be said."""
     apart_mm = max(volume.grid.spacing_xyz_mm)
     thickness_mm = None if volume.source is None else volume.source.thickness_mm
-    if round(max(apart_mm, thickness_mm or 0.0), 2) < THICK_SLICES_MM:
+    if round(max(apart_mm, thickness_mm or 0.0), 2) <= THICK_SLICES_MM:
         return None
     thick = f"{thickness_mm:.1f} mm thick, " if thickness_mm is not None and thickness_mm > apart_mm else ""
     return f"{thick}{apart_mm:.1f} mm apart"

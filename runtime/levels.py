@@ -154,11 +154,13 @@ def _call(levels: Float64, none: float, min_confidence: float) -> LevelCall:
 def in_neck(calls: Sequence[LevelCall | None]) -> tuple[bool, ...]:
     """Whether each vertebra of a spine, cranial to caudal, is to be taken for one of the neck.
 
-    It is where that is probable enough, or the next vertebra below it whose level is told is cervical; where nothing is
-    said of levels, it is not.
+    It is where its level is cervical or that is probable enough, and so is all that lies above such a vertebra; where
+    nothing is said of levels, it is not.
     """
-    told = [n for n, call in enumerate(calls) if call is not None and is_cervical(call.level)]
-    lowest = max(told, default=-1)
-    return tuple(
-        n <= lowest or (call is not None and call.cervical >= PROBABLY_CERVICAL) for n, call in enumerate(calls)
-    )
+    cervical = [
+        n
+        for n, call in enumerate(calls)
+        if call is not None and (is_cervical(call.level) or call.cervical >= PROBABLY_CERVICAL)
+    ]
+    lowest = max(cervical, default=-1)
+    return tuple(n <= lowest for n in range(len(calls)))

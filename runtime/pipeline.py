@@ -21,7 +21,7 @@ from runtime.engines import measured_choice, open_session, select_engine, triton
 from runtime.engines.base import EngineInfo, Session, release_memory
 from runtime.engines.triton_server import TritonServer
 from runtime.errors import BundleError, EngineError, InputError, OutOfMemoryError
-from runtime.findings import BundleInfo, Findings, ScanInfo, Settings
+from runtime.findings import BundleInfo, Findings, ScanInfo, Settings, Vertebra
 from runtime.heights import HeightEnds
 from runtime.kernels.threads import each_in_threads
 from runtime.levels import LevelCall, decode_levels, level_evidence
@@ -87,6 +87,23 @@ class _Candidates:
     dropped: int
     rejected: int
     windows: WindowCount
+
+
+@dataclass(frozen=True, eq=False)
+class _Segmented:
+    """The vertebrae of a scan, from cranial to caudal.
+
+    Args:
+        vertebrae: as the second network outlines them.
+        calls: what is said of each one's level.
+        rejected: candidates left out because they are no vertebra.
+        padded: vertebrae left out because they lie where the scan holds no picture.
+    """
+
+    vertebrae: Sequence[SegmentedVertebra]
+    calls: tuple[LevelCall | None, ...]
+    rejected: int
+    padded: int
 
 
 class PreparedScan:
@@ -313,13 +330,8 @@ class Pipeline:
         with self._open_scan(volume) as scan:
             found = self._label(volume, scan, self._locate(prepared, scan, clock), clock, batch=batch)
             with clock.stage("segment"):
-                step = clock.progress.step
-                segmented = segment(
-                    volume, found.centres, frac, self._fracsegnet, batch=batch, access=scan, progress=step
-                )
-                outlined = [v for v in segmented if (v.mask > frac.mask_threshold).any()]
-                inside = without_padded(outlined, find_padding(volume), threshold=frac.mask_threshold)
-                vertebrae, calls = self._called(inside, found)
+                kept = self._segmented(volume, scan, found, clock, batch=batch)
+        vertebrae, calls = kept.vertebrae, kept.calls
         with clock.stage("measure"):
             masks = body_masks(vertebrae, calls, mask_threshold=frac.mask_threshold)
             grading = self.spec.grading
@@ -344,34 +356,33 @@ class Pipeline:
                 )
             ]
             described = tuple(each_in_threads(lambda made: made(), descriptions))
-        dropped, padded = found.dropped, len(outlined) - len(inside)
-        rejected = found.rejected + len(segmented) - len(outlined) + len(inside) - len(vertebrae)
-        findings = Findings(
-            scan=ScanInfo(
-                volume.name,
-                volume.sha256,
-                volume.grid.shape_zyx,
-                volume.grid.spacing_xyz_mm,
-                volume.grid.orientation,
-            ),
+        said = warnings(
+            self.spec,
+            volume,
+            described,
+            dropped=found.dropped,
+            rejected=found.rejected + kept.rejected,
+            padded=kept.padded,
+            dense=[number for number, m in enumerate(measurements, start=1) if m.dense],
+        )
+        findings = self._findings(volume, described, said, clock)
+        ends = tuple(measured.ends for measured in measurements)
+        return Analysis(findings, labels, volume, notice(self.spec), ends, found.windows)
+
+    def _findings(
+        self, volume: Volume, vertebrae: tuple[Vertebra, ...], said: tuple[str, ...], clock: Stopwatch
+    ) -> Findings:
+        grid = volume.grid
+        return Findings(
+            scan=ScanInfo(volume.name, volume.sha256, grid.shape_zyx, grid.spacing_xyz_mm, grid.orientation),
             bundle=BundleInfo(self.spec.name, self.spec.version, self._bundle.sha256),
             engine=self.engine_info,
             timings_s=clock.timings_s(),
             peak_memory_mb=round(peak_memory_mb(), 1),
-            warnings=warnings(
-                self.spec,
-                volume,
-                described,
-                dropped=dropped,
-                rejected=rejected,
-                padded=padded,
-                dense=[number for number, m in enumerate(measurements, start=1) if m.dense],
-            ),
-            vertebrae=described,
+            warnings=said,
+            vertebrae=vertebrae,
             settings=Settings(exhaustive=self._exhaustive),
         )
-        ends = tuple(measured.ends for measured in measurements)
-        return Analysis(findings, labels, volume, notice(self.spec), ends, found.windows)
 
     def _locate(self, prepared: PreparedScan, scan: ScanAccess, clock: Stopwatch) -> _Candidates:
         """The centres that the first network finds, from cranial to caudal; not more than a patient can have."""
@@ -406,6 +417,18 @@ class Pipeline:
             evidence=evidence[kept],
             rejected=len(centres) - len(kept),
         )
+
+    def _segmented(
+        self, volume: Volume, scan: ScanAccess, found: _Candidates, clock: Stopwatch, *, batch: int
+    ) -> _Segmented:
+        """What the second network outlines around the candidates, without what is no vertebra or lies in padding."""
+        frac, step = self.spec.fracsegnet, clock.progress.step
+        segmented = segment(volume, found.centres, frac, self._fracsegnet, batch=batch, access=scan, progress=step)
+        outlined = [v for v in segmented if (v.mask > frac.mask_threshold).any()]
+        inside = without_padded(outlined, find_padding(volume), threshold=frac.mask_threshold)
+        vertebrae, calls = self._called(inside, found)
+        rejected = len(segmented) - len(outlined) + len(inside) - len(vertebrae)
+        return _Segmented(vertebrae, calls, rejected, len(outlined) - len(inside))
 
     def _called(
         self, segmented: Sequence[SegmentedVertebra], found: _Candidates

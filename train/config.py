@@ -83,6 +83,9 @@ class LocNetRun:
         negative_fraction: share of crops drawn anywhere, with or without a vertebra; the thesis wants none.
         fractured_fraction: share of the other crops of phantoms that show a body of grade 2 or 3. As often as patients
             have them, collapsed bodies are missed more often than whole ones.
+        narrow_field_fraction: share of the crops of phantoms with air beyond 80 to 180 mm along y and x.
+        thick_slices_fraction: share of them that were stored in slices of 3 to 6 mm.
+        dense_blood_fraction: share of them with veins full of contrast agent.
         data: ``"phantoms"`` and folders in VerSe's layout.
     """
 
@@ -107,6 +110,9 @@ class LocNetRun:
     foreground_weight: float = 10.0
     negative_fraction: float = 0.4
     fractured_fraction: float = 0.3
+    narrow_field_fraction: float = 0.12
+    thick_slices_fraction: float = 0.25
+    dense_blood_fraction: float = 0.08
     data: tuple[str, ...] = ("phantoms",)
 
 
@@ -263,7 +269,12 @@ def load(path: Path) -> Run:
 
 
 _LOOP_ADDED_LATER: Mapping[str, Any] = {"start_from": ""}
-_LOCNET_ADDED_LATER: Mapping[str, Any] = {"fractured_fraction": 0.0}
+_LOCNET_ADDED_LATER: Mapping[str, Any] = {
+    "fractured_fraction": 0.0,
+    "narrow_field_fraction": 0.0,
+    "thick_slices_fraction": 0.0,
+    "dense_blood_fraction": 0.0,
+}
 _FRACSEGNET_ADDED_LATER: Mapping[str, Any] = {
     "task_weighting": "fixed",
     "nash_every": 1,

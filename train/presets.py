@@ -60,6 +60,9 @@ def _thesis_locnet() -> LocNetRun:
         foreground_weight=0.0,
         negative_fraction=0.0,
         fractured_fraction=0.0,
+        narrow_field_fraction=0.0,
+        thick_slices_fraction=0.0,
+        dense_blood_fraction=0.0,
     )
 
 

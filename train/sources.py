@@ -118,10 +118,13 @@ class PhantomSource:
             extent_mm = np.array(shape_zyx[::-1]) * run.spacing_mm
             centre = anatomy.centre_ras_mm(target) + rng.uniform(-0.45, 0.45, 3) * extent_mm
         grid = crop_grid(centre, spacing_mm=run.spacing_mm, shape_zyx=shape_zyx)
-        scan = render(anatomy, grid, dense_blood(sample_appearance(rng, self.config), rng), rng)
+        appearance = dense_blood(sample_appearance(rng, self.config), rng, probability=run.dense_blood_fraction)
+        scan = render(anatomy, grid, appearance, rng)
         points = np.array([grid.to_index_zyx(v.centre_ras_mm) for v in scan.vertebrae]).reshape(-1, 3)
-        hu = thick_slices(scan.volume.array, rng, spacing_mm=run.spacing_mm)
-        return narrow_field(*cut_by_edges(hu, points, rng), rng, spacing_mm=run.spacing_mm)
+        hu = thick_slices(scan.volume.array, rng, spacing_mm=run.spacing_mm, probability=run.thick_slices_fraction)
+        return narrow_field(
+            *cut_by_edges(hu, points, rng), rng, spacing_mm=run.spacing_mm, probability=run.narrow_field_fraction
+        )
 
     def vertebra(self, rng: np.random.Generator, run: FracSegNetRun) -> VertebraSample:
         """See Source. Unless ``run.sampling`` is "as_found", the grade is drawn first, then a vertebra that has it."""
@@ -239,7 +242,7 @@ def cut_by_edges(
 
 
 def narrow_field(
-    hu: np.ndarray, points_zyx: np.ndarray, rng: np.random.Generator, *, spacing_mm: float, probability: float = 0.12
+    hu: np.ndarray, points_zyx: np.ndarray, rng: np.random.Generator, *, spacing_mm: float, probability: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Some crops as if reconstructed for the spine or the heart: air beyond 80 to 180 mm along y and x.
 
@@ -266,9 +269,7 @@ def narrow_field(
     return field, points_zyx[inside]
 
 
-def thick_slices(
-    hu: np.ndarray, rng: np.random.Generator, *, spacing_mm: float, probability: float = 0.25
-) -> np.ndarray:
+def thick_slices(hu: np.ndarray, rng: np.random.Generator, *, spacing_mm: float, probability: float) -> np.ndarray:
     """Some crops as if resampled from slices of 3 to 6 mm, mostly axial ones, sometimes sagittal or coronal ones.
 
     Each slice is the mean over its thickness; between their middles values are interpolated, as the runtime does.
@@ -310,7 +311,7 @@ def along_axis(hu: np.ndarray, weights: np.ndarray, axis: int) -> np.ndarray:
     return np.ascontiguousarray(np.moveaxis(np.moveaxis(hu, axis, -1) @ weights.T, -1, axis), np.float32)
 
 
-def dense_blood(appearance: Appearance, rng: np.random.Generator, *, probability: float = 0.08) -> Appearance:
+def dense_blood(appearance: Appearance, rng: np.random.Generator, *, probability: float) -> Appearance:
     """Some appearances with undiluted contrast agent in the veins, as beside the upper spine during an injection."""
     if rng.random() >= probability:
         return appearance

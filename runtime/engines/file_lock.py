@@ -17,8 +17,15 @@ _POLL_S = 0.1
 
 
 @contextmanager
-def file_lock(path: Path) -> Iterator[None]:
+def file_lock(path: Path, *, is_needed: bool = True) -> Iterator[None]:
     """Hold the lock on a file, which is made if it isn't there and is left there; wait while another process holds it.
+
+    Where the file system has no locks, nothing is held.
+
+    Args:
+        path: of the file.
+        is_needed: whether a file that can't be made is refused, rather than done without: a folder that is only read
+            needs no lock.
 
     Raises:
         EngineError: the file can't be made.
@@ -26,15 +33,30 @@ def file_lock(path: Path) -> Iterator[None]:
     try:
         stream = open(path, "a+b")  # noqa: SIM115
     except OSError as error:
-        raise EngineError(f"{path} cannot be made ({error.strerror}); name another folder with -o.") from error
+        if is_needed:
+            raise EngineError(f"{path} cannot be made ({error.strerror}); name another folder with -o.") from error
+        logger.debug("%s cannot be made (%s); going on without it", path, error.strerror)
+        yield
+        return
     with stream:
-        said = False
-        while not try_lock(stream.fileno()):
+        is_held = _wait_for(stream.fileno(), path)
+        try:
+            yield
+        finally:
+            if is_held:
+                unlock(stream.fileno())
+
+
+def _wait_for(file: int, path: Path) -> bool:
+    """Take the lock, however long that takes; False where the file system has none."""
+    said = False
+    try:
+        while not try_lock(file):
             if not said:
                 logger.info("another process builds engines in %s; waiting for it", path.parent)
                 said = True
             time.sleep(_POLL_S)
-        try:
-            yield
-        finally:
-            unlock(stream.fileno())
+    except OSError as error:
+        logger.debug("%s cannot be locked (%s); going on without it", path, error.strerror)
+        return False
+    return True

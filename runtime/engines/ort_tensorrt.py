@@ -73,7 +73,7 @@ def refuse_tf32() -> None:
     """Keep TensorRT from computing FP32 in TF32, which rounds as FP16 does, by the variable that NVIDIA has for that.
 
     The provider leaves TensorRT's flag for it on, and has no option (microsoft/onnxruntime issue 26029); TensorRT reads
-    the variable when it first builds and keeps to it, so it is set before anything is opened. It is set for this
+    the variable when it first builds and keeps to it, so it is set before any engine is opened. It is set for this
     process and its children; somebody who has set it to anything is left alone, and not offered FP32.
     """
     os.environ.setdefault(_TF32, "0")
@@ -115,7 +115,7 @@ def open_session(
     image, zyx = _image_of(model)
     provider = tensorrt_provider(_made(folder), image=image, size_zyx=zyx, device=device)
     providers = [provider, cuda_provider(device, graphs=False)]
-    with file_lock(folder / _LOCK):  # one builds, the others take what it built
+    with file_lock(folder / _LOCK, is_needed=False):  # one builds, the others take what it built
         session = _built_or_found(partial(library_session, graph, model, providers, threads=threads), folder)
     if not shapes_are_fixed(session):
         raise EngineError(f"{model.name} has sizes that vary; TensorRT engines are built for fixed ones.")

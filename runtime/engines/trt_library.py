@@ -58,8 +58,13 @@ def new_log(library: ModuleType) -> Any:
 
 
 def failed(message: str, log: Any) -> VertscanError:
-    """The error to raise where the library refuses something: ``message``, and the first thing that went wrong."""
-    return failure(f"{message}: {first_error(log)}.", library_said="\n".join(map(str, log.errors)))
+    """The error to raise where the library refuses something: ``message``, and the first thing that went wrong.
+
+    The log begins anew: what is told once is no reason for what fails later.
+    """
+    error = failure(f"{message}: {first_error(log)}.", library_said="\n".join(map(str, log.errors)))
+    log.errors.clear()
+    return error
 
 
 def first_error(log: Any) -> str:

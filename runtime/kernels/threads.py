@@ -57,20 +57,18 @@ def ranges_in_threads(work: Callable[[int, int], T], count: int, *, least: int) 
         return [work(0, count)]
     pieces = min(count // least, 4 * workers)
     pool = _pool(threads)
-    futures = [pool.submit(work, *ends) for ends in pairwise(count * i // pieces for i in range(pieces + 1))]
-    _wait_for_all(futures)
-    futures.reverse()
-    return [futures.pop().result() for _ in range(len(futures))]  # an error is kept by nothing here
-
-
-def _wait_for_all(futures: Sequence[Future[T]]) -> None:
-    """When one fails, or the caller is interrupted, those that aren't begun never are."""
+    futures: list[Future[T]] = []
     try:
+        for ends in pairwise(count * i // pieces for i in range(pieces + 1)):
+            futures.append(pool.submit(work, *ends))
         wait(futures, return_when=FIRST_EXCEPTION)
-    finally:
-        for future in futures:
-            future.cancel()
+    finally:  # when one fails, or the caller is interrupted, those that aren't begun never are
+        cancelled = {future for future in futures if future.cancel()}
         wait(futures)
+    done = [future for future in reversed(futures) if future not in cancelled]
+    futures.clear()
+    cancelled.clear()
+    return [done.pop().result() for _ in range(len(done))]  # the first error; it is kept by nothing here
 
 
 @lru_cache(maxsize=1)

@@ -275,7 +275,8 @@ def described(verdict: Verdict) -> str:
 def _source(stack: Stack, images: Mapping[str, CtFile], root: Path) -> DicomSource:
     """What results refer to: the slices as they were received."""
     frames = stack.frames
-    first, thickness_mm = frames[0], stated_thickness_mm(frames)
+    first = frames[0]
+    thickness_mm = stated_thickness_mm(frames)
     believed = thickness_mm is not None and thickness_mm <= SeriesRules().thickest_mm
     return DicomSource(
         series_uid=images[first.source].series_uid,

@@ -90,7 +90,7 @@ def test_masks_lie_on_the_slices_as_received_though_they_are_tilted_or_uneven(
 @pytest.mark.parametrize(
     ("thickness_mm", "said"),
     [
-        (5.0, ["Slices are 5.0 mm thick, 2.0 mm apart: from 3 mm on"]),
+        (5.0, ["Slices are 5.0 mm thick, 2.0 mm apart: above 3 mm"]),
         (2.0, []),
         (None, []),
         (150.0, []),  # no thickness

@@ -302,6 +302,7 @@ def test_what_lies_above_a_cervical_vertebra_is_in_the_neck() -> None:
     unsure, c6 = LevelCall(None, 0.3, True, 0.2), LevelCall("C6", 0.9, True, 1.0)
     assert in_neck([unsure, c6, unsure]) == (True, True, False)
     assert in_neck([LevelCall(None, 0.3, True, 0.5), unsure, None]) == (True, False, False)
+    assert in_neck([unsure, LevelCall(None, 0.3, True, 0.6), unsure]) == (True, True, False)
 
 
 def test_the_share_of_the_neck_is_that_of_the_marginals() -> None:

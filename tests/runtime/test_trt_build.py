@@ -408,9 +408,17 @@ class Sends(logging.Handler):
             signal.raise_signal(self.number)
 
 
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C as a person at a terminal has it: what runs in the background may have begun with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @needs_rtx
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_that_meets_the_library_at_work_ends_the_build(small, folder, number, caplog, capfd):
+def test_a_signal_that_meets_the_library_at_work_ends_the_build(small, folder, number, ctrl_c, caplog, capfd):
     """The bindings swallow what is raised in a callback, and would finish the engine."""
     caplog.set_level(logging.DEBUG, "runtime.engines.trt_library")
     sends, said = Sends(number), logging.getLogger("runtime.engines.trt_library")
@@ -427,7 +435,7 @@ def test_a_signal_that_meets_the_library_at_work_ends_the_build(small, folder, n
 
 
 @needs_rtx
-def test_a_signal_between_two_callbacks_ends_the_build(small, folder):
+def test_a_signal_between_two_callbacks_ends_the_build(small, folder, ctrl_c):
     """As a person's Ctrl-C comes: from outside, at any time."""
     begun = threading.Event()
 

@@ -91,6 +91,8 @@ def test_choices_that_do_not_exist_are_refused(setting: str) -> None:
 
 def test_a_locnet_of_an_earlier_version_goes_on_as_it_began() -> None:
     values = json.loads(to_json(LocNetRun()))
-    del values["fractured_fraction"]
-    assert config.with_later_settings(values)["fractured_fraction"] == 0.0
+    added = ("fractured_fraction", "narrow_field_fraction", "thick_slices_fraction", "dense_blood_fraction")
+    for name in added:
+        del values[name]
+    assert [config.with_later_settings(values)[name] for name in added] == [0.0] * 4
     assert "fractured_fraction" not in config.with_later_settings(json.loads(to_json(FracSegNetRun())))
