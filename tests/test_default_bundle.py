@@ -50,8 +50,7 @@ def test_it_is_said_to_be_synthetic_and_fits_the_repository() -> None:
 def test_its_recorded_figures_reach_their_limits() -> None:
     """Recorded by ``python -m train.evaluate``, of these very networks, on no fewer than the limits' 200 phantoms.
 
-    Nothing is allowed for noise: the limits are those that the bundle is held to. F1 of grade 3 is left out: 0.75 is
-    wanted and it is known to be short at 0.725 (docs/training.md), which with 90 vertebrae is two or three of them.
+    Nothing is allowed for noise: the limits are those that the bundle is held to.
     """
     spec = open_bundle().spec
     accuracy = spec.accuracy
@@ -64,6 +63,7 @@ def test_its_recorded_figures_reach_their_limits() -> None:
     assert accuracy["levels"]["junction_scans"]["share_right"] >= 0.85
     assert accuracy["masks"]["overall"]["dice"] >= 0.85
     assert grades["macro_f1"] >= 0.65
+    assert grades["by_grade"][3]["f1"] >= 0.75
     assert grades["fracture_per_vertebra"][0]["at_least"] == 2
     assert grades["fracture_per_vertebra"][0]["auroc"] >= 0.93
     assert accuracy["heights"]["mean_absolute_error_mm"] <= 1.5
@@ -95,13 +95,22 @@ def test_real_lumbar_spine(pipeline, shared_data: Path) -> None:
 
 def test_real_lumbar_crop(pipeline, shared_data: Path) -> None:
     folder = shared_data / "tptbox-lumbar"
-    labels, _ = read_labels(folder / "vertebrae.nii.gz")
-    analysis = pipeline.analyse(folder / "ct.nii.gz")
-    l3 = labels == 22
-    overlap = max(dice(analysis.labels == v.mask_label, l3) for v in analysis.findings.vertebrae)
-    assert overlap > 0.7, "L3 is the one that isn't cut"
-    assert len(analysis.findings.vertebrae) == 3
-    assert {v.level for v in analysis.findings.vertebrae} == {None}, "nothing in sight tells them from their neighbours"
+    labels, grid = read_labels(folder / "vertebrae.nii.gz")
+    bodies = (sample_nearest(*read_labels(folder / "subregions.nii.gz"), grid) == 49) & (labels == 22)
+    found = pipeline.analyse(folder / "ct.nii.gz")
+    vertebrae = found.findings.vertebrae
+    l3 = grid.to_ras_mm(np.argwhere(bodies).mean(axis=0))
+    distance = [float(np.linalg.norm(np.subtract(v.centre_ras_mm, l3))) for v in vertebrae]
+    assert min(distance) < 5, "L3 is the one that isn't cut"
+    masks = [found.labels == v.mask_label for v in vertebrae]
+    overlaps = {label: max(dice(mask, labels == label) for mask in masks) for label in (22, 23)}
+    assert overlaps[22] > 0.7
+    assert overlaps[23] > 0.5, "L4 is cut, and the scan holds its body's centre; that of L2 lies above the last slice"
+    for vertebra in vertebrae:
+        z, y, x = np.rint(grid.to_index_zyx(vertebra.centre_ras_mm)).astype(int)
+        assert labels[z, y, x], "nothing but vertebrae"
+    assert len(vertebrae) <= 3
+    assert {v.level for v in vertebrae} == {None}, "nothing in sight tells them from their neighbours"
 
 
 def test_real_pelvis(pipeline, shared_data: Path) -> None:
