@@ -17,6 +17,11 @@ from runtime.masks import filled_block
 from runtime.segment import SegmentedVertebra
 from runtime.volume import Grid, Volume
 
+LOWEST_HU = -1024.0
+"""What lies below is raised to this before a scan is analysed. No tissue is below air: it is what a scanner fills the
+corners of a round field with, such as -2000 or -3024, and a mean over it and bone would darken the rim of the bone by
+hundreds of HU. Padding stays flat, so that it is still told; where it meets air that the scanner cut off at -1024, both
+become one flat region, and neither of them holds a picture of a vertebra."""
 _LEAST_SHARE = 0.05
 """Of a scan's outermost voxels: a value that fewer of them have, in flat surroundings, is no padding."""
 _REJECTED = 0.5
@@ -69,6 +74,13 @@ class Padding:
             for step in (-1, 1):
                 flat &= at(index_zyx + step * (np.arange(3) == axis)) == here
         return int(np.count_nonzero(flat))
+
+
+def raised_to_air(volume: Volume) -> Volume:
+    """The scan with nothing below ``LOWEST_HU``; a copy only where there is."""
+    if float(volume.array.min(initial=LOWEST_HU)) >= LOWEST_HU:
+        return volume
+    return replace(volume, array=np.maximum(volume.array, volume.array.dtype.type(LOWEST_HU)))
 
 
 def find_padding(volume: Volume) -> Padding:

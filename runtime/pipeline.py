@@ -29,7 +29,7 @@ from runtime.localise import Centre
 from runtime.memory import MIB, give_back_memory, peak_memory_mb
 from runtime.morphometry import measure_vertebrae
 from runtime.order import cranial_to_caudal
-from runtime.padding import find_padding, without_padded
+from runtime.padding import LOWEST_HU, find_padding, raised_to_air, without_padded
 from runtime.paste import paste_masks
 from runtime.progress import NoProgress, Progress
 from runtime.readers import read_scan
@@ -288,9 +288,11 @@ class Pipeline:
         try:
             if volume is None:
                 with clock.stage("read"):
+                    reading = replace(reading or ReadOptions(), lowest_hu=LOWEST_HU)
                     volume = read_scan(Path(scan), reading)  # type: ignore[arg-type]
-            if isinstance(scan, Volume):
+            else:
                 _check_finite(volume)
+                volume = raised_to_air(volume)
             if self._images_on_host:
                 with clock.stage("resample"):
                     image = ScanOnHost(volume).image_on(working_grid(volume.grid, self.spec.locnet.spacing_mm))

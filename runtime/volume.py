@@ -130,8 +130,7 @@ class Volume:
     """A CT scan in Hounsfield units with its place in the patient.
 
     Args:
-        array: (z, y, x), int16 or float32, HU. It is not copied; treat it as read-only. Readers leave nothing below
-            -1024 HU; whoever makes one in memory should do the same, or padding blends into the tissue beside it.
+        array: (z, y, x), int16 or float32, HU. It is not copied; treat it as read-only.
         grid: where its voxels lie; ``grid.shape_zyx == array.shape``.
         name: what to call it in messages and results.
         sha256: hex digest of the file or files that it was read from, or ``""``.

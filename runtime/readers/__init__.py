@@ -44,10 +44,9 @@ READERS: dict[str, Reader] = {
 def read_scan(path: Path | str, options: ReadOptions | None = None) -> Volume:
     """Reads a CT scan: NIfTI, NRRD, MetaImage, a folder or zip with DICOM, a DICOMDIR, or an enhanced DICOM file.
 
-    Voxels stay int16 where that holds every value exactly and become float32 otherwise; what is below -1024 HU is
-    padding and becomes -1024. ``Volume.notes`` says what was repaired or chosen or looks wrong, ``Volume.sha256`` is of
-    the file, or, for DICOM, of the slices' sorted hashes. Of several DICOM
-    series the rules of :mod:`runtime.readers.dicom_choice` choose one.
+    Voxels stay int16 where that holds every value exactly and become float32 otherwise. ``Volume.notes`` says what
+    was repaired or chosen or looks wrong, ``Volume.sha256`` is of the file, or, for DICOM, of the slices' sorted
+    hashes. Of several DICOM series the rules of :mod:`runtime.readers.dicom_choice` choose one.
 
     Args:
         path: of the file or folder.

@@ -19,11 +19,6 @@ MAX_EXTENT_MM = 3000.0
 MIN_DETERMINANT = 0.2
 """Of the voxel axes' unit vectors: a gantry tilt of 30 degrees leaves 0.87."""
 ALL_AIR_BELOW_HU = -900.0
-LOWEST_HU = -1024.0
-"""What lies below is raised to this when a scan is read. No tissue is below air: it is what a scanner fills the corners
-of a round field with, such as -2000 or -3024, and a mean over it and bone would darken the rim of the bone by hundreds
-of HU. Padding stays flat, so ``runtime.padding`` still tells it; where it meets air that the scanner cut off at -1024,
-both become one flat region, and neither of them holds a picture of a vertebra."""
 _LARGEST_HU = 32767.0
 _LARGEST_LABEL = 255
 _FEW_VALUES = 64
@@ -144,10 +139,13 @@ class VoxelCollector:
         if not np.may_share_memory(slab, self._array):
             self._array[first : first + len(slab)] = slab
 
-    def finish(self) -> np.ndarray:
-        """The whole array (z, y, x), int16 or float32, with what was below ``LOWEST_HU`` raised to it.
+    def finish(self, lowest_hu: float | None) -> np.ndarray:
+        """The whole array (z, y, x), int16 or float32.
 
         To be called once the slabs are no longer needed as they were read, such as for a hash of the file.
+
+        Args:
+            lowest_hu: what is below is raised to it; None leaves every value as it is.
 
         Raises:
             InputError: the values cannot be Hounsfield units of a CT scan.
@@ -171,8 +169,8 @@ class VoxelCollector:
             )
         elif (note := offset_note(self._array)) is not None:
             self.notes.append(note)
-        if self._low < LOWEST_HU:
-            np.maximum(self._array, self._array.dtype.type(LOWEST_HU), out=self._array)
+        if lowest_hu is not None and self._low < lowest_hu:
+            np.maximum(self._array, self._array.dtype.type(lowest_hu), out=self._array)
         return self._array
 
     def _shown(self) -> str:

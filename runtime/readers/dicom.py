@@ -148,7 +148,7 @@ def _volume(files: FileSet, chosen: Candidate, name: str, notes: Sequence[str], 
         stack = _decodable(reader, chosen, name)
     voxels = VoxelCollector(stack.grid.shape_zyx, name)
     read_voxels(reader, stack, voxels)
-    array = voxels.finish()
+    array = voxels.finish(options.lowest_hu)
     rescaled = all(frame.rescaled for frame in stack.frames)
     unscaled = (
         []

@@ -40,7 +40,7 @@ def read(path: Path, name: str, options: ReadOptions) -> Volume:
     voxels = VoxelCollector(shape, path.name)
     for first in range(0, shape[0], voxels.planes_per_slab):
         voxels.put(first, values[first : first + voxels.planes_per_slab])
-    array = voxels.finish()
+    array = voxels.finish(options.lowest_hu)
     return Volume(array, grid, name, sha256, tuple(voxels.notes))
 
 

@@ -114,7 +114,7 @@ def _read_stream(stream: _Stream, hashing: _HashingFile, file_name: str, name: s
     _read_voxels(stream, coding, voxels, shape, file_name)
     while stream.read(_CHUNK):  # to the end, so that a compressed file's checksum is verified
         pass
-    array = voxels.finish()
+    array = voxels.finish(options.lowest_hu)
     return Volume(array, grid, name, hashing.sha256_of_all(), (*notes, *voxels.notes))
 
 

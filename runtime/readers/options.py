@@ -38,8 +38,10 @@ class ReadOptions:
             right: gaps are filled by interpolation (wide ones with air), copies are left out. It is always said.
         on_header: called once with what the header says, before memory for the voxels is taken. It may wait; what it
             raises ends the reading.
+        lowest_hu: what is below, as padding is, is raised to it; None reads every voxel as it is stored.
     """
 
     series_uid: str | None = None
     accept_gaps: bool = False
     on_header: Callable[[ScanHeader], None] | None = None
+    lowest_hu: float | None = None

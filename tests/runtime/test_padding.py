@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from runtime import pipeline as pipeline_module
-from runtime.padding import find_padding, without_padded
+from runtime.padding import find_padding, raised_to_air, without_padded
 from runtime.pipeline import Pipeline
 from runtime.readers import read_scan
 from runtime.resample import resample, working_grid
@@ -90,7 +90,7 @@ def test_padding_below_air_does_not_darken_the_rim_of_a_body_and_is_still_known(
     for padding in (value, -1024):
         hu = np.where(outside, np.int16(padding), noisy() + np.int16(200))
         nib.save(nib.Nifti1Image(hu.T, np.eye(4)), tmp_path / "a.nii")
-        read[padding] = read_scan(tmp_path / "a.nii")
+        read[padding] = raised_to_air(read_scan(tmp_path / "a.nii"))
     coarse = working_grid(GRID, 3.0)
     np.testing.assert_array_equal(resample(read[value], coarse), resample(read[-1024], coarse))
     assert find_padding(read[value]).values == (-1024,)
@@ -102,7 +102,7 @@ def test_air_that_has_noise_is_no_padding_beside_padding_of_its_lowest_value(tmp
     hu = np.where(np.indices(GRID.shape_zyx)[1] < 30, noisy(), air)
     hu[:, :, 32:] = -3024
     nib.save(nib.Nifti1Image(hu.T, np.eye(4)), tmp_path / "a.nii")
-    padding = find_padding(read_scan(tmp_path / "a.nii"))
+    padding = find_padding(raised_to_air(read_scan(tmp_path / "a.nii")))
     in_air, in_padding = np.zeros(GRID.shape_zyx, bool), np.zeros(GRID.shape_zyx, bool)
     in_air[10:30, 32:38, 5:25] = True
     in_padding[10:30, 5:25, 34:39] = True

@@ -546,3 +546,18 @@ def test_int8_is_refused_by_engines_that_have_none_and_given_by_those_that_do(ba
     monkeypatch.setattr("runtime.pipeline.open_session", open_session)
     Pipeline.open(folder, engine="openvino", precision="int8").close()
     assert asked == ["int8", "int8"]
+
+
+@pytest.mark.parametrize("value", [-32768, -3024])
+def test_a_padded_scan_is_analysed_as_if_padded_with_air_from_a_file_and_from_memory(
+    pipeline, ball_scan, save, tmp_path, value
+):
+    scan = ball_scan(2).volume
+    filled = np.array(scan.array)
+    filled[:, :, :3] = value
+    air = replace(scan, array=np.maximum(filled, -1024))
+    from_memory, expected = (pipeline.analyse(one) for one in (replace(scan, array=filled), air))
+    assert filled[0, 0, 0] == value, "what was handed over is not changed"
+    assert from_memory.findings.vertebrae == expected.findings.vertebrae
+    prepared = pipeline.prepare(save(replace(scan, array=filled), tmp_path / "a.nii"))
+    np.testing.assert_array_equal(prepared.volume.array, air.array)
