@@ -365,7 +365,11 @@ class Pipeline:
             dropped=found.dropped,
             rejected=found.rejected + kept.rejected,
             padded=kept.padded,
-            dense=[number for number, m in enumerate(measurements, start=1) if m.dense],
+            dense=[
+                number
+                for number, (v, m) in enumerate(zip(vertebrae, measurements, strict=True), start=1)
+                if m.dense and v.body_complete  # of one that is cut nothing is reported anyhow
+            ],
         )
         findings = self._findings(volume, described, said, clock)
         ends = tuple(measured.ends for measured in measurements)
