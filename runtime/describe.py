@@ -24,6 +24,8 @@ from runtime.volume import Grid, Volume
 THICK_SLICES_MM = 3.0
 """Warned of above: heights measured on phantoms are off by 1.5 mm and a grade in five is wrong
 (docs/decisions/0006)."""
+METAL_HU, METAL_ML = 1500.0, 0.3
+"""So many ml of a mask above so many HU are metal or bone cement: cortex stays below, with sharp kernels too."""
 SHORT_MM = 30.0
 """A scan that reaches less far along the spine can't show a vertebra and its endplates."""
 WITHOUT_BODY = ("C1", "C2")
@@ -211,6 +213,20 @@ def _block(part: Grid, scan: Grid) -> tuple[slice, slice, slice]:
     return z, y, x
 
 
+def holds_metal(number: int, found: SegmentedVertebra, volume: Volume, labels: np.ndarray) -> bool:
+    """Whether metal or cement lies in a vertebra: masks grow hollow around it, and heights, grade and HU go astray.
+
+    Args:
+        number: its label in ``labels``.
+        found: what the network said.
+        volume: the scan.
+        labels: (z, y, x) uint8 on the scan's grid.
+    """
+    block = _block(found.grid, volume.grid)
+    voxels = np.count_nonzero((labels[block] == number) & (volume.array[block] > METAL_HU))
+    return bool(voxels * volume.grid.voxel_volume_mm3 / 1000.0 >= METAL_ML)
+
+
 def notice(spec: BundleSpec) -> str:
     """What table, picture and findings must say of a bundle; ``""`` for one that is fit for clinical use."""
     if spec.clinical:
@@ -229,6 +245,7 @@ def warnings(
     rejected: int,
     padded: int = 0,
     dense: Sequence[int] = (),
+    metal: Sequence[int] = (),
 ) -> tuple[str, ...]:
     """Everything that a reader of the findings should know before trusting them.
 
@@ -240,6 +257,7 @@ def warnings(
         rejected: centres that were held for none when levels were told, or around which nothing was outlined.
         padded: vertebrae that were outlined where the scan holds no picture.
         dense: numbers of the vertebrae that have no trabecular HU because of what is denser than bone.
+        metal: numbers of the vertebrae in which metal or cement lies.
     """
     said = [text for text in (notice(spec),) if text]
     said += volume.notes
@@ -272,6 +290,8 @@ def warnings(
         said.append("HU of bone change with the tube voltage and with contrast medium: they are no bone density.")
     if dense:
         said.append(f"{_named(dense)}: no HU of trabecular bone, because cement, metal or sclerosis lies in the body.")
+    if metal:
+        said.append(f"{_named(metal)}: metal or cement lies in the mask; do not trust heights, grade and HU there.")
     return (*said, *_remarks(vertebrae, tells_levels=spec.levelnet is not None))
 
 

@@ -119,6 +119,21 @@ def test_a_cemented_vertebra_has_no_trabecular_hu_and_a_remark_says_why(pipeline
     assert said in findings.warnings
 
 
+@pytest.mark.parametrize(("hu_of_it", "half_mm", "said"), [(2000, 5, True), (2000, 2, False), (1200, 5, False)])
+def test_metal_in_a_vertebra_is_said_though_little_of_it_or_dense_bone_is_not(
+    pipeline, ball_scan, hu_of_it, half_mm, said
+):
+    scan = ball_scan(2)
+    hu = scan.volume.array.copy()
+    middle = np.argwhere(scan.labels == 1).mean(axis=0)
+    reach = half_mm / np.array(scan.volume.grid.spacing_xyz_mm[::-1])
+    low, high = np.rint(middle - reach).astype(int), np.rint(middle + reach).astype(int)
+    hu[tuple(slice(a, b) for a, b in zip(low, high, strict=True))] = hu_of_it
+    findings = pipeline.run(replace(scan.volume, array=hu))
+    assert len(findings.vertebrae) == 2
+    assert any(text.startswith("Vertebra 1: metal or cement") for text in findings.warnings) == said
+
+
 def test_a_vertebra_that_the_edge_cuts_has_no_grade_and_says_so(pipeline, ball_scan):
     findings = pipeline.run(ball_scan(3, top_cut_mm=18.0).volume)
     top, *others = findings.vertebrae
