@@ -273,6 +273,9 @@ def watched(monkeypatch, needs_gib, *, fails):
     return events
 
 
+# Sizes in GiB beside which what this process holds already, some GiB after many tests, is next to nothing.
+
+
 def status_in_time(run, *arguments):
     """The status of a run that must end by itself."""
     statuses = []
@@ -285,8 +288,8 @@ def status_in_time(run, *arguments):
 
 def test_a_scan_for_which_memory_ran_out_is_not_kept_by_the_one_that_waits_for_it(scans, run, monkeypatch, capsys):
     (scans / "b.nii").unlink()
-    events = watched(monkeypatch, {"a.nii": 10, "c.nii": 10}, fails=lambda event, _: event == "run a.nii")
-    assert status_in_time(run, scans, "-o", "out", "--memory", 17) == 4
+    events = watched(monkeypatch, {"a.nii": 100, "c.nii": 100}, fails=lambda event, _: event == "run a.nii")
+    assert status_in_time(run, scans, "-o", "out", "--memory", 170) == 4
     assert events == ["read a.nii", "run a.nii", "read c.nii", "run c.nii"], "what waits takes no room: none is redone"
     assert "a.nii: It does not fit." in capsys.readouterr().err
 
@@ -297,10 +300,10 @@ def test_a_scan_read_beside_another_is_read_again_alone_while_the_next_goes_on_w
     save(ball_scan(2).volume, scans / "b.nii")
     events = watched(
         monkeypatch,
-        {"a.nii": 5, "b.nii": 5, "c.nii": 15},
+        {"a.nii": 50, "b.nii": 50, "c.nii": 150},
         fails=lambda event, times: event == "read b.nii" and times == 1,
     )
-    assert status_in_time(run, scans, "-o", "out", "--memory", 17) == 0
+    assert status_in_time(run, scans, "-o", "out", "--memory", 170) == 0
     assert sorted(events[:3]) == ["read a.nii", "read b.nii", "run a.nii"]
     assert events[3:] == ["read b.nii", "run b.nii", "read c.nii", "run c.nii"]
 
@@ -309,9 +312,9 @@ def test_a_refused_scan_is_refused_once_and_what_was_read_beside_it_is_kept(
     scans, run, monkeypatch, ball_scan, save, caplog
 ):
     save(ball_scan(2).volume, scans / "b.nii")
-    events = watched(monkeypatch, {"a.nii": 5, "b.nii": 50, "c.nii": 5}, fails=lambda *_: False)
+    events = watched(monkeypatch, {"a.nii": 50, "b.nii": 500, "c.nii": 50}, fails=lambda *_: False)
     with caplog.at_level("INFO", logger="runtime"):
-        assert status_in_time(run, scans, "-o", "out", "--memory", 17) == 4
+        assert status_in_time(run, scans, "-o", "out", "--memory", 170) == 4
     assert sorted(events) == ["read a.nii", "read c.nii", "run a.nii", "run c.nii"]
     assert "beside another" not in caplog.text
 
