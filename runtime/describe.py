@@ -32,6 +32,21 @@ WITHOUT_BODY = ("C1", "C2")
 
 
 @dataclass(frozen=True)
+class Described:
+    """A vertebra as the findings report it, and what they must warn of beside.
+
+    Args:
+        vertebra: as reported.
+        is_dense: whether it has no trabecular HU because of what is denser than bone.
+        holds_metal: whether metal or cement lies in its mask, which grows hollow around it.
+    """
+
+    vertebra: Vertebra
+    is_dense: bool
+    holds_metal: bool
+
+
+@dataclass(frozen=True)
 class Reported:
     """The heights to report of one vertebra and the height loss that they make; each None where it can't be told.
 
@@ -116,7 +131,7 @@ def describe(
     measurement: Measurement,
     heights: Reported,
     spec: BundleSpec,
-) -> Vertebra:
+) -> Described:
     """One vertebra as the findings report it.
 
     Volume and mean HU are those of the scan's own voxels. Where the edge of the scan cuts the vertebral body, its
@@ -144,7 +159,8 @@ def describe(
     grades = _grades(found, measurement, volume, spec) if heights.no_grade_reason is None else _Grades()
     fracture = heights.fracture
     x, y, z = found.centre_ras_mm
-    return Vertebra(
+    hu = volume.array[block]
+    vertebra = Vertebra(
         index=number,
         level=level,
         level_confidence=None if call is None or level is None else round(call.confidence, 4),
@@ -163,10 +179,12 @@ def describe(
         network=grades.network,
         measured=_measured(measurement),
         volume_ml=round(float(mask.sum()) * volume.grid.voxel_volume_mm3 / 1000.0, 3),
-        mean_hu=round(float(volume.array[block][inside].mean(dtype=np.float64)), 1) if inside.any() else None,
+        mean_hu=round(float(hu[inside].mean(dtype=np.float64)), 1) if inside.any() else None,
         trabecular_hu=None if measurement.mean_hu is None or not found.body_complete else round(measurement.mean_hu, 1),
         mask_label=number,
     )
+    metal_ml = np.count_nonzero(hu[mask] > METAL_HU) * volume.grid.voxel_volume_mm3 / 1000.0
+    return Described(vertebra, measurement.dense and found.body_complete, bool(metal_ml >= METAL_ML))
 
 
 def _grades(found: SegmentedVertebra, measurement: Measurement, volume: Volume, spec: BundleSpec) -> _Grades:
@@ -213,20 +231,6 @@ def _block(part: Grid, scan: Grid) -> tuple[slice, slice, slice]:
     return z, y, x
 
 
-def holds_metal(number: int, found: SegmentedVertebra, volume: Volume, labels: np.ndarray) -> bool:
-    """Whether metal or cement lies in a vertebra: masks grow hollow around it, and heights, grade and HU go astray.
-
-    Args:
-        number: its label in ``labels``.
-        found: what the network said.
-        volume: the scan.
-        labels: (z, y, x) uint8 on the scan's grid.
-    """
-    block = _block(found.grid, volume.grid)
-    voxels = np.count_nonzero((labels[block] == number) & (volume.array[block] > METAL_HU))
-    return bool(voxels * volume.grid.voxel_volume_mm3 / 1000.0 >= METAL_ML)
-
-
 def notice(spec: BundleSpec) -> str:
     """What table, picture and findings must say of a bundle; ``""`` for one that is fit for clinical use."""
     if spec.clinical:
@@ -239,26 +243,23 @@ def notice(spec: BundleSpec) -> str:
 def warnings(
     spec: BundleSpec,
     volume: Volume,
-    vertebrae: Sequence[Vertebra],
+    described: Sequence[Described],
     *,
     dropped: int,
     rejected: int,
     padded: int = 0,
-    dense: Sequence[int] = (),
-    metal: Sequence[int] = (),
 ) -> tuple[str, ...]:
     """Everything that a reader of the findings should know before trusting them.
 
     Args:
         spec: of the bundle.
         volume: the scan.
-        vertebrae: what was found.
+        described: what was found.
         dropped: centres that were too many.
         rejected: centres that were held for none when levels were told, or around which nothing was outlined.
         padded: vertebrae that were outlined where the scan holds no picture.
-        dense: numbers of the vertebrae that have no trabecular HU because of what is denser than bone.
-        metal: numbers of the vertebrae in which metal or cement lies.
     """
+    vertebrae = [one.vertebra for one in described]
     said = [text for text in (notice(spec),) if text]
     said += volume.notes
     if (thick := _thick_slices(volume)) is not None:
@@ -288,11 +289,7 @@ def warnings(
         )
     if any(v.trabecular_hu is not None for v in vertebrae):
         said.append("HU of bone change with the tube voltage and with contrast medium: they are no bone density.")
-    if dense:
-        said.append(f"{_named(dense)}: no HU of trabecular bone, because cement, metal or sclerosis lies in the body.")
-    if metal:
-        said.append(f"{_named(metal)}: metal or cement lies in the mask; do not trust heights, grade and HU there.")
-    return (*said, *_remarks(vertebrae, tells_levels=spec.levelnet is not None))
+    return (*said, *_remarks(described, tells_levels=spec.levelnet is not None))
 
 
 def _thick_slices(volume: Volume) -> str | None:
@@ -311,9 +308,18 @@ def _reach_mm(volume: Volume) -> float:
     return float(np.abs(grid.affine_ras[2, :3]) @ np.array(grid.shape_zyx[::-1]))
 
 
-def _remarks(vertebrae: Sequence[Vertebra], *, tells_levels: bool) -> Iterator[str]:
+def _remarks(described: Sequence[Described], *, tells_levels: bool) -> Iterator[str]:
     """What is to be said of single vertebrae, each remark with the numbers of those it is about."""
+    vertebrae = [one.vertebra for one in described]
     for text, members in (
+        (
+            "no HU of trabecular bone, because cement, metal or sclerosis lies in the body",
+            [one.vertebra for one in described if one.is_dense],
+        ),
+        (
+            "metal or cement lies in the mask; do not trust heights, grade and HU there",
+            [one.vertebra for one in described if one.holds_metal],
+        ),
         ("without a level, because none is probable enough", [v for v in vertebrae if tells_levels and not v.level]),
         ("cut by the edge of the scan", [v for v in vertebrae if not v.complete]),
         (
@@ -337,11 +343,8 @@ def _remarks(vertebrae: Sequence[Vertebra], *, tells_levels: bool) -> Iterator[s
         ("without a mask", [v for v in vertebrae if v.volume_ml == 0.0]),
     ):
         if members:
-            yield f"{_named([v.index for v in members])}: {text}."
-
-
-def _named(numbers: Sequence[int]) -> str:
-    return f"{_plural(len(numbers), 'Vertebra', 'Vertebrae')} {', '.join(map(str, numbers))}"
+            numbers = ", ".join(str(v.index) for v in members)
+            yield f"{_plural(len(members), 'Vertebra', 'Vertebrae')} {numbers}: {text}."
 
 
 def _plural(count: int, one: str, many: str) -> str:

@@ -15,7 +15,7 @@ from types import TracebackType
 import numpy as np
 
 from runtime.bundle import Bundle, BundleSpec, open_bundle
-from runtime.describe import body_masks, describe, holds_metal, notice, reported, warnings
+from runtime.describe import body_masks, describe, notice, reported, warnings
 from runtime.device.session import offers_device_tensors
 from runtime.engines import measured_choice, open_session, select_engine, triton
 from runtime.engines.base import EngineInfo, Session, release_memory
@@ -357,22 +357,10 @@ class Pipeline:
                     zip(vertebrae, calls, measurements, heights, strict=True), start=1
                 )
             ]
-            described = tuple(each_in_threads(lambda made: made(), descriptions))
-        said = warnings(
-            self.spec,
-            volume,
-            described,
-            dropped=found.dropped,
-            rejected=found.rejected + kept.rejected,
-            padded=kept.padded,
-            dense=[
-                number
-                for number, (v, m) in enumerate(zip(vertebrae, measurements, strict=True), start=1)
-                if m.dense and v.body_complete  # of one that is cut nothing is reported anyhow
-            ],
-            metal=[number for number, v in enumerate(vertebrae, start=1) if holds_metal(number, v, volume, labels)],
-        )
-        findings = self._findings(volume, described, said, clock)
+            described = each_in_threads(lambda made: made(), descriptions)
+        rejected = found.rejected + kept.rejected
+        said = warnings(self.spec, volume, described, dropped=found.dropped, rejected=rejected, padded=kept.padded)
+        findings = self._findings(volume, tuple(one.vertebra for one in described), said, clock)
         ends = tuple(measured.ends for measured in measurements)
         return Analysis(findings, labels, volume, notice(self.spec), ends, found.windows)
 

@@ -257,11 +257,11 @@ def narrow_field(
     """
     if rng.random() >= probability:
         return hu, points_zyx
-    shape = np.array(hu.shape[1:])
-    held = points_zyx[rng.integers(len(points_zyx))][1:] if len(points_zyx) else shape * rng.uniform(0.2, 0.8, 2)
-    width = rng.uniform(80.0, 180.0, 2) / spacing_mm
-    low = np.clip(np.rint(held - rng.uniform(0.15, 0.85, 2) * width), 0, None).astype(int)
-    high = np.minimum(np.rint(low + width).astype(int), shape)
+    size_yx = np.array(hu.shape[1:])
+    held_yx = points_zyx[rng.integers(len(points_zyx))][1:] if len(points_zyx) else size_yx * rng.uniform(0.2, 0.8, 2)
+    width_yx = rng.uniform(80.0, 180.0, 2) / spacing_mm
+    low = np.clip(np.rint(held_yx - rng.uniform(0.15, 0.85, 2) * width_yx), 0, None).astype(int)
+    high = np.minimum(np.rint(low + width_yx).astype(int), size_yx)
     field = np.full(hu.shape, AIR_HU, np.float32)
     within = (slice(None), slice(low[0], high[0]), slice(low[1], high[1]))
     field[within] = hu[within]
@@ -283,25 +283,26 @@ def thick_slices(hu: np.ndarray, rng: np.random.Generator, *, spacing_mm: float,
     if rng.random() >= probability:
         return hu
     axis = int(rng.choice(3, p=(0.6, 0.2, 0.2)))
-    thickness = rng.uniform(3.0, 6.0) / spacing_mm
-    return along_axis(hu, slice_weights(hu.shape[axis], thickness, rng.uniform(0, thickness)), axis)
+    thickness_voxels = rng.uniform(3.0, 6.0) / spacing_mm
+    weights = slice_weights(hu.shape[axis], thickness_voxels, rng.uniform(0, thickness_voxels))
+    return along_axis(hu, weights, axis)
 
 
-def slice_weights(count: int, thickness: float, first: float) -> np.ndarray:
+def slice_weights(count: int, thickness_voxels: float, first_voxel: float) -> np.ndarray:
     """(count, count) float32: which voxels of a line make up each voxel once it was stored in slices; rows sum to 1.
 
     Args:
         count: voxels of the line.
-        thickness: of the contiguous slices, voxels.
-        first: middle of a slice, voxels; the others lie ``thickness`` apart.
+        thickness_voxels: of the contiguous slices.
+        first_voxel: middle of a slice; the others lie ``thickness_voxels`` apart.
     """
-    middles = np.arange(first - thickness, count + thickness, thickness)
+    middles = np.arange(first_voxel - thickness_voxels, count + thickness_voxels, thickness_voxels)
     voxels = np.arange(count)
-    low, high = middles[:, None] - thickness / 2, middles[:, None] + thickness / 2
+    low, high = middles[:, None] - thickness_voxels / 2, middles[:, None] + thickness_voxels / 2
     share = np.clip(np.minimum(high, voxels + 0.5) - np.maximum(low, voxels - 0.5), 0, None)
-    kept = share.sum(axis=1) > 0.5 * min(thickness, 1.0)
+    kept = share.sum(axis=1) > 0.5 * min(thickness_voxels, 1.0)
     means = share[kept] / share[kept].sum(axis=1, keepdims=True)
-    place = np.clip(np.interp(voxels, middles[kept], np.arange(kept.sum())), 0, kept.sum() - 1)
+    place = np.interp(voxels, middles[kept], np.arange(kept.sum()))
     between = np.clip(1 - np.abs(place[:, None] - np.arange(kept.sum())), 0, None)
     return np.asarray(between @ means, np.float32)
 

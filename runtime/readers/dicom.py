@@ -277,7 +277,7 @@ def _source(stack: Stack, images: Mapping[str, CtFile], root: Path) -> DicomSour
     frames = stack.frames
     first = frames[0]
     thickness_mm = stated_thickness_mm(frames)
-    believed = thickness_mm is not None and thickness_mm <= SeriesRules().thickest_mm
+    believed = thickness_mm is not None and thickness_mm <= SeriesRules.thickest_mm
     return DicomSource(
         series_uid=images[first.source].series_uid,
         study_uid=images[first.source].study_uid,
