@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from runtime.kernels.threads import each_in_threads
 from runtime.resample import resample_into
 from runtime.volume import Grid, Volume
 
@@ -42,6 +43,8 @@ def mirrored(grid: Grid) -> Grid:
 def extract_crops(volume: Volume, grids: Sequence[Grid], *, fill_hu: float = -1024.0) -> np.ndarray:
     """The scan's Hounsfield units on each grid: (n, z, y, x) float32, as :func:`runtime.resample.resample` gives them.
 
+    Several are cut at once, each by one thread: a crop is too small to be shared out well.
+
     Raises:
         ValueError: the grids differ in shape.
     """
@@ -49,6 +52,5 @@ def extract_crops(volume: Volume, grids: Sequence[Grid], *, fill_hu: float = -10
     if len(shapes) > 1:
         raise ValueError(f"Crops of one batch need one shape; met {sorted(shapes)}.")
     out = np.empty((len(grids), *(shapes.pop() if shapes else (0, 0, 0))), np.float32)
-    for crop, grid in zip(out, grids, strict=True):
-        resample_into(crop, volume, grid, fill_hu=fill_hu)
+    each_in_threads(lambda i: resample_into(out[i], volume, grids[i], fill_hu=fill_hu), range(len(grids)))
     return out

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from runtime.findings import Findings, Vertebra
+from runtime.kernels.threads import each_in_threads
 from runtime.report import UNSURE_BELOW, shown_level
 from runtime.views import View, curved_views
 from runtime.volume import Volume
@@ -68,8 +69,9 @@ def draw_overview(
     draw = ImageDraw.Draw(image)
     column_left = left + sagittal.hu.shape[1]
     coronal_left = column_left + column
-    image.paste(_picture(sagittal, vertebrae), (left, HEADER_HEIGHT))
-    image.paste(_picture(coronal, vertebrae), (coronal_left, HEADER_HEIGHT))
+    pictures = each_in_threads(lambda view: _picture(view, vertebrae), (sagittal, coronal))
+    for picture, beginning in zip(pictures, (left, coronal_left), strict=True):
+        image.paste(picture, (beginning, HEADER_HEIGHT))
     curved = ", curved along the spine" if len(vertebrae) > 1 else "" if vertebrae else ", middle of the scan"
     _frame(draw, sagittal, left, f"Sagittal{curved}", "AP")
     _frame(draw, coronal, coronal_left, f"Coronal{curved}", "RL")

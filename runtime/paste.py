@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 import numpy as np
 
 from runtime.kernels.threads import run_slabs
-from runtime.resample import index_map_zyx
+from runtime.resample import index_map_zyx, is_aligned
 from runtime.volume import Grid
 
 _Box = tuple[np.ndarray, np.ndarray]
@@ -56,7 +57,7 @@ def _paste_one(
     confidence: np.ndarray,
 ) -> None:
     """Pastes one map into the block ``box`` of ``labels``; ``confidence`` is of the block's shape."""
-    from runtime.kernels.sampling import paste_slab
+    from runtime.kernels.sampling import paste_slab, paste_slab_aligned
 
     if not _has_voxels(box):
         return
@@ -64,8 +65,11 @@ def _paste_one(
     values = np.ascontiguousarray(probability, np.float32)
     block = labels[_slices(box, np.zeros(3, np.int64))]
     level, number = np.float32(threshold), np.uint8(label)
+    paste = partial(paste_slab, values)
+    if is_aligned(matrix):
+        paste = partial(paste_slab_aligned, values, values.max(axis=2))
     run_slabs(
-        lambda first, last: paste_slab(values, matrix, number, level, block, confidence, first, last),
+        lambda first, last: paste(matrix, number, level, block, confidence, first, last),
         block.shape[0],
         voxels_each=block.shape[1] * block.shape[2],
     )

@@ -44,6 +44,11 @@ def index_map_zyx(source: Grid, target: Grid) -> Float64:
     return np.ascontiguousarray(np.hstack([matrix[2::-1, 2::-1], matrix[2::-1, 3:]]))
 
 
+def is_aligned(matrix: Float64) -> bool:
+    """Whether an :func:`index_map_zyx` leaves every axis by itself: neither turned, nor sheared, nor exchanged."""
+    return not matrix[:, :3][~np.eye(3, dtype=bool)].any()
+
+
 def resample(volume: Volume, target: Grid, *, fill_hu: float = -1024.0) -> np.ndarray:
     """The scan on another grid: (z, y, x) float32 HU.
 
@@ -206,11 +211,11 @@ def _average(array: np.ndarray, plans: tuple[AxisPlan, ...]) -> np.ndarray:
 
 
 def _sample(source: np.ndarray, matrix: Float64, low: Float64, high: Float64, fill: float, out: np.ndarray) -> None:
-    from runtime.kernels.sampling import sample_slab
+    from runtime.kernels.sampling import sample_slab, sample_slab_aligned
 
-    value = np.float32(fill)
+    value, sample = np.float32(fill), sample_slab_aligned if is_aligned(matrix) else sample_slab
     run_slabs(
-        lambda first, last: sample_slab(source, matrix, low, high, value, out, first, last),
+        lambda first, last: sample(source, matrix, low, high, value, out, first, last),
         out.shape[0],
         voxels_each=out.shape[1] * out.shape[2],
     )

@@ -54,8 +54,13 @@ class ScanAccess(Protocol):
         """The scan on another grid, as ``runtime.resample.resample`` gives it."""
         ...
 
-    def run_crops(self, session: Session, grids: Sequence[Grid], intensity: IntensityWindow) -> Outputs:
-        """Run a network on the crops that ``runtime.crops.extract_crops`` gives, normalised."""
+    def run_crops(
+        self, session: Session, grids: Sequence[Grid], intensity: IntensityWindow, *, batch: int | None = None
+    ) -> Outputs:
+        """Run a network on the crops that ``runtime.crops.extract_crops`` gives, normalised.
+
+        ``batch`` of them, at most, go through it at once; None for all.
+        """
         ...
 
 
@@ -107,9 +112,14 @@ class ScanOnHost:
         """See ``ScanAccess``."""
         return ImageOnHost(resample(self.volume, grid), grid)
 
-    def run_crops(self, session: Session, grids: Sequence[Grid], intensity: IntensityWindow) -> Outputs:
+    def run_crops(
+        self, session: Session, grids: Sequence[Grid], intensity: IntensityWindow, *, batch: int | None = None
+    ) -> Outputs:
         """See ``ScanAccess``."""
-        return session(normalise(extract_crops(self.volume, grids)[:, None], intensity))
+        images = normalise(extract_crops(self.volume, grids)[:, None], intensity)
+        at_once = batch or len(images)
+        parts = [session(images[first : first + at_once]) for first in range(0, len(images), at_once)]
+        return parts[0] if len(parts) == 1 else tuple(map(np.concatenate, zip(*parts, strict=True)))
 
 
 def scan_opener(sessions: Sequence[Session], resources: ExitStack) -> ScanOpener:

@@ -29,6 +29,8 @@ BODY_HALF_HEIGHT_MM = 12.0
 """Where the bundle has no body mask: a scan's edge nearer to the centre than this cuts the vertebral body."""
 BODY_EDGE_STEPS = 2
 """A network that sees a body cut short may draw an endplate just before the scan's edge: crushed where it is not."""
+CENTRES_AT_ONCE = 2
+"""Crops around so many centres are cut at the same time, and so many are done from one call of progress to the next."""
 STRAY_FRACTION = 0.1
 """Parts of a mask smaller than this fraction of its main part are dropped."""
 
@@ -93,7 +95,8 @@ def segment(
     """Segment and grade the vertebra around each centre; centres of the same vertebra are merged.
 
     The crops are cut from the scan's own voxels, so masks are as fine as the scan allows. ``access`` says where those
-    lie, None for the host's memory. ``progress`` is told the crops done and their number.
+    lie, None for the host's memory; ``batch`` crops, at most, go through the network at once. ``progress`` is told the
+    centres done and their number.
 
     Returns:
         The vertebrae from cranial to caudal, by their final centres' places along the spine.
@@ -103,9 +106,10 @@ def segment(
     """
     access = access or ScanOnHost(volume)
     outputs: list[_Outputs] = []
-    for start in range(0, len(centres), batch):
-        grids = [spec.grid_around(c.centre_ras_mm) for c in centres[start : start + batch]]
-        outputs += _outputs(grids, spec, session, access)
+    at_once = max(batch, CENTRES_AT_ONCE)
+    for start in range(0, len(centres), at_once):
+        grids = [spec.grid_around(c.centre_ras_mm) for c in centres[start : start + at_once]]
+        outputs += _outputs(grids, spec, session, access, batch=batch)
         if progress is not None:
             progress(len(outputs), len(centres))
     found = each_in_threads(
@@ -131,20 +135,18 @@ class _Outputs:
     others: tuple[npt.NDArray[np.float32], ...]
 
 
-def _outputs(grids: Sequence[Grid], spec: FracSegNetSpec, session: Session, access: ScanAccess) -> list[_Outputs]:
+def _outputs(
+    grids: Sequence[Grid], spec: FracSegNetSpec, session: Session, access: ScanAccess, *, batch: int
+) -> list[_Outputs]:
     """What the network gives for the crops on ``grids``, of one look at each or of two, one in the mirror."""
-
-    def look(at: Sequence[Grid]) -> tuple[np.ndarray, list[np.ndarray]]:
-        named = dict(zip(session.output_names, access.run_crops(session, at, spec.intensity), strict=True))
-        masks, *others = _checked_outputs(named, spec, len(at))
-        return masks, others
-
-    first, others = look(grids)
-    second: list[np.ndarray | None] = [None] * len(grids)
-    if spec.mirrored:
-        second[:], second_others = look([second_look(grid, spec) for grid in grids])
-        others = [np.float32(0.5) * (one + other) for one, other in zip(others, second_others, strict=True)]
-    return [_Outputs(first[i], second[i], grid, tuple(of[i] for of in others)) for i, grid in enumerate(grids)]
+    count, seconds = len(grids), [second_look(grid, spec) for grid in grids] if spec.mirrored else []
+    given = access.run_crops(session, [*grids, *seconds], spec.intensity, batch=batch)
+    named = dict(zip(session.output_names, given, strict=True))
+    masks, *others = _checked_outputs(named, spec, count + len(seconds))
+    if not seconds:
+        return [_Outputs(masks[i], None, grid, tuple(of[i] for of in others)) for i, grid in enumerate(grids)]
+    both = [np.float32(0.5) * (of[:count] + of[count:]) for of in others]
+    return [_Outputs(masks[i], masks[count + i], grid, tuple(of[i] for of in both)) for i, grid in enumerate(grids)]
 
 
 def _checked_outputs(named: Mapping[str, np.ndarray], spec: FracSegNetSpec, count: int) -> list[np.ndarray]:
@@ -295,17 +297,26 @@ def _merge_duplicates(found: Sequence[SegmentedVertebra], threshold: float) -> t
 
 @dataclass(frozen=True, eq=False)
 class _Outline:
-    """What tells vertebrae apart: (z, y, x) bool of body or mask, its number of voxels, the block that they fill."""
+    """What tells vertebrae apart: (z, y, x) bool of body or mask, its number of voxels, the block that they fill.
+
+    All of them lie within ``reach_mm`` of ``middle_ras_mm``.
+    """
 
     of: SegmentedVertebra
     inside: npt.NDArray[np.bool_]
     voxels: int
     block: Block | None
+    middle_ras_mm: npt.NDArray[np.float64]
+    reach_mm: float
 
 
 def _outlined(vertebra: SegmentedVertebra, threshold: float) -> _Outline:
     inside = (vertebra.mask if vertebra.body is None else vertebra.body) > threshold
-    return _Outline(vertebra, inside, int(np.count_nonzero(inside)), filled_block(inside))
+    block = filled_block(inside)
+    corners = (vertebra.grid if block is None else vertebra.grid.sub_grid_at(block)).corners_ras_mm()
+    middle = corners.mean(axis=0)
+    reach_mm = float(np.linalg.norm(corners - middle, axis=1).max()) + max(vertebra.grid.spacing_xyz_mm)
+    return _Outline(vertebra, inside, int(np.count_nonzero(inside)), block, middle, reach_mm)
 
 
 def _same(a: _Outline, b: _Outline) -> bool:
@@ -315,7 +326,8 @@ def _same(a: _Outline, b: _Outline) -> bool:
 
 def _overlap(a: _Outline, b: _Outline) -> float:
     """Volume shared by two vertebrae's bodies (masks where there are none), as a fraction of the smaller one."""
-    if a.block is None or b.block is None:
+    apart_mm = float(np.linalg.norm(a.middle_ras_mm - b.middle_ras_mm))
+    if a.block is None or b.block is None or apart_mm > a.reach_mm + b.reach_mm:
         return 0.0
     around = b.of.grid.sub_grid([s.start - 1 for s in b.block], [s.stop - s.start + 2 for s in b.block])
     there = a.of.grid.to_index_zyx(around.corners_ras_mm())

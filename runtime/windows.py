@@ -13,6 +13,7 @@ from runtime.bundle import IntensityWindow
 from runtime.engines.base import Session
 from runtime.errors import EngineError
 from runtime.intensity import normalise
+from runtime.kernels.threads import run_slabs
 
 AIR = 0.0
 """Normalised intensity of what lies outside the volume: the low end of every intensity window."""
@@ -292,14 +293,21 @@ class _Blend:
 
     def add(self, start: tuple[int, int, int], blocks: list[np.ndarray]) -> None:
         """Add one window's outputs, each (c, z, y, x); planes before it are to be completed first."""
-        from runtime.kernels.windows import add_weight, add_window
-
         if not self._totals:
             self._totals = [np.zeros((block.shape[0], *self._shape), np.float32) for block in blocks]
         here = (start[0] - self._first, *start[1:])
-        add_weight(*self._profiles, here, self._weight)
+        depth, height, width = (len(profile) for profile in self._profiles)
+        run_slabs(lambda first, last: self._add_planes(here, blocks, first, last), depth, voxels_each=height * width)
+
+    def _add_planes(self, here: Start, blocks: list[np.ndarray], first: int, last: int) -> None:
+        """Add the planes ``first`` to ``last`` of a window that begins ``here``."""
+        from runtime.kernels.windows import add_weight, add_window
+
+        wz, wy, wx = self._profiles
+        part, there = wz[first:last], (here[0] + first, *here[1:])
+        add_weight(part, wy, wx, there, self._weight)
         for total, block in zip(self._totals, blocks, strict=True):
-            add_window(block, *self._profiles, here, total)
+            add_window(block[:, first:last], part, wy, wx, there, total)
 
     def complete_before(self, plane: int) -> Iterator[Slab]:
         """What is known of the planes before this one, to which no window is added any more."""

@@ -86,7 +86,9 @@ class ScanOnDevice:
             self._voxels = on.upload(self._volume.array)
         return self._voxels
 
-    def run_crops(self, session: Session, grids: Sequence[Grid], intensity: IntensityWindow) -> Outputs:
+    def run_crops(
+        self, session: Session, grids: Sequence[Grid], intensity: IntensityWindow, *, batch: int | None = None
+    ) -> Outputs:
         """See ``ScanAccess``."""
 
         def fill(block: DeviceArray, first: int, on: Stream) -> None:
@@ -95,7 +97,7 @@ class ScanOnDevice:
                 crop = resample(self._there(on), self._volume.grid, grids[first + i], on)
                 gather_windows(crop, here, 0, intensity, block[i : i + 1], on)
 
-        return _run(self._path, session, len(grids), _one_shape(grids), fill)
+        return _run(self._path, session, len(grids), _one_shape(grids), fill, batch=batch)
 
     def free(self) -> None:
         """Let go of the voxels."""
@@ -163,13 +165,16 @@ def _run(
     count: int,
     shape_zyx: tuple[int, int, int],
     fill: Callable[[DeviceArray, int, Stream], None],
+    *,
+    batch: int | None = None,
 ) -> Outputs:
     """Run ``count`` images, which ``fill`` puts into the session's input; the outputs come back to the host."""
     network = _device_session(session)
+    at_once = min(network.max_batch, batch or network.max_batch)
     parts = []
     with path.turn() as on:
-        for first in range(0, count, network.max_batch):
-            block = network.device_input(min(network.max_batch, count - first))
+        for first in range(0, count, at_once):
+            block = network.device_input(min(at_once, count - first))
             if tuple(block.shape[2:]) != shape_zyx:
                 raise EngineError(
                     f"The network's images are {tuple(block.shape[2:])}, not {shape_zyx} as its bundle says."

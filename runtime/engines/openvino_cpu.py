@@ -25,7 +25,7 @@ from runtime.typed_graph import load_graph, plan_beside
 
 _NAME = "openvino"
 _LOCATIONS = ("Exception from", "Check '", "FrontEnd API failed")
-_PRECISION_HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}  # int8: of what is not quantised
+_PRECISION_HINTS = {"fp32": "f32", "bf16": "bf16"}
 _QUANTISED_FORM = 1
 """To be raised when ``_Quantised`` makes something else of a file: what was compiled of it before is not used then."""
 _INTEGER_DOT_PRODUCTS = ("avx512vnni", "avxvnni", "amx-int8")
@@ -81,6 +81,11 @@ def has_integer_dot_products() -> bool:
     return any(here.get(name, False) for name in _INTEGER_DOT_PRODUCTS)
 
 
+def _of_the_rest(found: Preflight) -> str:
+    """What an int8 network computes in where it is not quantised (docs/decisions/0021)."""
+    return "bf16" if "bf16" in found.precisions else "fp32"
+
+
 def open_session(
     model: Path, *, precision: str, device: int, threads: int | None, reason: str, cache: Path | None = None
 ) -> OpenVinoSession:
@@ -107,8 +112,9 @@ def open_session(
 
     # The library would choose bf16 by itself where the processor has it, so the hint is never left out; and one stream,
     # since windows come one after the other: all threads work on one.
+    hint = _PRECISION_HINTS[_of_the_rest(found) if precision == "int8" else precision]
     options: dict[str, Any] = {
-        "INFERENCE_PRECISION_HINT": _PRECISION_HINTS[precision],
+        "INFERENCE_PRECISION_HINT": hint,
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": "1",
     }
@@ -129,7 +135,7 @@ def open_session(
     except _library_errors() as error:
         raise EngineError(f"OpenVINO cannot load the network {model}: {_first_line(error)}.") from error
     check_signature(model, inputs=len(compiled.inputs), outputs=len(compiled.outputs))
-    if used.get_type_name() != _PRECISION_HINTS[precision]:
+    if used.get_type_name() != hint:
         raise EngineError(f"OpenVINO was told to compute in {precision} but computes in {used.get_type_name()}.")
     if quantised is not None:
         quantised.check(compiled)
@@ -196,7 +202,7 @@ def _read_onnx(model: Path | io.BytesIO) -> Any:
 
 @dataclass(frozen=True)
 class _Quantised:
-    """A network whose convolutions are to read quantised numbers, the rest in FP32.
+    """A network whose convolutions are to read quantised numbers.
 
     Args:
         name: of its file.

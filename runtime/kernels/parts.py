@@ -15,7 +15,7 @@ def number_parts(mask, numbers):  # type: ignore[no-untyped-def]
         mask: (z, y, x) bool.
         numbers: (z, y, x) int32, written; 0 outside the mask.
     """
-    parent = np.zeros(mask.size // 2 + 2, np.int64)  # of each number, a lower one of the same part, or itself
+    parent = np.empty(mask.size // 2 + 2, np.int64)  # of each number given, a lower one of the same part, or itself
     count = np.int64(0)
     for z in range(mask.shape[0]):
         for y in range(mask.shape[1]):

@@ -48,6 +48,61 @@ def sample_slab(source, matrix, low, high, fill, out, first, last):  # type: ign
 
 
 @njit(cache=True, nogil=True)
+def sample_slab_aligned(source, matrix, low, high, fill, out, first, last):  # type: ignore[no-untyped-def]
+    """As ``sample_slab``, the same to the bit, for a ``matrix`` (3, 4) whose every row has one axis alone: its own."""
+    columns = _columns(matrix[2], out.shape[2], source.shape[2])
+    begin, end = _range_within(matrix[2], low[2], high[2], out.shape[2])
+    for z in range(first, last):
+        pz = matrix[0, 3] + matrix[0, 0] * z
+        z0, z1, fz = neighbours(pz, source.shape[0])
+        for y in range(out.shape[1]):
+            py = matrix[1, 3] + matrix[1, 1] * y
+            row = out[z, y]
+            if not (low[0] <= pz <= high[0] and low[1] <= py <= high[1]):
+                row[:] = fill
+                continue
+            y0, y1, fy = neighbours(py, source.shape[1])
+            _between_rows(source[z0, y0], source[z0, y1], source[z1, y0], source[z1, y1], fz, fy, columns, row)
+            row[:begin] = fill
+            row[end:] = fill
+
+
+@njit(cache=True, nogil=True)
+def _columns(row, count, size):  # type: ignore[no-untyped-def]
+    """For x of 0..count where the matrix has ``row``: the two columns around it, and the share of the second."""
+    before, after, shares = np.empty(count, np.int64), np.empty(count, np.int64), np.empty(count, np.float32)
+    for x in range(count):
+        before[x], after[x], shares[x] = neighbours(row[3] + row[2] * x, size)
+    return before, after, shares
+
+
+@njit(cache=True, nogil=True)
+def _range_within(row, low, high, count):  # type: ignore[no-untyped-def]
+    """From which x of 0..count on, and up to which, the position is one of ``low``..``high``."""
+    begin, end = count, count
+    for x in range(count):
+        if low <= row[3] + row[2] * x <= high:
+            begin, end = min(begin, x), x + 1
+    return begin, end
+
+
+@njit(cache=True, nogil=True)
+def _between_rows(near0, near1, far0, far1, fz, fy, columns, out):  # type: ignore[no-untyped-def]
+    """The values between four rows, computed as ``interpolate`` does."""
+    before, after, shares = columns
+    one = np.float32(1)
+    for x in range(out.size):
+        x0, x1, fx = before[x], after[x], shares[x]
+        near = (one - fy) * ((one - fx) * np.float32(near0[x0]) + fx * np.float32(near0[x1])) + fy * (
+            (one - fx) * np.float32(near1[x0]) + fx * np.float32(near1[x1])
+        )
+        far = (one - fy) * ((one - fx) * np.float32(far0[x0]) + fx * np.float32(far0[x1])) + fy * (
+            (one - fx) * np.float32(far1[x0]) + fx * np.float32(far1[x1])
+        )
+        out[x] = (one - fz) * near + fz * far
+
+
+@njit(cache=True, nogil=True)
 def average_slab(  # type: ignore[no-untyped-def]
     source,
     starts_z,
@@ -93,10 +148,6 @@ def paste_slab(probability, matrix, label, threshold, labels, confidence, first,
     ``confidence`` holds the winner's probability in 1/65535; an equal one doesn't take a voxel over. Voxels outside the
     probability map's extent are left alone.
     """
-    low = -0.5 - 1e-6
-    high_z = probability.shape[0] - 0.5 + 1e-6
-    high_y = probability.shape[1] - 0.5 + 1e-6
-    high_x = probability.shape[2] - 0.5 + 1e-6
     for z in range(first, last):
         for y in range(labels.shape[1]):
             row_z = matrix[0, 3] + matrix[0, 0] * z + matrix[0, 1] * y
@@ -106,14 +157,62 @@ def paste_slab(probability, matrix, label, threshold, labels, confidence, first,
                 pz = row_z + matrix[0, 2] * x
                 py = row_y + matrix[1, 2] * x
                 px = row_x + matrix[2, 2] * x
-                if not (low <= pz <= high_z and low <= py <= high_y and low <= px <= high_x):
+                if not (
+                    _is_within(pz, probability.shape[0])
+                    and _is_within(py, probability.shape[1])
+                    and _is_within(px, probability.shape[2])
+                ):
                     continue
                 value = interpolate(probability, pz, py, px)
                 if value >= threshold:
-                    rank = np.uint16(min(max(value, 0.0), 1.0) * 65535.0 + 0.5)
-                    if labels[z, y, x] == 0 or rank > confidence[z, y, x]:
-                        labels[z, y, x] = label
-                        confidence[z, y, x] = rank
+                    _take(label, value, labels, confidence, z, y, x)
+
+
+@njit(cache=True, nogil=True)
+def paste_slab_aligned(  # type: ignore[no-untyped-def]
+    probability, highest, matrix, label, threshold, labels, confidence, first, last
+):
+    """As ``paste_slab``, the same to the bit, for a ``matrix`` (3, 4) whose every row has one axis alone: its own.
+
+    ``highest`` (z, y) is that of each row of ``probability``: rows of voxels between lower ones are passed over.
+    """
+    columns = _columns(matrix[2], labels.shape[2], probability.shape[2])
+    begin, end = _range_within(matrix[2], -0.5 - 1e-6, probability.shape[2] - 0.5 + 1e-6, labels.shape[2])
+    values = np.empty(labels.shape[2], np.float32)
+    for z in range(first, last):
+        pz = matrix[0, 3] + matrix[0, 0] * z
+        if not _is_within(pz, probability.shape[0]):
+            continue
+        z0, z1, fz = neighbours(pz, probability.shape[0])
+        for y in range(labels.shape[1]):
+            py = matrix[1, 3] + matrix[1, 1] * y
+            if not _is_within(py, probability.shape[1]):
+                continue
+            y0, y1, fy = neighbours(py, probability.shape[1])
+            if max(max(highest[z0, y0], highest[z0, y1]), max(highest[z1, y0], highest[z1, y1])) < threshold - 1e-5:
+                continue
+            _between_rows(
+                probability[z0, y0], probability[z0, y1], probability[z1, y0], probability[z1, y1], fz, fy, columns,
+                values,
+            )  # fmt: skip
+            for x in range(begin, end):
+                if values[x] >= threshold:
+                    _take(label, values[x], labels, confidence, z, y, x)
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _is_within(position, count):  # type: ignore[no-untyped-def]
+    """Whether a position lies in the extent of so many voxels."""
+    return -0.5 - 1e-6 <= position <= count - 0.5 + 1e-6
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _take(label, value, labels, confidence, z, y, x):  # type: ignore[no-untyped-def]
+    """Give a voxel the label, unless another's probability is as high."""
+    rank = np.uint16(min(max(value, 0.0), 1.0) * 65535.0 + 0.5)
+    if labels[z, y, x] == 0 or rank > confidence[z, y, x]:
+        labels[z, y, x] = label
+        confidence[z, y, x] = rank
 
 
 @njit(cache=True, nogil=True)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from runtime.kernels.sampling import average_slab, paste_slab, sample_slab
+from runtime.kernels.sampling import average_slab, paste_slab, paste_slab_aligned, sample_slab, sample_slab_aligned
 from runtime.kernels.threads import each_in_threads, run_slabs
 from runtime.looks import mean_of_interleaved
 
@@ -45,6 +45,45 @@ def test_sample_slab_equals_its_twin(dtype):
     twin = sample_twin(source, matrix, low, high, -9, out.shape)
     assert 0 < np.count_nonzero(twin == -9) < twin.size
     np.testing.assert_allclose(out, twin, rtol=1e-4, atol=2e-2)
+
+
+def aligned(draw: st.DrawFn) -> np.ndarray:
+    """A matrix whose axes are each by themselves, as for scans along the patient's axes."""
+    steps = [draw(st.floats(0.3, 3.0)) * draw(st.sampled_from([-1.0, 1.0])) for _ in range(3)]
+    shifts = draw(st.tuples(*[st.floats(-4, 8)] * 3) | st.tuples(*[st.integers(-2, 6)] * 3))
+    return np.hstack([np.diag(steps), np.array(shifts, np.float64)[:, None]])
+
+
+shapes_zyx = st.tuples(*[st.integers(1, 9)] * 3)
+
+
+@given(st.data(), shapes_zyx, shapes_zyx, st.sampled_from([np.int16, np.float32]), st.integers(0, 2**32 - 1))
+@settings(max_examples=200, deadline=None)
+def test_sampling_along_the_axes_is_the_same_to_the_bit(data, shape, target, dtype, seed):
+    source = np.random.default_rng(seed).uniform(-1000, 2000, shape).astype(dtype)
+    matrix = aligned(data.draw)
+    low, high = np.full(3, -0.5), np.array(shape) - 0.5
+    general, quick = np.empty(target, np.float32), np.empty(target, np.float32)
+    sample_slab(source, matrix, low, high, np.float32(-9), general, 0, target[0])
+    sample_slab_aligned(source, matrix, low, high, np.float32(-9), quick, 0, target[0])
+    np.testing.assert_array_equal(quick, general)
+
+
+@given(st.data(), shapes_zyx, shapes_zyx, st.sampled_from([0.2, 0.5, 1.0]), st.booleans(), st.integers(0, 2**32 - 1))
+@settings(max_examples=200, deadline=None)
+def test_pasting_along_the_axes_is_the_same_to_the_bit(data, shape, target, threshold, is_flat, seed):
+    """A map that is just the threshold everywhere, too: what is passed over must not be what would reach it."""
+    rng = np.random.default_rng(seed)
+    level = np.float32(threshold)
+    probability = np.full(shape, level) if is_flat else rng.random(shape, dtype=np.float32)
+    matrix = aligned(data.draw)
+    labels = rng.integers(0, 3, target).astype(np.uint8)
+    confidence = np.where(labels > 0, rng.integers(0, 65536, target), 0).astype(np.uint16)
+    general, quick = (labels.copy(), confidence.copy()), (labels.copy(), confidence.copy())
+    paste_slab(probability, matrix, np.uint8(7), level, *general, 0, target[0])
+    paste_slab_aligned(probability, probability.max(axis=2), matrix, np.uint8(7), level, *quick, 0, target[0])
+    for one, other in zip(quick, general, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_average_slab_equals_its_twin():

@@ -142,6 +142,16 @@ def test_crops_are_batched_and_counted():
     assert [v.centre_ras_mm[2] for v in found] == pytest.approx([67.5, 47.5, 27.5, 7.5])
 
 
+def test_both_looks_at_a_vertebra_go_through_the_network_in_batches_of_the_size_asked_for():
+    blocks = [((z, z + 8), (26, 38), (24, 36), 900) for z in (4, 24, 44, 64)]
+    voted = [Voted((29.5, 31.5, z + 3.5)) for z in (64, 44, 24, 4)]
+    for batch, expected in ((1, [1] * 8), (3, [3, 3, 2]), (4, [4, 4])):
+        session = FakeSession()
+        found = segment(scan_with(*blocks), voted, replace(SPEC, mirrored=True), session, batch=batch)
+        assert session.batches == expected
+        assert [v.centre_ras_mm[2] for v in found] == pytest.approx([67.5, 47.5, 27.5, 7.5])
+
+
 def test_of_two_in_one_place_the_one_that_is_outlined_is_kept():
     def blind_at_first(outputs):
         mask, *others = outputs
@@ -306,7 +316,7 @@ def test_what_a_network_says_of_one_side_only_is_halved_by_the_look_in_the_mirro
     volume, voted = scan_with(((30, 40), (32, 44), (24, 36), 900)), [Voted((29.5, 37.5, 34.5))]
     session = FakeSession(spoil=with_a_right_side_only)
     (found,) = segment(volume, voted, replace(SPEC, mirrored=True), session)
-    assert session.batches == [1, 1]
+    assert session.batches == [2]
     inside = found.mask[found.mask > 0.5]
     np.testing.assert_allclose(inside, 0.95, atol=1e-6)
     (plain,) = segment(volume, voted, replace(SPEC, mirrored=False), FakeSession())

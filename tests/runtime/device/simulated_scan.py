@@ -105,7 +105,10 @@ def test_crops_and_windows(scan, count):
     starts = rng.integers(0, np.array(whole.shape_zyx) - (5, 4, 6) + 1, (count, 3))
     at_home = ScanOnHost(scan)
     with DevicePath(0) as path, path.scan(scan) as there:
-        same(there.run_crops(session, grids, INTENSITY), at_home.run_crops(session, grids, INTENSITY))
+        for batch in (None, 1, 2, 9):
+            found = there.run_crops(session, grids, INTENSITY, batch=batch)
+            same(found, at_home.run_crops(session, grids, INTENSITY, batch=batch))
+            same(found, at_home.run_crops(session, grids, INTENSITY))
         image = there.image_on(whole)
         found = image.run_windows(session, starts, (5, 4, 6), INTENSITY)
     same(found, at_home.image_on(whole).run_windows(session, starts, (5, 4, 6), INTENSITY))
