@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from runtime.argument_types import whole_from_zero
-from runtime.bundle import Bundle, BundleSpec, open_bundle
+from runtime.bundle import DEFAULT_BUNDLE, Bundle, BundleSpec, open_bundle
 from runtime.console import INTERRUPTED, complain
 from runtime.crops import crop_grid
 from runtime.engines import ONLY_BY_NAME, EngineChoice, engine_module, preflights, select_engine
@@ -46,6 +46,7 @@ try:
     )
     from export.parity_report import Outcome, as_json, table
     from export.reload import torch_fracsegnet, torch_levelnet, torch_locnet
+    from export.verified import check_recordable, record
     from train.evaluate import positive
     from train.phantom import render, sample_anatomy, sample_appearance
 except ModuleNotFoundError as error:
@@ -210,6 +211,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "-o", "--out", metavar="FILE", type=Path, help="write all figures as JSON, anew after each scan"
     )
+    parser.add_argument(
+        "--record",
+        action="store_true",
+        help="write into the bundle in which precisions it passed on the processor, where auto then takes the first "
+        "that the processor has; needs 50 scans",
+    )
     return parser
 
 
@@ -233,6 +240,9 @@ def _run(args: argparse.Namespace) -> list[Outcome]:
         raise InputError("There is nothing to compare on: give scans, or --phantoms above 0.")
     if args.threads is not None:
         torch.set_num_threads(args.threads)
+    home = args.bundle or DEFAULT_BUNDLE
+    if args.record:
+        check_recordable(home, args.phantoms + len(args.scans))
     bundle = open_bundle(args.bundle)
     scans = chain(phantoms(args.phantoms), (read_scan(path) for path in args.scans))
     with ExitStack() as stack:
@@ -245,6 +255,9 @@ def _run(args: argparse.Namespace) -> list[Outcome]:
         outcomes = verify(bundle, engines, scans, refused=refused, after_scan=_teller(bundle, args.out))
     if args.out is not None:
         _write(args.out, _figures(bundle, outcomes))
+    if args.record:
+        verified = record(home, outcomes).spec.verified
+        print(f"{home}: verified in {', '.join(verified) or 'no precision but fp32'}")
     return outcomes
 
 

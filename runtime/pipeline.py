@@ -237,7 +237,7 @@ class Pipeline:
         if server is not None:
             choice = triton.choose(server, opened, engine=engine, precision=precision, device=device)
         else:
-            choice = select_engine(engine, precision=precision, device=device)
+            choice = select_engine(engine, precision=precision, device=device, verified=spec.verified)
             if engine == "auto":
                 first = spec.locnet
                 choice = measured_choice(choice, opened.path_of(first.file), first.window_zyx, threads=threads)

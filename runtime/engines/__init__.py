@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -85,15 +85,19 @@ def select_engine(
     precision: str = "auto",
     device: int = 0,
     verification: bool = False,
+    verified: Collection[str] = (),
 ) -> EngineChoice:
     """Choose the engine for a run, and say so in one log line.
 
     Args:
         name: key of the engine table, which is then used or refused, or ``"auto"``: of the engines that can run here
             in that precision one on a GPU before one on the processor, then the first in the table.
-        precision: ``"fp32"``, ``"fp16"``, ``"bf16"``, ``"int8"``, or ``"auto"`` for the engine's own first choice.
+        precision: ``"fp32"``, ``"fp16"``, ``"bf16"``, ``"int8"``, or ``"auto"`` for the engine's own first choice or,
+            on a processor, a faster one that is ``verified``.
         device: GPU number.
         verification: whether an engine that is named may compute in what serves comparisons alone.
+        verified: the precisions in which the bundle's networks were seen to say on whole scans what torch says
+            (``BundleSpec.verified``).
 
     Raises:
         EngineError: no such engine or precision, the named engine can't run, or none can.
@@ -107,7 +111,12 @@ def select_engine(
         if not found.available:
             raise EngineError(f"The engine {name} cannot be used: {found.reason}.")
         why = "asked for by name"
-    precision = resolve_precision(precision, found, engine=name, verification=verification)
+    asked, precision = (
+        precision,
+        resolve_precision(precision, found, engine=name, verification=verification, verified=verified),
+    )
+    if asked == "auto" and precision != found.precisions[0]:
+        why += f"; in {precision}, in which the bundle was verified"
     logger.info("engine %s %s on %s in %s: %s", name, found.version, found.device, precision, why)
     return EngineChoice(engine_module(name), name, precision, device, why)
 

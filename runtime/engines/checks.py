@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +33,9 @@ def check_image(image: np.ndarray, declared: Sequence[int | None], *, model: str
         raise EngineError(f"{model} takes an image of shape ({wanted}); met {image.shape}.")
 
 
-def resolve_precision(precision: str, found: Preflight, *, engine: str, verification: bool = False) -> str:
+def resolve_precision(
+    precision: str, found: Preflight, *, engine: str, verification: bool = False, verified: Collection[str] = ()
+) -> str:
     """The precision that ``precision`` (which may be ``"auto"``) means for an engine, by its preflight.
 
     Args:
@@ -41,12 +43,15 @@ def resolve_precision(precision: str, found: Preflight, *, engine: str, verifica
         found: what the engine's preflight says.
         engine: its name, for the message.
         verification: whether what serves comparisons alone will do.
+        verified: those in which the networks were seen to say the same: ``"auto"`` means the first of them that the
+            processor has, else the engine's first.
 
     Raises:
         EngineError: the engine can't compute in it here.
     """
     if precision == "auto":
-        return found.precisions[0]
+        on_processor = found.precisions if found.device == "CPU" else ()
+        return next((one for one in on_processor if one in verified), found.precisions[0])
     if precision not in found.precisions and not (verification and precision in found.verify_only):
         raise EngineError(
             f"The engine {engine} on {found.device} computes in {' or '.join(found.precisions)}, not in {precision}."

@@ -17,6 +17,7 @@ from runtime.cache import user_cache_folder
 from runtime.engines.base import EngineInfo, Preflight
 from runtime.engines.checks import check_image, check_model_file, check_signature, resolve_precision
 from runtime.engines.openvino_cache import compiled_network
+from runtime.engines.openvino_graph import FORM, simplified
 from runtime.errors import EngineError
 from runtime.precision_plan import PrecisionPlan
 from runtime.quantised_graph import check_offered, quantise, quantised_convolutions
@@ -128,8 +129,8 @@ def open_session(
             options,
             folder=cache or user_cache_folder(_NAME),
             version=str(openvino.__version__),
-            read=_read_onnx if quantised is None else quantised.read,
-            variant="" if quantised is None else quantised.variant,
+            read=lambda path: simplified(_read_onnx(path) if quantised is None else quantised.read(path)),
+            variant=FORM if quantised is None else f"{FORM} {quantised.variant}",
         )
         used = compiled.get_property("INFERENCE_PRECISION_HINT")
     except _library_errors() as error:

@@ -65,7 +65,9 @@ def _engine(config: Config) -> str:
 
     settings = config.analyse
     bundle = open_bundle(settings.bundle)
-    choice = select_engine(settings.engine, precision=settings.precision, device=settings.device)
+    choice = select_engine(
+        settings.engine, precision=settings.precision, device=settings.device, verified=bundle.spec.verified
+    )
     return f"bundle {bundle.spec.name} {bundle.spec.version}; {choice.name} in {choice.precision}"
 
 

@@ -110,6 +110,23 @@ def test_engines_that_are_trusted_are_listed_by_their_hash_and_older_bundles_lis
             open_bundle(tmp_path / "b")
 
 
+def test_precisions_that_were_verified_are_listed_and_older_bundles_list_none(files, tmp_path):
+    verified = {"bf16": {"scans": 54.0, "dice": 0.999}}
+    assert write_bundle(replace(SPEC, verified=verified), files, tmp_path / "b").spec.verified == verified
+    for change in (lambda data: data.pop("verified"), lambda data: data.update(verified=None)):
+        rewrite(tmp_path / "b", change)
+        assert open_bundle(tmp_path / "b").spec.verified == {}
+    for wrong, said in (
+        (["bf16"], "verified should be an object"),
+        ({"bf16": {"dice": "high"}}, r"verified\[bf16\]\[dice\] should be a number"),
+        ({"bf8": {}}, "verified should name precisions of fp16, bf16, int8, met 'bf8'"),
+        ({"int8": {}}, "verified names int8, which is not offered .*not calibrated"),
+    ):
+        rewrite(tmp_path / "b", lambda data, wrong=wrong: data.update(verified=wrong))
+        with pytest.raises(BundleError, match=said):
+            open_bundle(tmp_path / "b")
+
+
 @pytest.mark.parametrize("shift", [(0.0, 0.0, 0.0), (0.0, -18.0, -4.0)])
 def test_a_crops_shift_is_kept_and_older_bundles_have_none(files, tmp_path, shift):
     spec = replace(SPEC, fracsegnet=replace(SPEC.fracsegnet, crop_shift_mm=shift))

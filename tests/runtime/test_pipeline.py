@@ -563,6 +563,27 @@ def test_int8_is_refused_by_engines_that_have_none_and_given_by_those_that_do(ba
     assert asked == ["int8", "int8"]
 
 
+@pytest.mark.parametrize(("verified", "expected"), [({}, "fp32"), ({"bf16": {"scans": 54.0}}, "bf16")])
+def test_the_bundle_says_in_what_a_processor_that_has_bf16_computes(
+    ball_bundle, tmp_path, monkeypatch, verified, expected
+):
+    spec = replace(open_bundle(ball_bundle).spec, verified=verified)
+    folder = write_bundle(spec, {name: ball_bundle / name for name in spec.files}, tmp_path / "bundle").folder
+    asked = []
+
+    def open_session(choice, model, *, threads):
+        asked.append(choice.precision)
+        return engines.open_session(replace(choice, precision="fp32"), model, threads=threads)
+
+    found = engine_module("openvino").preflight()
+    monkeypatch.setattr(openvino_cpu, "preflight", lambda *, device=0: replace(found, precisions=("fp32", "bf16")))
+    monkeypatch.setattr("runtime.pipeline.open_session", open_session)
+    Pipeline.open(folder, engine="openvino").close()
+    assert asked == [expected] * 2
+    Pipeline.open(folder, engine="openvino", precision="fp32").close()
+    assert asked[2:] == ["fp32"] * 2
+
+
 @pytest.mark.parametrize("value", [-32768, -3024])
 def test_a_padded_scan_is_analysed_as_if_padded_with_air_from_a_file_and_from_memory(
     pipeline, ball_scan, save, tmp_path, value

@@ -1,0 +1,192 @@
+"""The same network in fewer operations, before OpenVINO compiles it (docs/decisions/0026).
+
+Both changes are algebra: they give the same numbers but for rounding. A network in which nothing fits stays as it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+FORM = "1"
+"""To be raised when the network is changed otherwise: what was compiled of it before is not used then."""
+
+Float64 = npt.NDArray[np.float64]
+
+
+def simplified(model: Any) -> Any:
+    """The ``openvino.Model``, changed in place: upsampling folded into what reads it, heads parted."""
+    for node in model.get_ordered_ops():
+        if node.get_type_name() == "Convolution":
+            _fold_upsampling(node)
+            _part_head(node)
+    model.validate_nodes_and_infer_types()
+    return model
+
+
+def composed_kernel(up: npt.ArrayLike, after: npt.ArrayLike) -> Float64:
+    """One transposed convolution for two: (i, o, 4, 4, 4), stride 2, one voxel of padding on each side.
+
+    A convolution of what was upsampled sees each coarse voxel in eight places or not at all: as one operation it needs
+    8 products of the coarse voxels where it took 27 of the fine ones.
+
+    Args:
+        up: (i, c, 2, 2, 2) of a transposed convolution of stride 2 without padding.
+        after: (o, c, 3, 3, 3) of the convolution that reads its result, padded by one voxel of zeros.
+    """
+    first, second = np.asarray(up, np.float64), np.asarray(after, np.float64)
+    kernel = np.zeros((first.shape[0], second.shape[0], 4, 4, 4))
+    for a in np.ndindex(2, 2, 2):
+        for b in np.ndindex(3, 3, 3):
+            z, y, x = (2 + m - n for m, n in zip(a, b, strict=True))
+            kernel[:, :, z, y, x] += np.einsum("ic,oc->io", first[(..., *a)], second[(..., *b)])
+    return kernel
+
+
+def bias_seen_by(after: npt.ArrayLike, bias: npt.ArrayLike, shape_zyx: tuple[int, int, int]) -> Float64:
+    """(1, o, z, y, x): what a convolution padded with zeros makes of a bias that is the same in all voxels.
+
+    Args:
+        after: (o, c, 3, 3, 3) of the convolution.
+        bias: (c,) of what it reads.
+        shape_zyx: of that.
+    """
+    taps = np.einsum("ocdef,c->odef", np.asarray(after, np.float64), np.asarray(bias, np.float64))
+    inside = [
+        np.array([[0 <= n + d < size for d in (-1, 0, 1)] for n in range(size)], np.float64) for size in shape_zyx
+    ]
+    return np.asarray(np.einsum("odef,zd,ye,xf->ozyx", taps, *inside, optimize=True)[None])
+
+
+@dataclass(frozen=True)
+class _Upsampling:
+    """A transposed convolution that doubles the size, and its bias.
+
+    Args:
+        coarse: the output that it reads.
+        weight: (i, c, 2, 2, 2).
+        bias: (c,).
+        shape_zyx: of its result.
+    """
+
+    coarse: Any
+    weight: np.ndarray
+    bias: np.ndarray
+    shape_zyx: tuple[int, int, int]
+
+    @classmethod
+    def behind(cls, output: Any) -> _Upsampling | None:
+        """The one that gives an output, or None."""
+        add = output.get_node()
+        if add.get_type_name() != "Add" or len(_readers(add)) != 1:
+            return None
+        node, bias = add.input_value(0).get_node(), _constant(add.input_value(1))
+        if node.get_type_name() != "ConvolutionBackpropData" or bias is None or node.get_input_size() != 2:
+            return None
+        weight, axes = _constant(node.input_value(1)), list(output.get_partial_shape())[2:]
+        if weight is None or weight.shape[2:] != (2, 2, 2) or not _is_plain(node, stride=2, padding=0):
+            return None
+        if bias.size != weight.shape[1] or not all(axis.is_static for axis in axes):
+            return None
+        z, y, x = (axis.get_length() for axis in axes)
+        return cls(node.input_value(0), weight, bias.ravel(), (z, y, x))
+
+
+def _fold_upsampling(convolution: Any) -> None:
+    """Where a 3x3x3 convolution reads what was upsampled beside a second tensor, let it read the coarse one itself."""
+    from openvino import opset13 as ops
+
+    beside = convolution.input_value(0).get_node()
+    weight = _constant(convolution.input_value(1))
+    if beside.get_type_name() != "Concat" or beside.get_input_size() != 2 or beside.get_attributes()["axis"] != 1:
+        return
+    if weight is None or weight.shape[2:] != (3, 3, 3) or not _is_plain(convolution, stride=1, padding=1):
+        return
+    found = _Upsampling.behind(beside.input_value(0))
+    if found is None:
+        return
+    channels = found.weight.shape[1]
+    of_coarse, of_fine = weight[:, :channels], weight[:, channels:]
+    kernel = composed_kernel(found.weight, of_coarse).astype(np.float32)
+    ones = [1, 1, 1]
+    coarse = ops.convolution_backprop_data(found.coarse, ops.constant(kernel), [2, 2, 2], None, ones, ones, ones)
+    fine = ops.convolution(beside.input_value(1), ops.constant(np.ascontiguousarray(of_fine)), ones, ones, ones, ones)
+    bias = bias_seen_by(of_coarse, found.bias, found.shape_zyx).astype(np.float32)
+    _replace(convolution.output(0), ops.add(ops.add(coarse, fine), ops.constant(bias)))
+
+
+def _part_head(convolution: Any) -> None:
+    """Where a convolution's channels are only cut apart again, let one convolution give each part."""
+    from openvino import opset13 as ops
+
+    weight = _constant(convolution.input_value(1))
+    readers = _readers(convolution)
+    if weight is None or len(readers) != 1 or readers[0].get_type_name() != "Add":
+        return
+    add = readers[0]
+    bias = _constant(add.input_value(1))
+    slices = _readers(add)
+    ranges = [_channels(one, len(weight)) for one in slices]
+    if bias is None or bias.size != len(weight) or len(slices) < 2 or None in ranges:
+        return
+    attributes = convolution.get_attributes()
+    for one, channels in zip(slices, ranges, strict=True):
+        part = ops.convolution(
+            convolution.input_value(0),
+            ops.constant(np.ascontiguousarray(weight[channels])),
+            attributes["strides"],
+            attributes["pads_begin"],
+            attributes["pads_end"],
+            attributes["dilations"],
+        )
+        column = bias.reshape(1, -1, *[1] * (weight.ndim - 2))[:, channels]
+        _replace(one.output(0), ops.add(part, ops.constant(np.ascontiguousarray(column))))
+
+
+def _readers(node: Any) -> list[Any]:
+    """The nodes that read a node's output, without those that only ask for its shape, as a bias from ONNX does."""
+    found = [target.get_node() for target in node.output(0).get_target_inputs()]
+    return [one for one in found if one.get_type_name() != "ShapeOf"]
+
+
+def _channels(node: Any, count: int) -> slice | None:
+    """The channels that a node cuts out of ``count``, or None where it does anything else."""
+    if node.get_type_name() != "Slice" or node.get_input_size() != 5:
+        return None
+    values = [_constant(node.input_value(i)) for i in range(1, 5)]
+    if any(value is None or value.size != 1 for value in values):
+        return None
+    first, end, step, axis = (int(value.item()) for value in values if value is not None)
+    return slice(first, min(end, count)) if axis == 1 and step == 1 and 0 <= first < end else None
+
+
+def _is_plain(node: Any, *, stride: int, padding: int) -> bool:
+    """Whether a convolution moves, pads and spreads alike along all axes, by no rule but these numbers."""
+    told = node.get_attributes()
+    return (
+        set(told["strides"]) == {stride}
+        and {*told["pads_begin"], *told["pads_end"]} == {padding}
+        and set(told["dilations"]) == {1}
+        and not any(told.get("output_padding", ()))
+    )
+
+
+def _constant(output: Any) -> np.ndarray | None:
+    """The numbers behind an output that is a constant, perhaps of another shape, or None."""
+    node = output.get_node()
+    while node.get_type_name() == "Reshape":
+        node = node.input_value(0).get_node()
+    if node.get_type_name() != "Constant":
+        return None
+    data: np.ndarray = node.get_data()
+    return data
+
+
+def _replace(old: Any, new_node: Any) -> None:
+    """Let all that read one output read a new node's, which takes over its names."""
+    names = old.get_names()
+    old.replace(new_node.output(0))
+    new_node.output(0).set_names(names)
