@@ -74,6 +74,17 @@ class StagedRun:
         """All stages together."""
         return sum(self.seconds.values())
 
+    @property
+    def centres_ras_mm(self) -> np.ndarray:
+        """(n, 3) of the vertebrae, RAS+ mm."""
+        return np.array([v.centre_ras_mm for v in self.findings.vertebrae]).reshape(-1, 3)
+
+    @property
+    def grades(self) -> np.ndarray:
+        """(n,) the network's likeliest, -1 where it is not asked."""
+        networks = (v.network for v in self.findings.vertebrae)
+        return np.array([-1 if one is None else one.grade for one in networks], np.intp)
+
 
 def staged_run(bundle: Bundle, networks: Networks, scan: Path, folder: Path, *, exhaustive: bool) -> StagedRun:
     """Run the pipeline from a file to the result folder, as the command line does."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -123,9 +123,9 @@ def _run_in_turns(bundle: Bundle, runners: Sequence[Runner], scan: Path, repeats
     runs: Runs = {runner.contender.title: [] for runner in runners}
     for turn in range(repeats + 1):
         for runner in runners:
-            with tempfile.TemporaryDirectory() as folder:
+            with _scratch() as folder:
                 run = peer_run if runner.is_peer else partial(staged_run, exhaustive=exhaustive)
-                made = run(bundle, runner.networks, scan, Path(folder))
+                made = run(bundle, runner.networks, scan, folder)
             if turn:
                 runs[runner.contender.title].append(made)
     return runs
@@ -228,6 +228,8 @@ def _details(bundle: Bundle, scan: Path, runners: Sequence[Runner], runs: Runs) 
     grid = working_grid(own, EXHAUSTIVE_MM)
     at_1_mm = len(plan_windows(grid.shape_zyx, bundle.spec.locnet.window_zyx, bundle.spec.locnet.overlap).starts_zyx)
     details["windows_at_1_mm"] = at_1_mm
+    half_a_voxel_mm = HALF_A_VOXEL * min(own.spacing_xyz_mm)
+    details["beside_torch"] = _beside_torch(bundle, scan, runners, runs, within_mm=half_a_voxel_mm)
     for title, of_one in runs.items():
         last = of_one[-1]
         if isinstance(last, PeerRun):
@@ -236,28 +238,57 @@ def _details(bundle: Bundle, scan: Path, runners: Sequence[Runner], runs: Runs) 
             total_s = statistics.median(run.total_s for run in runs[next(iter(runs))])
             details[title] = {
                 "centres": len(last.centres_ras_mm),
-                **agreement(first, last, within_mm=HALF_A_VOXEL * min(own.spacing_xyz_mm)),
+                **agreement(first, last, within_mm=half_a_voxel_mm),
                 "exhaustive_1_mm_s_calculated": round(per_window * at_1_mm + rest, 1),
                 "exhaustive_1_mm_over_ours_calculated": round((per_window * at_1_mm + rest) / total_s, 2),
             }
     return details
 
 
-def agreement(ours: StagedRun, peer: PeerRun, *, within_mm: float) -> dict[str, float]:
-    """How many of our vertebrae the peers have at the same place, with the same network's grade, and Dice of all."""
-    vertebrae = ours.findings.vertebrae
-    centres = np.array([v.centre_ras_mm for v in vertebrae]).reshape(-1, 3)
-    apart_mm = np.linalg.norm(centres[:, None] - peer.centres_ras_mm[None], axis=-1)
-    same = [(v, int(row.argmin())) for v, row in zip(vertebrae, apart_mm, strict=True) if (row <= within_mm).any()]
-    graded = [(v.network.grade, int(peer.grades[k])) for v, k in same if v.network is not None]
-    shared = int(np.count_nonzero((ours.labels > 0) & (peer.labels > 0)))
-    both = int(np.count_nonzero(ours.labels) + np.count_nonzero(peer.labels))
+class Found(Protocol):
+    """What a run found: (n, 3) centres, RAS+ mm; (n,) grades, -1 for none; (z, y, x) labels, 0 where no vertebra is."""
+
+    @property
+    def centres_ras_mm(self) -> np.ndarray: ...  # noqa: D102
+    @property
+    def grades(self) -> np.ndarray: ...  # noqa: D102
+    @property
+    def labels(self) -> np.ndarray: ...  # noqa: D102
+
+
+def agreement(ours: Found, other: Found, *, within_mm: float) -> dict[str, float]:
+    """How many of our vertebrae another run has at the same place, with the same network's grade, and Dice of all."""
+    apart_mm = np.linalg.norm(ours.centres_ras_mm[:, None] - other.centres_ras_mm[None], axis=-1)
+    same = [(n, int(row.argmin())) for n, row in enumerate(apart_mm) if (row <= within_mm).any()]
+    graded = [(ours.grades[n], other.grades[k]) for n, k in same if ours.grades[n] >= 0]
+    shared = int(np.count_nonzero((ours.labels > 0) & (other.labels > 0)))
+    both = int(np.count_nonzero(ours.labels) + np.count_nonzero(other.labels))
     return {
         "centres_as_ours": len(same),
         "graded": len(graded),
-        "grades_as_ours": sum(a == b for a, b in graded),
+        "grades_as_ours": sum(bool(a == b) for a, b in graded),
         "dice": round(2 * shared / both, 5) if both else 1.0,
     }
+
+
+def _beside_torch(
+    bundle: Bundle, scan: Path, runners: Sequence[Runner], runs: Runs, *, within_mm: float
+) -> dict[str, dict[str, float]]:
+    """Whether each of ours finds what the same pipeline finds with torch's networks in FP32, run on every window."""
+    with torch_contender(bundle, torch_device(0), half=False).opened() as networks, _scratch() as folder:
+        reference = staged_run(bundle, networks, scan, folder, exhaustive=True)
+    said = {}
+    for title in (runner.contender.title for runner in runners if not runner.is_peer):
+        ours = runs[title][-1]
+        same = agreement(ours, reference, within_mm=within_mm)
+        said[title] = {"vertebrae": len(ours.centres_ras_mm), "of_torch": len(reference.centres_ras_mm), **same}
+    return said
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
 
 
 def _said(name: str, details: Mapping[str, Any]) -> str:
@@ -265,6 +296,12 @@ def _said(name: str, details: Mapping[str, Any]) -> str:
     for title, counts in details["inputs"].items():
         if counts:
             lines.append(f"  {title}: {', '.join(f'{network} {count}' for network, count in counts.items())}")
+    for title, one in details["beside_torch"].items():
+        lines.append(
+            f"  {title} beside the same pipeline with torch in FP32 on all windows: {one['centres_as_ours']} of "
+            f"{one['vertebrae']} centres within half a voxel of its {one['of_torch']}, {one['grades_as_ours']} of "
+            f"{one['graded']} network grades the same, Dice {one['dice']}"
+        )
     for title, one in details.items():
         if isinstance(one, dict) and "centres" in one:
             lines.append(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -75,8 +74,7 @@ def level_marginals(
     if not len(centres):
         return LevelMarginals(np.empty((0, len(LEVELS))), np.empty(0))
     node, none = _node_weights(scores, np.asarray(confidences, np.float64))
-    axis, pairs = spine_axis(centres), itertools.combinations(range(len(centres)), 2)
-    links = {(j, i): _link_weights(*_gap(centres[j] - centres[i], axis)) for j, i in pairs}
+    links = _links(centres)
     above, below = _forward(node, none, links), _backward(node, none, links)
     skipped = float(np.prod(none))
     totals = skipped + np.einsum("nsl,n->s", above, _products_after(none))
@@ -116,6 +114,18 @@ def _neighbours() -> Float64:
     return shares
 
 
+def _links(centres: Float64) -> dict[tuple[int, int], Float64]:
+    """(sizes, 26, 26) for each pair of centres, the upper one first: see ``_link_weights``."""
+    axis = spine_axis(centres)
+    links: dict[tuple[int, int], Float64] = {}
+    for j in range(len(centres) - 1):  # a row at a time: all pairs at once would take hundreds of megabytes
+        lower = range(j + 1, len(centres))
+        gaps = np.array([_gap(centres[j] - centres[i], axis) for i in lower])
+        weights = _link_weights(gaps[:, 0], gaps[:, 1])
+        links |= {(j, i): weights[n] for n, i in enumerate(lower)}
+    return links
+
+
 def _gap(step_ras_mm: Float64, axis: SpineAxis) -> tuple[float, float]:
     """Length of a step up the spine, mm, and the weight of its direction: 1 along the spine, 0 straight across."""
     distance_mm = float(np.linalg.norm(step_ras_mm))
@@ -126,18 +136,18 @@ def _gap(step_ras_mm: Float64, axis: SpineAxis) -> tuple[float, float]:
     return distance_mm, float(1.0 / (1.0 + (sideways / SIDEWAYS) ** 4))
 
 
-def _link_weights(distance_mm: float, direction_weight: float) -> Float64:
-    """(sizes, 26, 26): weight of the second index's level following the first's at this distance."""
+def _link_weights(distance_mm: Float64, direction_weight: Float64) -> Float64:
+    """(n, sizes, 26, 26): for each of n distances, the weight of the second index's level following the first's."""
     ways = _ways()
-    if distance_mm < NEAREST_MM:
-        return np.zeros((len(SIZES), *ways.there.shape[1:]))
     usual_mm = np.array(SIZES)[:, None] * ways.length_mm
-    z = (distance_mm - usual_mm) * np.sqrt(ways.steps) / (GAP_SPREAD * usual_mm)
+    apart_mm = distance_mm[:, None, None]
+    z = (apart_mm - usual_mm) * np.sqrt(ways.steps) / (GAP_SPREAD * usual_mm)
     fit = (1.0 + z**2 / GAP_FREEDOM) ** (-(GAP_FREEDOM + 1.0) / 2.0) / np.sqrt(ways.steps)
-    fit[distance_mm < NEAREST_SHARE * usual_mm] = 0.0
-    each = np.zeros((len(SIZES), *ways.there.shape))
-    each[:, ways.there] = fit * ways.prior * MISSED ** (ways.steps - 1.0)
-    weights: Float64 = each.sum(axis=1) * direction_weight
+    fit[(apart_mm < NEAREST_SHARE * usual_mm) | (apart_mm < NEAREST_MM)] = 0.0
+    fit *= ways.prior * MISSED ** (ways.steps - 1.0) * direction_weight[:, None, None]
+    weights = np.zeros((len(distance_mm), len(SIZES), *ways.there.shape[1:]))
+    for k, there in enumerate(ways.there):
+        weights[..., there] += fit[..., ways.number == k]
     return weights
 
 
@@ -147,10 +157,12 @@ class _Ways:
 
     Args:
         there: (3, 26, 26) bool, which of up to three ways there are from the second index's level to the third's.
-        prior: (n,) of each way that is there, in the order of ``there``; likewise its ``steps`` and ``length_mm``.
+        number: (n,) which of the up to three each way that is there is, in the order of ``there``; likewise its
+            ``prior``, ``steps`` and ``length_mm``.
     """
 
     there: npt.NDArray[np.bool_]
+    number: npt.NDArray[np.intp]
     prior: Float64
     steps: Float64
     length_mm: Float64
@@ -165,7 +177,7 @@ def _ways() -> _Ways:
     prior, steps, length_mm = (
         np.array([getattr(route, name) for route in found], np.float64) for name in ("prior", "steps", "length_mm")
     )
-    return _Ways(there, prior, steps, length_mm)
+    return _Ways(there, np.nonzero(there)[0], prior, steps, length_mm)
 
 
 def _size_weights() -> Float64:

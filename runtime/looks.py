@@ -43,11 +43,11 @@ def looks_together(first: Float32, second: Float32, grid: Grid, spec: FracSegNet
     if not spec.interleaved:
         return np.float32(0.5) * (first + turned), grid
     block = support(np.maximum(first, turned).max(axis=0))
-    pairs = [
-        (np.ascontiguousarray(one[block]), np.ascontiguousarray(other[block]))
-        for one, other in zip(first, turned, strict=True)
-    ]
-    return np.stack([mean_of_interleaved(*pair) for pair in pairs]), twice_as_fine(grid.sub_grid_at(block))
+    fine = twice_as_fine(grid.sub_grid_at(block))
+    masks = np.empty((len(first), *fine.shape_zyx), np.float32)
+    for one, other, mean in zip(first, turned, masks, strict=True):
+        _interleave(np.ascontiguousarray(one[block]), np.ascontiguousarray(other[block]), mean)
+    return masks, fine
 
 
 def mean_of_interleaved(first: Float32, second: Float32) -> Float32:
@@ -55,12 +55,17 @@ def mean_of_interleaved(first: Float32, second: Float32) -> Float32:
 
     Each is interpolated trilinearly at half its spacing, from the first voxel of ``first`` on.
     """
-    from runtime.kernels.sampling import interleave_slab
-
     z, y, x = (2 * n for n in first.shape)
     mean = np.empty((z, y, x), np.float32)
-    run_slabs(lambda low, high: interleave_slab(first, second, mean, low, high), z, voxels_each=y * x)
+    _interleave(first, second, mean)
     return mean
+
+
+def _interleave(first: Float32, second: Float32, mean: Float32) -> None:
+    from runtime.kernels.sampling import interleave_slab
+
+    z, y, x = mean.shape
+    run_slabs(lambda low, high: interleave_slab(first, second, mean, low, high), z, voxels_each=y * x)
 
 
 def support(probability: Float32) -> Block:

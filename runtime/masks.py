@@ -15,13 +15,16 @@ def filled_block(mask: Bool, *, margin: int = 0) -> Block | None:
 
     ``margin`` voxels are added on each side, as far as the array goes.
     """
-    slices = []
-    for axis, size in enumerate(mask.shape):
-        met = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
-        if not len(met):
-            return None
-        slices.append(slice(max(0, int(met[0]) - margin), min(size, int(met[-1]) + 1 + margin)))
-    return slices[0], slices[1], slices[2]
+    from runtime.kernels.moments import mask_ends
+
+    ends = mask_ends(np.asarray(mask, bool)).tolist()
+    if ends[0][1] == 0:
+        return None
+    z, y, x = (
+        slice(max(0, first - margin), min(size, end + margin))
+        for (first, end), size in zip(ends, mask.shape, strict=True)
+    )
+    return z, y, x
 
 
 def centroid_zyx(mask: Bool) -> tuple[npt.NDArray[np.float64], int]:

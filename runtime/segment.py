@@ -267,10 +267,11 @@ def _main_part(probability: np.ndarray, threshold: float, grid: Grid, voted_zyx:
 
 
 def _without(dropped: npt.NDArray[np.bool_], parts: npt.NDArray[np.int32], probability: np.ndarray) -> np.ndarray:
-    """The probabilities with zeros in the parts whose numbers are dropped; number 0 never is."""
-    places = np.flatnonzero(parts)
-    kept = np.array(probability, order="C")
-    kept.ravel()[places[dropped[parts.ravel()[places]]]] = 0.0
+    """The probabilities with zeros in the parts whose numbers are dropped."""
+    from runtime.kernels.parts import leave_out
+
+    kept = np.empty(probability.shape, np.float32)
+    leave_out(probability, parts, dropped, kept)
     return kept
 
 

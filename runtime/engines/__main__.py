@@ -83,7 +83,8 @@ def _choice(
 ) -> tuple[dict[str, Any] | None, EngineError | None]:
     """What would be chosen, or why nothing can be.
 
-    Which of several engines on the processor a run takes is measured with its bundle, of which nothing is known here.
+    Which of several engines on the processor a run takes is measured with its bundle, which also says in what it may
+    compute there; of that nothing is known here.
     """
     try:
         choice = select_engine(args.engine, precision=args.precision, device=args.device)
@@ -93,7 +94,7 @@ def _choice(
         "engine": choice.name,
         "precision": choice.precision,
         "device": choice.device,
-        "reason": choice.reason + _unless_measured(args, found, choice),
+        "reason": choice.reason + _unless_measured(args, found, choice) + _unless_verified(args, found, choice),
     }, None
 
 
@@ -107,6 +108,13 @@ def _unless_measured(args: argparse.Namespace, found: Mapping[str, Preflight], c
     if args.engine != "auto" or found[choice.name].device != "CPU" or not others:
         return ""
     return f"; unless {' or '.join(others)} was measured to be clearly faster, when a bundle was first used"
+
+
+def _unless_verified(args: argparse.Namespace, found: Mapping[str, Preflight], choice: EngineChoice) -> str:
+    others = found[choice.name].precisions[1:]
+    if args.precision != "auto" or found[choice.name].device != "CPU" or not others:
+        return ""
+    return f"; with a bundle that was verified in it, in {' or '.join(others)}"
 
 
 def _text(gpu: Gpu | None, found: Mapping[str, Preflight], device: int) -> str:

@@ -59,7 +59,7 @@ def preflight(*, device: int = 0) -> Preflight:
 def _precisions(features: Sequence[str]) -> tuple[tuple[str, ...], str]:
     """What this processor is fast and right in, and what to say of it.
 
-    fp32 comes first: bf16 and int8 are about twice as fast, but round coarser than a run should without being asked.
+    fp32 comes first: bf16 and int8 are about twice as fast, but round coarser, so the bundle has to say that they do.
     """
     precisions = ("fp32", "bf16") if "BF16" in features else ("fp32",)
     if not has_integer_dot_products():

@@ -1,4 +1,4 @@
-"""Compiled loop over what a mask holds: how many voxels, and where on the whole."""
+"""Compiled loops over what a mask holds: how many voxels, where on the whole, and between which ends."""
 
 from __future__ import annotations
 
@@ -23,3 +23,25 @@ def index_sums(mask):  # type: ignore[no-untyped-def]
             sums[2] += count * y
             sums[3] += along
     return sums
+
+
+@njit(cache=True, nogil=True)
+def mask_ends(mask):  # type: ignore[no-untyped-def]
+    """(3, 2) int64: along z, y and x the first index of a mask (z, y, x) of bool and one past its last; 0 if empty."""
+    ends = np.zeros((3, 2), np.int64)
+    for z in range(mask.shape[0]):
+        for y in range(mask.shape[1]):
+            first = 0
+            while first < mask.shape[2] and not mask[z, y, first]:
+                first += 1
+            if first == mask.shape[2]:
+                continue
+            last = mask.shape[2]
+            while not mask[z, y, last - 1]:
+                last -= 1
+            if ends[0, 1] == 0:
+                ends[0, 0], ends[1, 0], ends[2, 0] = z, y, first
+            ends[0, 1] = z + 1
+            ends[1, 0], ends[1, 1] = min(ends[1, 0], y), max(ends[1, 1], y + 1)
+            ends[2, 0], ends[2, 1] = min(ends[2, 0], first), max(ends[2, 1], last)
+    return ends

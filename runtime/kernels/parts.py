@@ -1,4 +1,4 @@
-"""Compiled loop that numbers the connected parts of a mask."""
+"""Compiled loops that number the connected parts of a mask, and leave some of them out."""
 
 from __future__ import annotations
 
@@ -52,6 +52,15 @@ def number_parts(mask, numbers):  # type: ignore[no-untyped-def]
                     numbers[z, y, x] = number
                     sizes[number - 1] += 1
     return sizes
+
+
+@njit(cache=True, nogil=True)
+def leave_out(values, numbers, dropped, kept):  # type: ignore[no-untyped-def]
+    """Write ``values`` into ``kept``, with 0 where ``dropped`` is true of the number; all (z, y, x) but that."""
+    for z in range(values.shape[0]):
+        for y in range(values.shape[1]):
+            for x in range(values.shape[2]):
+                kept[z, y, x] = 0 if dropped[numbers[z, y, x]] else values[z, y, x]
 
 
 @njit(cache=True, nogil=True)
