@@ -274,7 +274,10 @@ def agreement(ours: Found, other: Found, *, within_mm: float) -> dict[str, float
 def _beside_torch(
     bundle: Bundle, scan: Path, runners: Sequence[Runner], runs: Runs, *, within_mm: float
 ) -> dict[str, dict[str, float]]:
-    """Whether each of ours finds what the same pipeline finds with torch's networks in FP32, run on every window."""
+    """Whether each of ours finds what the same pipeline finds with torch's networks in FP32, run on every window.
+
+    Ours ran as they were measured: without peers, along the spine alone.
+    """
     with torch_contender(bundle, torch_device(0), half=False).opened() as networks, _scratch() as folder:
         reference = staged_run(bundle, networks, scan, folder, exhaustive=True)
     said = {}

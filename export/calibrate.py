@@ -113,16 +113,12 @@ def _with_worst(plan: PrecisionPlan, ranges: Mapping[str, Range]) -> PrecisionPl
 
 
 def calibrate_bundle(bundle: Bundle, images: Mapping[str, Sequence[np.ndarray]], samples: Samples) -> Bundle:
-    """The bundle with plans for all its networks; on disk it stays as it was. ``images`` are by network file.
-
-    With other ranges INT8 computes something else: what was verified of it is forgotten.
-    """
+    """The bundle with plans for all its networks; on disk it stays as it was. ``images`` are by network file."""
     plans = {
         network.file: calibrate(bundle.path_of(network.file), network, images[network.file], samples)
         for network in bundle.spec.networks
     }
-    verified = {precision: met for precision, met in bundle.spec.verified.items() if precision != "int8"}
-    return replace(bundle, spec=replace(bundle.spec, precision=plans, verified=verified))
+    return replace(bundle, spec=replace(bundle.spec, precision=plans))
 
 
 def summary(plans: Mapping[str, PrecisionPlan]) -> str:

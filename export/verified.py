@@ -5,56 +5,101 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from export.parity_report import Outcome
 from runtime.bundle import Bundle, open_bundle, write_bundle
+from runtime.bundle_checks import VERIFIABLE
+from runtime.engines import EngineChoice
+from runtime.engines.parity import joined
 from runtime.errors import InputError
 
 FEWEST_SCANS = 50
 """Fewer don't decide what every scan of a machine is computed in."""
 
 
-def record(folder: Path, outcomes: Sequence[Outcome]) -> Bundle:
+def record(bundle: Bundle, outcomes: Sequence[Outcome], *, given: int) -> Bundle:
     """Write into a bundle's ``bundle.json`` in which precisions its networks passed on a processor, and how well.
 
-    A precision that was compared and didn't pass is taken out, if it stood there; others stay as they are.
+    A precision that was compared and didn't pass with every engine is taken out, if it stood there; others stay.
 
     Args:
-        folder: of the bundle that was verified.
-        outcomes: of ``export.verify``; those on GPUs and in FP32, which need no word of the bundle, are left out.
+        bundle: that was compared, in a folder.
+        outcomes: of ``export.verify``; those on GPUs, and in what an engine offers for comparisons alone or may not be
+            recorded, are left out.
+        given: how many of the scans were no phantoms.
 
     Returns:
         The bundle as written.
 
     Raises:
-        InputError: the bundle is no folder, or too few scans were compared.
+        InputError: too little was compared, the bundle is another one by now, or it can't be written.
     """
-    judged = [one for one in outcomes if one.device == "CPU" and one.choice.precision != "fp32"]
-    check_recordable(folder, min((len(one.scans) for one in judged), default=0))
-    bundle = open_bundle(folder)
-    kept = {name: met for name, met in bundle.spec.verified.items() if name not in {o.choice.precision for o in judged}}
-    passed = {one.choice.precision: figures_of(one) for one in judged if not one.faults}
+    judged: dict[str, list[Outcome]] = {}
+    for one in outcomes:
+        if one.device == "CPU" and is_recorded(one.choice):
+            judged.setdefault(one.choice.precision, []).append(one)
+    scans = min((len(one.scans) for of_one in judged.values() for one in of_one), default=0)
+    check_recordable(bundle.folder, [one.choice for one in outcomes], scans=scans, given=given)
+    if open_bundle(bundle.folder).sha256 != bundle.sha256:
+        raise InputError(f"The bundle in {bundle.folder} was changed while it was verified; verify it again.")
+    kept = {precision: met for precision, met in bundle.spec.verified.items() if precision not in judged}
+    passed = {name: figures_of(of_one) for name, of_one in judged.items() if not any(one.faults for one in of_one)}
     spec = replace(bundle.spec, verified={**kept, **passed})
-    return write_bundle(spec, {name: bundle.path_of(name) for name in spec.files}, folder)
+    try:
+        return write_bundle(spec, {name: bundle.path_of(name) for name in spec.files}, bundle.folder)
+    except OSError as error:
+        raise InputError(f"What was verified can't be written into {bundle.folder} ({error.strerror}).") from error
 
 
-def check_recordable(folder: Path, scans: int) -> None:
-    """Raise InputError where what is found on so many scans can't be written into a bundle."""
+def is_recorded(choice: EngineChoice) -> bool:
+    """Whether a bundle may say that it was verified so: in what the engine offers for more than comparisons."""
+    offered = choice.module.preflight(device=choice.device)
+    return choice.precision in VERIFIABLE and offered.device == "CPU" and choice.precision in offered.precisions
+
+
+def check_recordable(folder: Path, choices: Sequence[EngineChoice], *, scans: int, given: int) -> None:
+    """Refuse what can't be recorded: to be asked before hours are spent on comparing, too.
+
+    Args:
+        folder: of the bundle.
+        choices: what is compared.
+        scans: on how many scans.
+        given: how many of these were no phantoms.
+
+    Raises:
+        InputError: one of these is not enough.
+    """
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder: what was verified is written into a bundle's folder, not into a zip.")
-    if scans < FEWEST_SCANS:
+    if not any(map(is_recorded, choices)):
         raise InputError(
-            f"What is verified is recorded from {FEWEST_SCANS} scans on, in another precision than fp32 on the "
-            f"processor; met {scans}. Compare on more: --phantoms {FEWEST_SCANS}."
+            f"Nothing here can be recorded: that takes an engine that offers {' or '.join(VERIFIABLE)} on the processor."
+        )
+    if scans < FEWEST_SCANS or given < 1:
+        raise InputError(
+            f"What is verified is recorded from {FEWEST_SCANS} scans on, a real one among them, since networks are "
+            f"surest where they were trained; met {scans}, {given} of them given. Name scans, and --phantoms "
+            f"{FEWEST_SCANS}."
         )
 
 
-def figures_of(outcome: Outcome) -> dict[str, float]:
-    """The worst figures met, by their names in ``runtime.engines.parity.Parity``, and over how many scans."""
-    whole = outcome.whole
-    names = (
-        "centres", "centres_lost", "centre_shift_mm", "smallest_dice", "grades", "grades_changed", "grade", "levels",
-        "levels_changed", "level", "heights_mm",
-    )  # fmt: skip
-    figures = {"scans": len(outcome.scans), "dice": whole.dice, **{name: getattr(whole, name) for name in names}}
-    return {name: round(float(value), 6) for name, value in figures.items()}
+def figures_of(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """With which engines, over how many scans, and the worst figures met, by their names in ``Parity``."""
+    whole = joined([one.whole for one in outcomes])
+    return {
+        "engines": [f"{one.choice.name} {one.version}" for one in outcomes],
+        "scans": min(len(one.scans) for one in outcomes),
+        "centres": whole.centres,
+        "centres_lost": whole.centres_lost,
+        "centre_shift_mm": round(whole.centre_shift_mm, 4),
+        "dice": round(whole.dice, 6),
+        "smallest_dice": round(whole.smallest_dice, 4),
+        "grades": whole.grades,
+        "grades_changed": whole.grades_changed,
+        "grade": round(whole.grade, 4),
+        "levels": whole.levels,
+        "levels_changed": whole.levels_changed,
+        "level": round(whole.level, 4),
+        "heights_mm": round(whole.heights_mm, 4),
+    }

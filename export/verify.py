@@ -214,8 +214,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--record",
         action="store_true",
-        help="write into the bundle in which precisions it passed on the processor, where auto then takes the first "
-        "that the processor has; needs 50 scans",
+        help="write into the bundle whether it passed in bf16 on the processor: auto then takes that where a processor "
+        "has it; needs 50 scans, a real one among them",
     )
     return parser
 
@@ -231,7 +231,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         complain("interrupted")
         return INTERRUPTED
-    print(table(outcomes))
     return 0 if all(not outcome.faults for outcome in outcomes) else 1
 
 
@@ -240,14 +239,15 @@ def _run(args: argparse.Namespace) -> list[Outcome]:
         raise InputError("There is nothing to compare on: give scans, or --phantoms above 0.")
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    home = args.bundle or DEFAULT_BUNDLE
-    if args.record:
-        check_recordable(home, args.phantoms + len(args.scans))
     bundle = open_bundle(args.bundle)
+    choices = candidates(bundle.spec, args.engine, args.precision, device=args.device)
+    if args.record:
+        folder = args.bundle or DEFAULT_BUNDLE
+        check_recordable(folder, choices, scans=args.phantoms + len(args.scans), given=len(args.scans))
     scans = chain(phantoms(args.phantoms), (read_scan(path) for path in args.scans))
     with ExitStack() as stack:
         engines, refused = [], []
-        for choice in candidates(bundle.spec, args.engine, args.precision, device=args.device):
+        for choice in choices:
             try:
                 engines.append((choice, stack.enter_context(opened(bundle, choice, threads=args.threads))))
             except (EngineError, OutOfMemoryError) as error:
@@ -255,9 +255,10 @@ def _run(args: argparse.Namespace) -> list[Outcome]:
         outcomes = verify(bundle, engines, scans, refused=refused, after_scan=_teller(bundle, args.out))
     if args.out is not None:
         _write(args.out, _figures(bundle, outcomes))
+    print(table(outcomes))
     if args.record:
-        verified = record(home, outcomes).spec.verified
-        print(f"{home}: verified in {', '.join(verified) or 'no precision but fp32'}")
+        verified = record(bundle, outcomes, given=len(args.scans)).spec.verified
+        print(f"{bundle.folder}: verified in {', '.join(verified) or 'no precision but fp32'}")
     return outcomes
 
 

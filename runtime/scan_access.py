@@ -59,7 +59,7 @@ class ScanAccess(Protocol):
     ) -> Outputs:
         """Run a network on the crops that ``runtime.crops.extract_crops`` gives, normalised.
 
-        ``batch`` of them, at most, go through it at once; None for all.
+        ``batch`` of them, at most, go through it at once; None for as many as it takes.
         """
         ...
 

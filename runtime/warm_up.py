@@ -18,6 +18,8 @@ def warm_up(pipeline: Pipeline) -> None:
 
     import runtime.dicom.writer
     from runtime.overview import draw_overview
+    from runtime.paste import paste_masks
+    from runtime.resample import resample
     from runtime.volume import Grid, Volume
 
     edge = 48
@@ -25,6 +27,9 @@ def warm_up(pipeline: Pipeline) -> None:
     hu[edge // 3 : -edge // 3, edge // 3 : -edge // 3, edge // 3 : -edge // 3] += 400
     volume = Volume(hu, Grid(hu.shape, np.diag([2.0, 2.0, 2.0, 1.0])), "warm-up")
     analysis = pipeline.analyse(volume)
+    turned = Grid(hu.shape, volume.grid.affine_ras @ np.diag([1.0, -1.0, 1.0, 1.0])[[1, 0, 2, 3]])
+    resample(volume, turned)  # scans that don't lie along the patient's axes go through loops of their own
+    paste_masks([(volume.grid, np.ones(hu.shape, np.float32))], turned, threshold=0.5)
     draw_overview(volume, analysis.labels, analysis.findings)
     with suppress(ModuleNotFoundError):  # documents need a package more than the other kinds
         import runtime.dicom.pdf  # noqa: F401

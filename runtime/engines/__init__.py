@@ -92,8 +92,8 @@ def select_engine(
     Args:
         name: key of the engine table, which is then used or refused, or ``"auto"``: of the engines that can run here
             in that precision one on a GPU before one on the processor, then the first in the table.
-        precision: ``"fp32"``, ``"fp16"``, ``"bf16"``, ``"int8"``, or ``"auto"`` for the engine's own first choice or,
-            on a processor, a faster one that is ``verified``.
+        precision: ``"fp32"``, ``"fp16"``, ``"bf16"``, ``"int8"``, or ``"auto"`` for the first of the engine's on this
+            processor that is ``verified``, else for the engine's own first choice.
         device: GPU number.
         verification: whether an engine that is named may compute in what serves comparisons alone.
         verified: the precisions in which the bundle's networks were seen to say on whole scans what torch says
@@ -111,14 +111,11 @@ def select_engine(
         if not found.available:
             raise EngineError(f"The engine {name} cannot be used: {found.reason}.")
         why = "asked for by name"
-    asked, precision = (
-        precision,
-        resolve_precision(precision, found, engine=name, verification=verification, verified=verified),
-    )
-    if asked == "auto" and precision != found.precisions[0]:
-        why += f"; in {precision}, in which the bundle was verified"
-    logger.info("engine %s %s on %s in %s: %s", name, found.version, found.device, precision, why)
-    return EngineChoice(engine_module(name), name, precision, device, why)
+    resolved = resolve_precision(precision, found, engine=name, verification=verification, verified=verified)
+    if precision == "auto" and resolved != found.precisions[0]:
+        why += f"; in {resolved}, in which the bundle was verified"
+    logger.info("engine %s %s on %s in %s: %s", name, found.version, found.device, resolved, why)
+    return EngineChoice(engine_module(name), name, resolved, device, why)
 
 
 def measured_choice(

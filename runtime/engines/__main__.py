@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from runtime.bundle_checks import VERIFIABLE
 from runtime.console import INTERRUPTED, complain
 from runtime.engines import ENGINES, ONLY_BY_NAME, PRECISIONS, EngineChoice, preflights, select_engine
 from runtime.engines.base import Preflight
@@ -111,10 +112,10 @@ def _unless_measured(args: argparse.Namespace, found: Mapping[str, Preflight], c
 
 
 def _unless_verified(args: argparse.Namespace, found: Mapping[str, Preflight], choice: EngineChoice) -> str:
-    others = found[choice.name].precisions[1:]
+    others = [one for one in found[choice.name].precisions[1:] if one in VERIFIABLE]
     if args.precision != "auto" or found[choice.name].device != "CPU" or not others:
         return ""
-    return f"; with a bundle that was verified in it, in {' or '.join(others)}"
+    return f"; in {' or '.join(others)} with a bundle that was verified in it"
 
 
 def _text(gpu: Gpu | None, found: Mapping[str, Preflight], device: int) -> str:

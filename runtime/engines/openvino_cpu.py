@@ -59,7 +59,8 @@ def preflight(*, device: int = 0) -> Preflight:
 def _precisions(features: Sequence[str]) -> tuple[tuple[str, ...], str]:
     """What this processor is fast and right in, and what to say of it.
 
-    fp32 comes first: bf16 and int8 are about twice as fast, but round coarser, so the bundle has to say that they do.
+    fp32 comes first: bf16 and int8 are about twice as fast but round coarser, so neither is taken unasked, unless the
+    bundle was verified in it.
     """
     precisions = ("fp32", "bf16") if "BF16" in features else ("fp32",)
     if not has_integer_dot_products():
@@ -94,8 +95,8 @@ def open_session(
 
     Args:
         model: the ONNX file.
-        precision: ``"fp32"``, ``"bf16"`` or ``"int8"`` where the processor has it, or ``"auto"``, which means fp32.
-            For int8 the bundle beside the file must hold the ranges that calibration found.
+        precision: ``"fp32"``, ``"bf16"`` or ``"int8"`` where the processor has it, or ``"auto"``: fp32 here. For int8
+            the bundle beside the file must hold the ranges that calibration found.
         device: 0.
         threads: None for as many as the library finds best for latency.
         reason: why this engine was chosen; goes into the session's info.
@@ -130,14 +131,14 @@ def open_session(
             folder=cache or user_cache_folder(_NAME),
             version=str(openvino.__version__),
             read=lambda path: simplified(_read_onnx(path) if quantised is None else quantised.read(path)),
-            variant=FORM if quantised is None else f"{FORM} {quantised.variant}",
+            variant=f"form {FORM}" + ("" if quantised is None else f" {quantised.variant}"),
         )
         used = compiled.get_property("INFERENCE_PRECISION_HINT")
     except _library_errors() as error:
         raise EngineError(f"OpenVINO cannot load the network {model}: {_first_line(error)}.") from error
     check_signature(model, inputs=len(compiled.inputs), outputs=len(compiled.outputs))
     if used.get_type_name() != hint:
-        raise EngineError(f"OpenVINO was told to compute in {precision} but computes in {used.get_type_name()}.")
+        raise EngineError(f"OpenVINO was told to compute in {hint} but computes in {used.get_type_name()}.")
     if quantised is not None:
         quantised.check(compiled)
     return OpenVinoSession(compiled, EngineInfo(_NAME, found.version, precision, "CPU", reason), model.name)

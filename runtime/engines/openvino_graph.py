@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-FORM = "1"
+FORM = 1
 """To be raised when the network is changed otherwise: what was compiled of it before is not used then."""
 
 Float64 = npt.NDArray[np.float64]
@@ -83,16 +83,17 @@ class _Upsampling:
         add = output.get_node()
         if add.get_type_name() != "Add" or len(_readers(add)) != 1:
             return None
-        node, bias = add.input_value(0).get_node(), _constant(add.input_value(1))
-        if node.get_type_name() != "ConvolutionBackpropData" or bias is None or node.get_input_size() != 2:
+        node = add.input_value(0).get_node()
+        if node.get_type_name() != "ConvolutionBackpropData" or node.get_input_size() != 2:
             return None
-        weight, axes = _constant(node.input_value(1)), list(output.get_partial_shape())[2:]
+        weight, axes = _weight(node), list(output.get_partial_shape())[2:]
         if weight is None or weight.shape[2:] != (2, 2, 2) or not _is_plain(node, stride=2, padding=0):
             return None
-        if bias.size != weight.shape[1] or not all(axis.is_static for axis in axes):
+        bias = _bias(add, weight.shape[1])
+        if bias is None or not all(axis.is_static for axis in axes):
             return None
         z, y, x = (axis.get_length() for axis in axes)
-        return cls(node.input_value(0), weight, bias.ravel(), (z, y, x))
+        return cls(node.input_value(0), weight, bias, (z, y, x))
 
 
 def _fold_upsampling(convolution: Any) -> None:
@@ -100,10 +101,12 @@ def _fold_upsampling(convolution: Any) -> None:
     from openvino import opset13 as ops
 
     beside = convolution.input_value(0).get_node()
-    weight = _constant(convolution.input_value(1))
+    weight = _weight(convolution)
     if beside.get_type_name() != "Concat" or beside.get_input_size() != 2 or beside.get_attributes()["axis"] != 1:
         return
-    if weight is None or weight.shape[2:] != (3, 3, 3) or not _is_plain(convolution, stride=1, padding=1):
+    if len(_readers(beside)) != 1 or weight is None or weight.shape[2:] != (3, 3, 3):
+        return
+    if not _is_plain(convolution, stride=1, padding=1):
         return
     found = _Upsampling.behind(beside.input_value(0))
     if found is None:
@@ -122,17 +125,14 @@ def _part_head(convolution: Any) -> None:
     """Where a convolution's channels are only cut apart again, let one convolution give each part."""
     from openvino import opset13 as ops
 
-    weight = _constant(convolution.input_value(1))
-    readers = _readers(convolution)
+    weight, readers = _weight(convolution), _readers(convolution)
     if weight is None or len(readers) != 1 or readers[0].get_type_name() != "Add":
         return
-    add = readers[0]
-    bias = _constant(add.input_value(1))
-    slices = _readers(add)
+    add, attributes = readers[0], convolution.get_attributes()
+    bias, slices = _bias(add, len(weight)), _readers(add)
     ranges = [_channels(one, len(weight)) for one in slices]
-    if bias is None or bias.size != len(weight) or len(slices) < 2 or None in ranges:
+    if bias is None or len(slices) < 2 or None in ranges or attributes["auto_pad"] != "explicit":
         return
-    attributes = convolution.get_attributes()
     for one, channels in zip(slices, ranges, strict=True):
         part = ops.convolution(
             convolution.input_value(0),
@@ -142,8 +142,8 @@ def _part_head(convolution: Any) -> None:
             attributes["pads_end"],
             attributes["dilations"],
         )
-        column = bias.reshape(1, -1, *[1] * (weight.ndim - 2))[:, channels]
-        _replace(one.output(0), ops.add(part, ops.constant(np.ascontiguousarray(column))))
+        column = bias[channels].reshape(1, -1, *[1] * (weight.ndim - 2))
+        _replace(one.output(0), ops.add(part, ops.constant(column)))
 
 
 def _readers(node: Any) -> list[Any]:
@@ -167,11 +167,27 @@ def _is_plain(node: Any, *, stride: int, padding: int) -> bool:
     """Whether a convolution moves, pads and spreads alike along all axes, by no rule but these numbers."""
     told = node.get_attributes()
     return (
-        set(told["strides"]) == {stride}
+        told["auto_pad"] == "explicit"
+        and set(told["strides"]) == {stride}
         and {*told["pads_begin"], *told["pads_end"]} == {padding}
         and set(told["dilations"]) == {1}
         and not any(told.get("output_padding", ()))
     )
+
+
+def _weight(convolution: Any) -> np.ndarray | None:
+    """A convolution's weights, where they are FP32 numbers that stand in the network."""
+    weight = _constant(convolution.input_value(1))
+    return weight if weight is not None and weight.dtype == np.float32 else None
+
+
+def _bias(add: Any, channels: int) -> np.ndarray | None:
+    """(channels,): what an addition adds to each channel, in all voxels alike; None where it is anything else."""
+    bias, shape = _constant(add.input_value(1)), add.input_value(1).get_partial_shape()
+    spread = [1, channels, *[1] * (len(list(add.output(0).get_partial_shape())) - 2)]
+    if bias is None or not shape.is_static or list(shape.to_shape()) != spread:
+        return None
+    return bias.ravel()
 
 
 def _constant(output: Any) -> np.ndarray | None:

@@ -21,12 +21,21 @@ def interpolate(source, z, y, x):  # type: ignore[no-untyped-def]
     z0, z1, fz = neighbours(z, source.shape[0])
     y0, y1, fy = neighbours(y, source.shape[1])
     x0, x1, fx = neighbours(x, source.shape[2])
+    return _trilinear(
+        source[z0, y0, x0], source[z0, y0, x1], source[z0, y1, x0], source[z0, y1, x1],
+        source[z1, y0, x0], source[z1, y0, x1], source[z1, y1, x0], source[z1, y1, x1], fz, fy, fx,
+    )  # fmt: skip
+
+
+@njit(cache=True, nogil=True)
+def _trilinear(v000, v001, v010, v011, v100, v101, v110, v111, fz, fy, fx):  # type: ignore[no-untyped-def]
+    """The value between eight, by the shares of those further along z, y and x, in single precision."""
     one = np.float32(1)
-    near = (one - fy) * ((one - fx) * np.float32(source[z0, y0, x0]) + fx * np.float32(source[z0, y0, x1])) + fy * (
-        (one - fx) * np.float32(source[z0, y1, x0]) + fx * np.float32(source[z0, y1, x1])
+    near = (one - fy) * ((one - fx) * np.float32(v000) + fx * np.float32(v001)) + fy * (
+        (one - fx) * np.float32(v010) + fx * np.float32(v011)
     )
-    far = (one - fy) * ((one - fx) * np.float32(source[z1, y0, x0]) + fx * np.float32(source[z1, y0, x1])) + fy * (
-        (one - fx) * np.float32(source[z1, y1, x0]) + fx * np.float32(source[z1, y1, x1])
+    far = (one - fy) * ((one - fx) * np.float32(v100) + fx * np.float32(v101)) + fy * (
+        (one - fx) * np.float32(v110) + fx * np.float32(v111)
     )
     return (one - fz) * near + fz * far
 
@@ -88,18 +97,13 @@ def _range_within(row, low, high, count):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _between_rows(near0, near1, far0, far1, fz, fy, columns, out):  # type: ignore[no-untyped-def]
-    """The values between four rows, computed as ``interpolate`` does."""
+    """The values between four rows."""
     before, after, shares = columns
-    one = np.float32(1)
     for x in range(out.size):
         x0, x1, fx = before[x], after[x], shares[x]
-        near = (one - fy) * ((one - fx) * np.float32(near0[x0]) + fx * np.float32(near0[x1])) + fy * (
-            (one - fx) * np.float32(near1[x0]) + fx * np.float32(near1[x1])
+        out[x] = _trilinear(
+            near0[x0], near0[x1], near1[x0], near1[x1], far0[x0], far0[x1], far1[x0], far1[x1], fz, fy, fx
         )
-        far = (one - fy) * ((one - fx) * np.float32(far0[x0]) + fx * np.float32(far0[x1])) + fy * (
-            (one - fx) * np.float32(far1[x0]) + fx * np.float32(far1[x1])
-        )
-        out[x] = (one - fz) * near + fz * far
 
 
 @njit(cache=True, nogil=True)

@@ -93,9 +93,6 @@ def test_stages_of_a_file(bundle, capsys, tmp_path) -> None:
     assert told == pytest.approx(over, rel=1e-3)
     beside = found["details"]["scan.nii.gz"]["beside_torch"]
     assert set(beside) == {title for title in inputs if not title.startswith("MONAI")}
-    one = beside["openvino fp32"]
-    assert one["vertebrae"] == one["of_torch"] == one["centres_as_ours"] == found["details"]["scan.nii.gz"]["vertebrae"]
-    assert one["dice"] > 0.999
     assert "svg" in plot.read_text(encoding="utf-8")
 
 

@@ -229,12 +229,12 @@ def test_auto_takes_the_first_engine_that_has_the_precision(monkeypatch):
 
 def test_a_processor_computes_in_what_the_bundle_was_verified_in_where_it_has_that(monkeypatch):
     pretend(monkeypatch, a=CPU, b=CPU_FP32)
-    choice = select_engine(verified=("int8", "bf16"))
+    choice = select_engine(verified=("fp16", "bf16"))
     assert (choice.name, choice.precision) == ("a", "bf16")
     assert choice.reason.endswith("; in bf16, in which the bundle was verified")
     assert select_engine("a", verified=("bf16",)).precision == "bf16"
     assert select_engine("b", verified=("bf16",)).precision == "fp32"
-    assert select_engine(verified=("int8",)).precision == "fp32"
+    assert select_engine(verified=("fp16",)).precision == "fp32"
     assert select_engine(precision="fp32", verified=("bf16",)).precision == "fp32"
     pretend(monkeypatch, a=CPU, d=GPU)
     assert select_engine(verified=("bf16", "fp32")).precision == "fp16"

@@ -49,34 +49,44 @@ def test_one_transposed_convolution_and_a_bias_are_what_the_two_operations_say(s
     np.testing.assert_allclose(at_once + bias_seen_by(after, bias, doubled)[0], convolved(fine, after), atol=1e-12)
 
 
-def decoder(rng, *, up=2, stride=2, parts=2, after=3, axis=1, shape=(4, 6, 5)):
-    """A model with what a U-Net does on its way up, and a head of four channels that are cut into one and three."""
+def decoder(rng, *, up=2, stride=2, parts=2, after=3, shape=(4, 6, 5), bias="channels", pad="explicit", second=False):
+    """A model with what a U-Net does on its way up, and a head of four channels that are cut into one and three.
+
+    Args:
+        rng: of its weights.
+        up: the upsampling's kernel, voxels.
+        stride: and its stride.
+        parts: how many tensors are concatenated.
+        after: kernel of the convolution that reads them.
+        shape: (z, y, x) of the coarse voxels.
+        bias: ``"voxels"`` for one that differs along x, where there is one for each channel else.
+        pad: how that convolution and the head pad.
+        second: whether something else reads the concatenation too.
+    """
+
+    def constant(*sizes):
+        return ops.constant(rng.normal(size=sizes).astype(np.float32))
+
     coarse = ops.parameter([-1, 3, *shape], np.float32, name="coarse")
-    raised = ops.convolution_backprop_data(
-        coarse,
-        ops.constant(rng.normal(size=(3, 2, up, up, up)).astype(np.float32)),
-        [stride] * 3,
-        None,
-        NONE,
-        NONE,
-        ONES,
-    )
-    raised = ops.add(raised, ops.constant(rng.normal(size=(1, 2, 1, 1, 1)).astype(np.float32)))
+    raised = ops.convolution_backprop_data(coarse, constant(3, 2, up, up, up), [stride] * 3, None, NONE, NONE, ONES)
     size = [(n - 1) * stride + up for n in shape]
+    raised = ops.add(raised, constant(1, 2, 1, 1, 1) if bias == "channels" else constant(1, 1, 1, 1, size[2]))
     skips = [ops.parameter([-1, 2, *size], np.float32, name=f"skip{i}") for i in range(1, parts)]
-    joined = ops.concat([raised, *skips], axis)
-    channels = 2 * parts if axis == 1 else 2
-    weight = rng.normal(size=(6, channels, after, after, after)).astype(np.float32)
-    found = ops.convolution(joined, ops.constant(weight), ONES, [after // 2] * 3, [after // 2] * 3, ONES)
-    head = ops.convolution(
-        ops.relu(found), ops.constant(rng.normal(size=(4, 6, 1, 1, 1)).astype(np.float32)), ONES, NONE, NONE, ONES
+    joined = ops.concat([raised, *skips], 1)
+    found = ops.convolution(
+        joined, constant(6, 2 * parts, after, after, after), ONES, [after // 2] * 3, [after // 2] * 3, ONES, pad
     )
-    head = ops.add(head, ops.constant(rng.normal(size=(1, 4, 1, 1, 1)).astype(np.float32)))
+    head = ops.convolution(ops.relu(found), constant(4, 6, 3, 3, 3), ONES, ONES, ONES, ONES, pad)
+    head = ops.add(head, constant(1, 4, 1, 1, 1) if bias == "channels" else constant(1, 1, 1, 1, size[2]))
     results = []
     for name, first, end in (("heat", 0, 1), ("offsets", 1, 9)):
         one = ops.slice(head, *(ops.constant(np.array([v], np.int64)) for v in (first, end, 1, 1)))
         one.output(0).set_names({name})
         results.append(ops.result(one))
+    if second:
+        other = ops.relu(joined)
+        other.output(0).set_names({"other"})
+        results.append(ops.result(other))
     return openvino.Model(results, [coarse, *skips])
 
 
@@ -104,16 +114,33 @@ def test_a_decoder_says_the_same_with_its_upsampling_folded_and_its_head_parted(
         np.testing.assert_allclose(after[name], expected, rtol=1e-4, atol=1e-3)
 
 
-@pytest.mark.parametrize(
-    "other", [{"up": 3}, {"stride": 1}, {"parts": 3}, {"after": 1}], ids=["kernel", "stride", "three", "one voxel"]
-)
+OTHERS = {
+    "kernel": {"up": 3}, "stride": {"stride": 1}, "three": {"parts": 3}, "one voxel": {"after": 1},
+    "a bias along x": {"bias": "voxels"}, "as many voxels as channels": {"bias": "voxels", "shape": (2, 3, 1)},
+    "padded by rule": {"pad": "same_upper"}, "read twice": {"second": True},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
 def test_another_upsampling_stays_as_it_is(other):
     model = decoder(np.random.default_rng(3), **other)
     changed = simplified(model.clone())
     assert kinds(changed)["Concat"] == 1
+    assert kinds(changed)["Slice"] == (2 if {"bias", "pad"} & set(other) else 0)
     before, after = (outputs(one, np.random.default_rng(4)) for one in (model, changed))
     for name, expected in before.items():
         np.testing.assert_allclose(after[name], expected, rtol=1e-4, atol=1e-3)
+
+
+def test_a_network_of_other_numbers_stays_as_it_is():
+    coarse = ops.parameter([-1, 3, 4, 4, 4], np.float16)
+    weight = ops.constant(np.ones((3, 2, 2, 2, 2), np.float16))
+    raised = ops.convolution_backprop_data(coarse, weight, [2, 2, 2], None, NONE, NONE, ONES)
+    raised = ops.add(raised, ops.constant(np.ones((1, 2, 1, 1, 1), np.float16)))
+    joined = ops.concat([raised, ops.relu(raised)], 1)
+    found = ops.convolution(joined, ops.constant(np.ones((1, 4, 3, 3, 3), np.float16)), ONES, ONES, ONES, ONES)
+    model = openvino.Model([ops.result(found)], [coarse])
+    assert kinds(simplified(model.clone())) == kinds(model)
 
 
 @pytest.mark.parametrize("network", ["locnet", "fracsegnet", "levelnet"])

@@ -150,6 +150,20 @@ def test_blending_is_the_weighted_mean():
     np.testing.assert_allclose(offsets, expected[1:], atol=2e-6)
 
 
+@pytest.mark.parametrize("session", [identity, lambda image: (image.copy(),)])
+def test_windows_are_added_alike_by_one_thread_and_by_many(session, monkeypatch):
+    image = image_of((40, 20, 33))
+    plan = plan_windows(image.shape, (17, 9, 12), 0.4)
+    names = ("heatmap", "offsets")[: len(session(image[None, None]))]
+    added = []
+    for worth_a_thread in (2**40, 1):
+        monkeypatch.setattr("runtime.kernels.threads._WORTH_A_THREAD", worth_a_thread)
+        added.append(sliding_windows(image, plan, FakeSession(session, names)))
+    for one, many in zip(*added, strict=True):
+        np.testing.assert_array_equal(one, many)
+    assert added[0][0].any()
+
+
 def test_the_order_of_windows_does_not_matter():
     image = image_of((20, 17, 23))
     plan = plan_windows(image.shape, (8, 8, 8), 0.5)

@@ -29,7 +29,7 @@ class ScanStore:
     def __init__(self, folder: Path | None, spec: BundleSpec, *, engine: str, extras: Extras) -> None:
         self.folder = folder
         self._memory: dict[str, ScanRecord] = {}
-        bare = replace(spec, accuracy={}, training={}, intended_use="")
+        bare = replace(spec, accuracy={}, training={}, verified={}, intended_use="")
         self._settings = fingerprint_digest(to_json(bare), engine, to_json(extras), f"records {RECORD_FORMAT}")
 
     def path_of(self, item: ScanItem) -> Path | None:
