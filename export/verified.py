@@ -74,7 +74,7 @@ def check_recordable(folder: Path, choices: Sequence[EngineChoice], *, scans: in
         raise InputError(f"{folder} is no folder: what was verified is written into a bundle's folder, not into a zip.")
     if not any(map(is_recorded, choices)):
         raise InputError(
-            f"Nothing here can be recorded: that takes an engine that offers {' or '.join(VERIFIABLE)} on the processor."
+            f"Nothing here can be recorded: that takes an engine with {' or '.join(VERIFIABLE)} on a processor."
         )
     if scans < FEWEST_SCANS or given < 1:
         raise InputError(
