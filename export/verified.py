@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from export.parity_report import Outcome
-from runtime.bundle import Bundle, open_bundle, write_bundle
-from runtime.bundle_checks import VERIFIABLE
+from runtime.bundle import Bundle, open_bundle
+from runtime.bundle_checks import BUNDLE_JSON, VERIFIABLE
+from runtime.bundle_json import to_json
+from runtime.cache import write_whole
 from runtime.engines import EngineChoice
-from runtime.engines.parity import joined
 from runtime.errors import InputError
 
 FEWEST_SCANS = 50
@@ -37,19 +39,35 @@ def record(bundle: Bundle, outcomes: Sequence[Outcome], *, given: int) -> Bundle
     """
     judged: dict[str, list[Outcome]] = {}
     for one in outcomes:
-        if one.device == "CPU" and is_recorded(one.choice):
+        if is_recorded(one.choice):
             judged.setdefault(one.choice.precision, []).append(one)
-    scans = min((len(one.scans) for of_one in judged.values() for one in of_one), default=0)
-    check_recordable(bundle.folder, [one.choice for one in outcomes], scans=scans, given=given)
+    check_recordable(bundle.folder, [one.choice for one in outcomes], scans=_fewest_scans(judged), given=given)
     if open_bundle(bundle.folder).sha256 != bundle.sha256:
         raise InputError(f"The bundle in {bundle.folder} was changed while it was verified; verify it again.")
     kept = {precision: met for precision, met in bundle.spec.verified.items() if precision not in judged}
-    passed = {name: figures_of(of_one) for name, of_one in judged.items() if not any(one.faults for one in of_one)}
+    passed = {
+        precision: {f"{one.choice.name} {one.version}": figures_of(one) for one in of_one}
+        for precision, of_one in judged.items()
+        if not any(one.faults for one in of_one)
+    }
     spec = replace(bundle.spec, verified={**kept, **passed})
+    place = bundle.folder / BUNDLE_JSON
     try:
-        return write_bundle(spec, {name: bundle.path_of(name) for name in spec.files}, bundle.folder)
+        mode = place.stat().st_mode
+        write_whole(place, to_json(spec).encode())
+        place.chmod(mode)
     except OSError as error:
         raise InputError(f"What was verified can't be written into {bundle.folder} ({error.strerror}).") from error
+    return open_bundle(bundle.folder)
+
+
+def _fewest_scans(judged: Mapping[str, Sequence[Outcome]]) -> int:
+    """On how many scans every engine was compared; raises InputError where one could not be opened."""
+    for one in chain.from_iterable(judged.values()):
+        if not one.scans and one.with_itself.failed:
+            said = f"{one.choice.name} in {one.choice.precision}: {one.with_itself.failed}"
+            raise InputError(f"Nothing is recorded, since an engine was not compared ({said}).")
+    return min((len(one.scans) for one in chain.from_iterable(judged.values())), default=0)
 
 
 def is_recorded(choice: EngineChoice) -> bool:
@@ -72,6 +90,8 @@ def check_recordable(folder: Path, choices: Sequence[EngineChoice], *, scans: in
     """
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder: what was verified is written into a bundle's folder, not into a zip.")
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"Nothing can be written into {folder}; copy the bundle to a folder of yours.")
     if not any(map(is_recorded, choices)):
         raise InputError(
             f"Nothing here can be recorded: that takes an engine with {' or '.join(VERIFIABLE)} on a processor."
@@ -84,12 +104,11 @@ def check_recordable(folder: Path, choices: Sequence[EngineChoice], *, scans: in
         )
 
 
-def figures_of(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """With which engines, over how many scans, and the worst figures met, by their names in ``Parity``."""
-    whole = joined([one.whole for one in outcomes])
+def figures_of(outcome: Outcome) -> dict[str, float]:
+    """Over how many scans, and the worst figures met, by their names in ``runtime.engines.parity.Parity``."""
+    whole = outcome.whole
     return {
-        "engines": [f"{one.choice.name} {one.version}" for one in outcomes],
-        "scans": min(len(one.scans) for one in outcomes),
+        "scans": len(outcome.scans),
         "centres": whole.centres,
         "centres_lost": whole.centres_lost,
         "centre_shift_mm": round(whole.centre_shift_mm, 4),

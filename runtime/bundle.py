@@ -182,8 +182,9 @@ class BundleSpec:
         precision: for each network file that was calibrated, how it may be computed in fewer bits; empty, as in a
             ``bundle.json`` without this key, where none was.
         verified: the precisions, fp16 or bf16, in which ``export.verify --record`` found that all networks say what
-            torch says, over whole scans, each with the worst figures met: a processor that has one of them computes in
-            it where nothing else is asked for. Empty, as in a ``bundle.json`` without this key, where that wasn't done.
+            torch says, over whole scans, each with the worst figures of every engine: a processor that has one of them
+            computes in it where nothing else is asked for. Empty, as in a ``bundle.json`` without this key, where that
+            wasn't done.
         grading: how the network's grades and heights go together with the measured ones; None, as in a ``bundle.json``
             without this key, where that was not fitted: then the network's alone are reported.
     """
@@ -201,7 +202,7 @@ class BundleSpec:
     levelnet: LevelNetSpec | None = field(default=None, metadata=MAY_BE_NULL)
     precision: Mapping[str, PrecisionPlan] = field(default_factory=dict, metadata=MAY_BE_NULL)
     grading: GradingSpec | None = field(default=None, metadata=MAY_BE_NULL)
-    verified: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, metadata=MAY_BE_NULL)
+    verified: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict, metadata=MAY_BE_NULL)
     trusted_engines: Mapping[str, str] = field(default_factory=dict, metadata=MAY_BE_NULL)
     schema_version: int = SCHEMA_VERSION
 

@@ -29,8 +29,6 @@ BODY_HALF_HEIGHT_MM = 12.0
 """Where the bundle has no body mask: a scan's edge nearer to the centre than this cuts the vertebral body."""
 BODY_EDGE_STEPS = 2
 """A network that sees a body cut short may draw an endplate just before the scan's edge: crushed where it is not."""
-CENTRES_AT_ONCE = 2
-"""Crops around so many centres are cut at the same time, and so many are done from one call of progress to the next."""
 STRAY_FRACTION = 0.1
 """Parts of a mask smaller than this fraction of its main part are dropped."""
 
@@ -106,9 +104,8 @@ def segment(
     """
     access = access or ScanOnHost(volume)
     outputs: list[_Outputs] = []
-    at_once = max(batch, CENTRES_AT_ONCE)
-    for start in range(0, len(centres), at_once):
-        grids = [spec.grid_around(c.centre_ras_mm) for c in centres[start : start + at_once]]
+    for start in range(0, len(centres), batch):
+        grids = [spec.grid_around(c.centre_ras_mm) for c in centres[start : start + batch]]
         outputs += _outputs(grids, spec, session, access, batch=batch)
         if progress is not None:
             progress(len(outputs), len(centres))

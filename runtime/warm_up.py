@@ -27,9 +27,12 @@ def warm_up(pipeline: Pipeline) -> None:
     hu[edge // 3 : -edge // 3, edge // 3 : -edge // 3, edge // 3 : -edge // 3] += 400
     volume = Volume(hu, Grid(hu.shape, np.diag([2.0, 2.0, 2.0, 1.0])), "warm-up")
     analysis = pipeline.analyse(volume)
-    turned = Grid(hu.shape, volume.grid.affine_ras @ np.diag([1.0, -1.0, 1.0, 1.0])[[1, 0, 2, 3]])
+    coarse = volume.grid.affine_ras @ np.diag([1.5, 1.5, 1.5, 1.0])
+    turned = Grid((edge // 2,) * 3, coarse[:, [1, 0, 2, 3]])
     resample(volume, turned)  # scans that don't lie along the patient's axes go through loops of their own
-    paste_masks([(volume.grid, np.ones(hu.shape, np.float32))], turned, threshold=0.5)
+    mask = np.ones((edge // 2,) * 3, np.float32)
+    masks = [(volume.grid.sub_grid([start] * 3, mask.shape), mask) for start in (0, edge // 4)]
+    paste_masks(masks, turned, threshold=0.5)
     draw_overview(volume, analysis.labels, analysis.findings)
     with suppress(ModuleNotFoundError):  # documents need a package more than the other kinds
         import runtime.dicom.pdf  # noqa: F401

@@ -19,7 +19,6 @@ from runtime.engines import open_session, select_engine
 from runtime.localise import locate
 from runtime.pipeline import Pipeline
 from runtime.readers import read_scan
-from runtime.readers.options import ReadOptions
 from runtime.resample import resample, working_grid
 from runtime.scout import WindowCount
 from runtime.volume import Grid, Volume
@@ -265,15 +264,11 @@ def test_along_the_spine_are_the_centres_of_the_exhaustive_pass(number: int) -> 
     assert count.run + count.scouted < count.planned
 
 
-REAL_SCANS = (
-    "totalsegmentator-example/ct.nii.gz", "tptbox-lumbar/ct.nii.gz", "spinefe-verse004-v21/ct.nii.gz",
-    "dicom/visible-human-pelvis", "dicom/ge-tilt-and-uneven-spacing",
-)  # fmt: skip
-
-
-@pytest.mark.parametrize("scan", REAL_SCANS)
+@pytest.mark.parametrize("scan", ["totalsegmentator-example/ct.nii.gz", "dicom/visible-human-pelvis"])
 def test_along_a_real_spine_are_the_centres_of_the_exhaustive_pass(shared_data: Path, scan: str) -> None:
-    along_the_spine_as_everywhere(read_scan(shared_data / scan, ReadOptions(accept_gaps=True)))
+    """The other real scans have so few windows that each is run in every pass."""
+    count = along_the_spine_as_everywhere(read_scan(shared_data / scan))
+    assert count.scouted
 
 
 def test_onnx_says_what_torch_says() -> None:

@@ -108,7 +108,7 @@ def _unless_measured(args: argparse.Namespace, found: Mapping[str, Preflight], c
     ]
     if args.engine != "auto" or found[choice.name].device != "CPU" or not others:
         return ""
-    return f"; unless {' or '.join(others)} was measured to be clearly faster, when a bundle was first used"
+    return f"; unless {' or '.join(others)} was measured to be clearly faster in it, when a bundle was first used"
 
 
 def _unless_verified(args: argparse.Namespace, found: Mapping[str, Preflight], choice: EngineChoice) -> str:

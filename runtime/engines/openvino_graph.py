@@ -177,7 +177,8 @@ def _is_plain(node: Any, *, stride: int, padding: int) -> bool:
 
 def _weight(convolution: Any) -> np.ndarray | None:
     """A convolution's weights, where they are FP32 numbers that stand in the network."""
-    weight = _constant(convolution.input_value(1))
+    node = convolution.input_value(1).get_node()
+    weight: np.ndarray | None = node.get_data() if node.get_type_name() == "Constant" else None
     return weight if weight is not None and weight.dtype == np.float32 else None
 
 

@@ -35,10 +35,9 @@ def test_what_passed_on_the_processor_is_recorded_with_its_figures_and_what_did_
     on_gpu = outcome("fp16", GOOD, device="NVIDIA X")
     met = record(here, [outcome("fp32", LOST), outcome("bf16", GOOD), outcome("int8", GOOD), on_gpu], given=4)
     assert list(met.spec.verified) == ["bf16"]
-    figures = open_bundle(here.folder).spec.verified["bf16"]
+    figures = open_bundle(here.folder).spec.verified["bf16"]["openvino 1"]
     assert (figures["scans"], figures["centres"], figures["centres_lost"]) == (50, 500, 0)
     assert figures["dice"] == pytest.approx(2 * 9990 / 19990, abs=1e-6)
-    assert figures["engines"] == ["openvino 1"]
     assert record(met, [outcome("bf16", LOST)], given=4).spec.verified == {}
 
 
@@ -47,14 +46,27 @@ def test_one_engine_that_does_not_pass_is_enough_and_comparisons_alone_count_for
     assert record(here, both, given=1).spec.verified == {}
     with pytest.raises(InputError, match="Nothing here can be recorded"):
         record(here, [outcome("bf16", GOOD, only_to_compare=True)], given=1)
-    worse = replace(GOOD, centre_shift_mm=0.7)
-    both = [outcome("bf16", worse), outcome("bf16", GOOD, engine="another")]
-    assert record(open_bundle(here.folder), both, given=1).spec.verified["bf16"]["centre_shift_mm"] == 0.7
+    both = [outcome("bf16", replace(GOOD, centre_shift_mm=0.7)), outcome("bf16", GOOD, engine="another")]
+    figures = record(open_bundle(here.folder), both, given=1).spec.verified["bf16"]
+    assert {engine: one["centre_shift_mm"] for engine, one in figures.items()} == {"openvino 1": 0.7, "another 1": 0.0}
 
 
 def test_nothing_but_that_is_changed(here):
+    (here.folder / "notes.txt").write_text("kept")
+    (here.folder / "bundle.json").chmod(0o644)
     after = record(here, [outcome("bf16", GOOD)], given=1).spec
     assert replace(after, verified={}) == here.spec
+    assert (here.folder / "notes.txt").read_text() == "kept"
+    assert (here.folder / "bundle.json").stat().st_mode & 0o777 == 0o644, "others read it too"
+
+
+def test_an_engine_that_could_not_be_opened_is_named_and_nothing_recorded(here):
+    refused = replace(
+        outcome("bf16", GOOD, scans=0, engine="broken"), with_itself=Parity(failed="not opened: no memory")
+    )
+    with pytest.raises(InputError, match="broken in bf16: not opened: no memory"):
+        record(here, [outcome("bf16", GOOD), refused], given=1)
+    assert open_bundle(here.folder).spec.verified == {}
 
 
 def test_too_little_and_zips_and_other_bundles_are_refused_and_change_nothing(here, tmp_path):

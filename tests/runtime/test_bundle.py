@@ -111,14 +111,14 @@ def test_engines_that_are_trusted_are_listed_by_their_hash_and_older_bundles_lis
 
 
 def test_precisions_that_were_verified_are_listed_and_older_bundles_list_none(files, tmp_path):
-    verified = {"bf16": {"scans": 54, "dice": 0.999, "engines": ["openvino 1"]}}
+    verified = {"bf16": {"openvino 1": {"scans": 54.0, "dice": 0.999}}}
     assert write_bundle(replace(SPEC, verified=verified), files, tmp_path / "b").spec.verified == verified
     for change in (lambda data: data.pop("verified"), lambda data: data.update(verified=None)):
         rewrite(tmp_path / "b", change)
         assert open_bundle(tmp_path / "b").spec.verified == {}
     for wrong, said in (
         (["bf16"], "verified should be an object"),
-        ({"bf16": 0.999}, r"verified\[bf16\] should be an object"),
+        ({"bf16": {"openvino 1": 0.999}}, r"verified\[bf16\]\[openvino 1\] should be an object"),
         ({"int8": {}}, "verified should name no precisions but fp16 and bf16, met 'int8'"),
     ):
         rewrite(tmp_path / "b", lambda data, wrong=wrong: data.update(verified=wrong))

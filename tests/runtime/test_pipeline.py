@@ -563,7 +563,7 @@ def test_int8_is_refused_by_engines_that_have_none_and_given_by_those_that_do(ba
     assert asked == ["int8", "int8"]
 
 
-@pytest.mark.parametrize(("verified", "expected"), [({}, "fp32"), ({"bf16": {"scans": 54.0}}, "bf16")])
+@pytest.mark.parametrize(("verified", "expected"), [({}, "fp32"), ({"bf16": {"openvino 1": {"scans": 54.0}}}, "bf16")])
 def test_the_bundle_says_in_what_a_processor_that_has_bf16_computes(
     ball_bundle, tmp_path, monkeypatch, verified, expected
 ):
