@@ -16,7 +16,7 @@ from runtime.extras import stop_interrupted, stop_without
 from runtime.locks import try_lock
 
 try:
-    from train.config import Run, load, override
+    from train.config import LocNetRun, Run, load, override
     from train.presets import presets
 except ModuleNotFoundError as error:
     stop_without("train", error)
@@ -40,6 +40,9 @@ def build_parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="RUN|BUNDLE",
         help="begin with the best weights of a run, or a bundle's",
+    )
+    parser.add_argument(
+        "--teacher", type=Path, metavar="RUN|BUNDLE", help="of a LocNet at half the resolution: learn from this one"
     )
     parser.add_argument("--grades", type=Path, help="csv or json of Genant grades for the folders")
     parser.add_argument("--cache", type=Path, default=Path(".cache/scans"), help="where resampled scans are kept")
@@ -143,6 +146,10 @@ def _run_of(args: argparse.Namespace, out: Path) -> Run:
         raise InputError(f"The network of the interrupted run in {out} can't be changed; name another folder with -o.")
     if args.start_from:
         run = replace(run, loop=replace(run.loop, start_from=str(args.start_from)))
+    if args.teacher:
+        if not isinstance(run, LocNetRun):
+            raise InputError(f"Only locnet has a --teacher; met {args.network}.")
+        run = replace(run, distillation=replace(run.distillation, teacher=str(args.teacher)))
     return replace(run, data=tuple(args.data)) if args.data else run
 
 

@@ -61,6 +61,23 @@ class LoopConfig:
 
 
 @dataclass(frozen=True)
+class Distillation:
+    """How a LocNet at half resolution learns from one at full resolution; see ``train.distillation``.
+
+    Args:
+        teacher: the other one's run or bundle; ``""`` for none.
+        heat_weight: of the squared difference of the heatmaps, beside the losses of the truth.
+        offset_weight: of the offsets' differences, voxels.
+        feature_weight: of the differences of what enters and leaves the levels that both have.
+    """
+
+    teacher: str = ""
+    heat_weight: float = 200.0
+    offset_weight: float = 0.1
+    feature_weight: float = 2.0
+
+
+@dataclass(frozen=True)
 class LocNetRun:
     """Training of LocNet.
 
@@ -87,6 +104,7 @@ class LocNetRun:
         thick_slices_fraction: share of them that were stored in slices of 3 to 6 mm.
         dense_blood_fraction: share of them with veins full of contrast agent.
         data: ``"phantoms"`` and folders in VerSe's layout.
+        distillation: from which network it learns, if any.
     """
 
     network: LocNetConfig = LocNetConfig()
@@ -114,6 +132,7 @@ class LocNetRun:
     thick_slices_fraction: float = 0.25
     dense_blood_fraction: float = 0.08
     data: tuple[str, ...] = ("phantoms",)
+    distillation: Distillation = Distillation()
 
 
 SAMPLINGS = ("as_found", "class_counts", "balanced", "equal", "severe")
@@ -274,6 +293,7 @@ _LOCNET_ADDED_LATER: Mapping[str, Any] = {
     "narrow_field_fraction": 0.0,
     "thick_slices_fraction": 0.0,
     "dense_blood_fraction": 0.0,
+    "distillation": dataclasses.asdict(Distillation()),
 }
 _FRACSEGNET_ADDED_LATER: Mapping[str, Any] = {
     "task_weighting": "fixed",

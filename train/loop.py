@@ -22,6 +22,7 @@ from runtime.errors import InputError
 from train import config as configuration
 from train.balance import balancer_of
 from train.config import LoopConfig, Run
+from train.half_precision import processor_has_bf16
 from train.sources import Source, held_out
 from train.tasks import Batch, Task, task_of, to_device
 from train.weights import fitting, weights_to_start_from
@@ -70,19 +71,6 @@ def make_optimiser(loop: LoopConfig, network: nn.Module) -> torch.optim.Optimize
     return torch.optim.AdamW(groups, lr=loop.learning_rate)
 
 
-def processor_has_bf16() -> bool:
-    """Whether this processor multiplies bf16 itself.
-
-    torch's own question is also answered yes where oneDNN emulates it with AVX-512, at half the pace of fp32.
-    """
-    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return False
-    capabilities = torch.cpu.get_capabilities()
-    if capabilities["architecture"] != "x86_64":
-        return True
-    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "avx10_2"))
-
-
 def usable_precision(wanted: str, accelerator: str) -> str:
     """``wanted``, or ``"32-true"`` where it is bf16 on a processor that it is only emulated for.
 
@@ -117,6 +105,8 @@ class Trainer:
         self.fabric.seed_everything(run.loop.seed, verbose=False)
         plain = self.task.network()
         self.network, self.optimiser = self.fabric.setup(plain, make_optimiser(run.loop, plain))
+        for name in getattr(plain, "OTHER_FORWARDS", ()):
+            self.network.mark_forward_method(name)
         self.average = self._make_average()
         self.step, self.best, self.since_best = 0, -math.inf, 0
         self.best_metrics: dict[str, float] = {}

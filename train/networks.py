@@ -6,13 +6,14 @@ Source: thesis 3.2 (LocNet) and 3.3 (FracNet, FracSegNet). Widths and depth are 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from runtime.anatomy import LEVEL_NAMES
+from runtime.bundle_json import MAY_BE_MISSING
 
 GRADES = 4
 HEIGHTS = 6
@@ -37,6 +38,10 @@ class UNetConfig:
         """Input sizes must be multiples of this many voxels."""
         return int(2 ** len(self.channels))
 
+    def without_first(self) -> UNetConfig:
+        """The levels below the first: what is left of it where voxels are twice the size."""
+        return UNetConfig(self.channels[1:], self.bottleneck, self.leak)
+
 
 @dataclass(frozen=True)
 class LocNetConfig:
@@ -46,11 +51,17 @@ class LocNetConfig:
         unet: backbone.
         variant: ``"F"`` (heatmap and offsets) or ``"H"`` (heatmap only).
         heatmap_prior: the heat that an untrained network predicts everywhere; the thesis's zero bias gives 0.5.
+        half_resolution: whether the backbone works on voxels of twice the size, between a stem and a head that lie at
+            the image's own: half the operations of one with a level more (decision 0026). Not so in a configuration
+            without this key.
+        stem: channels that such a backbone reads.
     """
 
     unet: UNetConfig = UNetConfig()
     variant: str = "F"
     heatmap_prior: float = 0.02
+    half_resolution: bool = field(default=False, metadata=MAY_BE_MISSING)
+    stem: int = field(default=16, metadata=MAY_BE_MISSING)
 
     def __post_init__(self) -> None:
         if self.variant not in ("F", "H"):
@@ -138,10 +149,10 @@ class ConvBlock(nn.Sequential):
 class UNet(nn.Module):
     """3D U-Net. Returns the decoder's feature maps, coarsest (the bottleneck) first, full resolution last."""
 
-    def __init__(self, config: UNetConfig) -> None:
+    def __init__(self, config: UNetConfig, *, inputs: int = 1) -> None:
         super().__init__()
         self.config = config
-        widths = (1, *config.channels)
+        widths = (inputs, *config.channels)
         self.encoder = nn.ModuleList(
             ConvBlock(before, after, config.leak) for before, after in zip(widths, config.channels, strict=False)
         )
@@ -154,7 +165,7 @@ class UNet(nn.Module):
         self.decoder = nn.ModuleList(ConvBlock(2 * width, width, config.leak) for width in reversed(config.channels))
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """``image`` (n, 1, z, y, x) with sizes that are multiples of ``config.multiple``."""
+        """``image`` (n, inputs, z, y, x) with sizes that are multiples of ``config.multiple``."""
         x, skips = image, []
         for block in self.encoder:
             x = block(x)
@@ -178,23 +189,55 @@ def initialise(module: nn.Module, leak: float) -> None:
 class LocNet(nn.Module):
     """Heatmap of vertebral centres and, for variant F, each voxel's offset to its nearest centre."""
 
+    OTHER_FORWARDS = ("with_features",)
+    """What runs the network besides ``forward``, for whoever wraps it."""
+
     def __init__(self, config: LocNetConfig) -> None:
         super().__init__()
         self.config = config
-        self.unet = UNet(config.unet)
-        self.head = nn.Conv3d(config.unet.channels[0], 4 if config.variant == "F" else 1, 1)
+        first, outputs = config.unet.channels[0], 4 if config.variant == "F" else 1
+        self.stem = _stem(config.stem, config.unet.leak) if config.half_resolution else nn.Identity()
+        self.unet = UNet(config.unet, inputs=config.stem if config.half_resolution else 1)
+        self.head: nn.Module = nn.Conv3d(first, outputs, 1)
+        if config.half_resolution:
+            self.head = nn.ConvTranspose3d(first, outputs, 2, stride=2)
         initialise(self, config.unet.leak)
         nn.init.normal_(self.head.weight, std=0.01)
         with torch.no_grad():
-            bias = torch.zeros(self.head.out_channels)
+            bias = torch.zeros(outputs)
             bias[0] = math.log(config.heatmap_prior / (1 - config.heatmap_prior))
             self.head.bias = nn.Parameter(bias)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Heatmap (n, 1, z, y, x) in 0..1 and, for variant F, offsets (n, 3, z, y, x): voxels, in z, y, x order."""
-        out = self.head(self.unet(image)[-1]).float()
+        return self._said(self.unet(self.stem(image))[-1])
+
+    def with_features(self, image: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, Tensor]]:
+        """What ``forward`` gives, and what enters and leaves the levels at half the image's resolution.
+
+        Networks at full and at half resolution have these features in common, (n, c, z/2, y/2, x/2).
+        """
+        stem = self.stem(image)
+        features = self.unet(stem)
+        if self.config.half_resolution:
+            return self._said(features[-1]), (stem, features[-1])
+        entering = F.max_pool3d(self.unet.encoder[0](image), 2)
+        return self._said(features[-1]), (entering, features[-2])
+
+    def _said(self, features: Tensor) -> tuple[Tensor, ...]:
+        out = self.head(features).float()
         heatmap = torch.sigmoid(out[:, :1])
         return (heatmap, out[:, 1:]) if self.config.variant == "F" else (heatmap,)
+
+
+def _stem(outputs: int, leak: float) -> nn.Sequential:
+    """From an image to ``outputs`` channels of half its resolution; nothing of it is lost, as in a pooling."""
+    return nn.Sequential(
+        nn.Conv3d(1, 2 * outputs, 4, stride=2, padding=1, bias=False),
+        nn.InstanceNorm3d(2 * outputs, affine=True), nn.LeakyReLU(leak, inplace=True),
+        nn.Conv3d(2 * outputs, outputs, 3, padding=1, bias=False),
+        nn.InstanceNorm3d(outputs, affine=True), nn.LeakyReLU(leak, inplace=True),
+    )  # fmt: skip
 
 
 class SpatialGradeFeatures(nn.Module):

@@ -14,7 +14,7 @@ def presets() -> Mapping[str, Mapping[str, Run]]:
     thesis_frac = _thesis_fracsegnet()
     fracnet = replace(thesis_frac.network, mask_channels=())
     return {
-        "locnet": {"default": LocNetRun(), "thesis": _thesis_locnet(), "fine": _fine_locnet()},
+        "locnet": {"default": LocNetRun(), "thesis": _thesis_locnet(), "fine": _fine_locnet(), "half": _half_locnet()},
         "fracsegnet": {
             "default": FracSegNetRun(),
             "thesis": thesis_frac,
@@ -93,6 +93,14 @@ def _thesis_fracsegnet() -> FracSegNetRun:
         mask_entropy_weight=0.0,
         height_weight=0.0,
         sampling="as_found",
+    )
+
+
+def _half_locnet() -> LocNetRun:
+    """The default's recipe at half the resolution inside; another LocNet teaches it (``--teacher``)."""
+    unet = UNetConfig().without_first()
+    return LocNetRun(
+        network=LocNetConfig(unet, half_resolution=True), loop=LoopConfig(steps=3000, learning_rate=1.5e-3)
     )
 
 

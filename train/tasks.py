@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from runtime.intensity import normalise
 from runtime.voting import density_peaks, refine_peaks, vote_map
 from train import losses
 from train.config import FracSegNetRun, LevelNetRun, LocNetRun, Run
+from train.distillation import Teacher
 from train.level_task import LevelNetTask
 from train.metrics import f1_scores, match_centres, ranked_probability_score
 from train.networks import GRADES, HEIGHT_UNIT_MM, FracSegNet, LocNet
@@ -51,10 +52,14 @@ class LocNetTask:
 
     def __init__(self, run: LocNetRun) -> None:
         self.run = run
+        self._teacher = Teacher(run.distillation) if run.distillation.teacher else None
 
     def network(self) -> LocNet:
-        """A new, initialised network."""
-        return LocNet(self.run.network)
+        """A new, initialised network; with a teacher, begun with its weights."""
+        network = LocNet(self.run.network)
+        if self._teacher is not None:
+            self._teacher.begin(network)
+        return network
 
     def batch(self, source: Source, seed: tuple[int, ...], size: int) -> Batch:
         """Crops of one size: image, heatmap (n, 1, z, y, x), offsets (n, 3, z, y, x), and a list of centres (k, 3)."""
@@ -75,8 +80,10 @@ class LocNetTask:
         }
 
     def losses(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """w_H L_H + w_O L_O + w_CD L_CD (thesis 3.2.3.1)."""
-        run, (heatmap, *offsets) = self.run, network(batch["image"])
+        """w_H L_H + w_O L_O + w_CD L_CD (thesis 3.2.3.1), and what sets it apart from its teacher, if it has one."""
+        run, image, teacher = self.run, batch["image"], self._teacher
+        said, features = (network(image), None) if teacher is None else cast(LocNet, network).with_features(image)
+        heatmap, *offsets = said
         weight = 1 + run.foreground_weight * batch["heatmap"] if run.foreground_weight else None
         parts = {"heatmap": losses.adaptive_wing(heatmap, batch["heatmap"], weight=weight)}
         total = run.heatmap_weight * parts["heatmap"]
@@ -89,6 +96,9 @@ class LocNetTask:
             parts["offsets"] = losses.masked_smooth_l1(offsets[0], batch["offsets"], mask)
             parts["chamfer"] = self._chamfer(heatmap, offsets[0], batch["centres"])
             total = total + run.offset_weight * parts["offsets"] + run.chamfer_weight * parts["chamfer"]
+        if teacher is not None and features is not None:
+            parts |= teacher.losses(image, (heatmap, offsets[0]), features)
+            total = total + parts["heat_apart"] + parts["offsets_apart"] + parts["features_apart"]
         return {"loss": total, **parts}
 
     def _chamfer(self, heatmap: Tensor, offsets: Tensor, centres: list[Tensor]) -> Tensor:

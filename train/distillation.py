@@ -1,0 +1,103 @@
+"""A smaller LocNet that learns from a larger one: its weights to begin with, and what it is to say beside the truth.
+
+The smaller one sees voxels of twice the size, so its levels are the larger one's from the second on. Source: knowledge
+distillation after Hinton et al. 2015, with the features between as hints (Romero et al. 2015).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from runtime.bundle import read_spec
+from runtime.bundle_checks import BUNDLE_JSON
+from runtime.bundle_json import from_json
+from runtime.errors import InputError
+from train import config as configuration
+from train.config import Distillation, LocNetRun, with_later_settings
+from train.half_precision import processor_has_bf16
+from train.networks import LocNet, LocNetConfig
+from train.weights import fitting, weights_to_start_from
+
+SEEN_HEAT = 0.1
+"""Offsets are compared where either network is this hot: elsewhere nobody reads them."""
+HOT = 20.0
+"""How much more a voxel counts where the teacher is as hot as can be."""
+
+
+class Teacher:
+    """A LocNet that another one learns from; it learns nothing itself.
+
+    Args:
+        settings: which network, and how much its word counts.
+    """
+
+    def __init__(self, settings: Distillation) -> None:
+        self._settings, folder = settings, Path(settings.teacher)
+        run = _run_of(folder)
+        if run.network.half_resolution or run.network.variant != "F":
+            raise InputError(
+                f"The LocNet in {folder} can't be learnt from: that takes one of variant F that works at full "
+                "resolution."
+            )
+        self.network = LocNet(run.network).eval().requires_grad_(False)
+        weights = weights_to_start_from(folder, "locnet")
+        self.network.load_state_dict(fitting(weights, self.network.state_dict(), source=settings.teacher))
+
+    def begin(self, student: LocNet) -> None:
+        """Give a network of half the resolution the weights of the levels that both have; the rest stays as it is.
+
+        Raises InputError where its levels are others.
+        """
+        theirs, own = self.network.config.unet, student.config
+        wanted = LocNetConfig(
+            theirs.without_first(), "F", own.heatmap_prior, half_resolution=True, stem=theirs.channels[0]
+        )
+        if own != wanted:
+            raise InputError(f"What learns from {self._settings.teacher} must be a {wanted}; met a {own}.")
+        mine, unet = student.unet, self.network.unet
+        mine.bottleneck.load_state_dict(unet.bottleneck.state_dict())
+        for i in range(len(own.unet.channels)):
+            mine.encoder[i].load_state_dict(unet.encoder[i + 1].state_dict())
+            mine.up[i].load_state_dict(unet.up[i].state_dict())
+            mine.decoder[i].load_state_dict(unet.decoder[i].state_dict())
+
+    def losses(self, image: Tensor, said: tuple[Tensor, Tensor], features: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        """What sets a student apart from this network, weighted by the settings, by name.
+
+        Args:
+            image: (n, 1, z, y, x) that both see.
+            said: the student's heatmap (n, 1, z, y, x) and offsets (n, 3, z, y, x).
+            features: what enters and what leaves its U-Net, at half the resolution.
+        """
+        kind = image.device.type
+        is_quick = kind == "cuda" or processor_has_bf16()
+        self.network.to(image.device)
+        with torch.no_grad(), torch.autocast(kind, dtype=torch.bfloat16, enabled=is_quick):
+            (heat, offsets), hints = self.network.with_features(image)
+        mine, own_offsets = said
+        seen = ((heat > SEEN_HEAT) | (mine.detach() > SEEN_HEAT)).to(mine.dtype)
+        apart = F.smooth_l1_loss(own_offsets, offsets, reduction="none").sum(dim=1, keepdim=True)
+        hinted = [F.smooth_l1_loss(one.float(), other.float()) for one, other in zip(features, hints, strict=True)]
+        settings = self._settings
+        return {
+            "heat_apart": settings.heat_weight * ((mine - heat) ** 2 * (1 + HOT * heat)).mean(),
+            "offsets_apart": settings.offset_weight * (apart * seen).sum() / seen.sum().clamp_min(1),
+            "features_apart": settings.feature_weight * torch.stack(hinted).sum(),
+        }
+
+
+def _run_of(folder: Path) -> LocNetRun:
+    """How the LocNet in a run's folder or a bundle was trained. Raises InputError where that isn't told."""
+    if not (folder / BUNDLE_JSON).is_file():
+        run = configuration.load(folder / "config.json")
+        if not isinstance(run, LocNetRun):
+            raise InputError(f"{folder} holds no LocNet to learn from.")
+        return run
+    told = read_spec(folder).training.get("locnet")
+    if not isinstance(told, dict) or "run" not in told:
+        raise InputError(f"The bundle in {folder} does not say how its LocNet was trained.")
+    return from_json(LocNetRun, with_later_settings(told["run"]), at=f"{folder}: training: locnet: run")
