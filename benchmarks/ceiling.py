@@ -14,7 +14,7 @@ from benchmarks.report import Table, number
 from export.parity_on_scans import Networks
 from export.verify import TorchSession, reference_networks
 from runtime.bundle import Bundle
-from train.loop import processor_has_bf16
+from train.processor import processor_has_bf16
 
 MATRIX = 2048
 """Side of the square matrices whose product is timed."""

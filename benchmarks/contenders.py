@@ -19,7 +19,7 @@ from runtime.bundle import Bundle
 from runtime.engines import ENGINES, ONLY_BY_NAME, EngineChoice, engine_module, select_engine
 from runtime.engines.base import EngineInfo
 from runtime.errors import EngineError
-from train.loop import processor_has_bf16
+from train.processor import processor_has_bf16
 
 TORCH_EAGER = "torch eager"
 

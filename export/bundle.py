@@ -228,8 +228,10 @@ def _levelnet_spec(trained: Trained, choices: Choices) -> LevelNetSpec:
 
 
 def _data(networks: _Networks) -> set[str]:
-    """What any of the networks was trained on."""
-    return {name for trained in networks.by_name().values() for name in trained.run.data}
+    """What any of the networks was trained on, or the one that taught it."""
+    runs = [trained.run for trained in networks.by_name().values()]
+    taught = [run.distillation.data for run in runs if isinstance(run, LocNetRun)]
+    return {name for names in (*(run.data for run in runs), *taught) for name in names}
 
 
 def _default_use(networks: _Networks) -> str:

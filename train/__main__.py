@@ -147,9 +147,11 @@ def _run_of(args: argparse.Namespace, out: Path) -> Run:
     if args.start_from:
         run = replace(run, loop=replace(run.loop, start_from=str(args.start_from)))
     if args.teacher:
+        from train.distillation import taught_by
+
         if not isinstance(run, LocNetRun):
             raise InputError(f"Only locnet has a --teacher; met {args.network}.")
-        run = replace(run, distillation=replace(run.distillation, teacher=str(args.teacher)))
+        run = replace(run, distillation=taught_by(args.teacher, run.distillation))
     return replace(run, data=tuple(args.data)) if args.data else run
 
 

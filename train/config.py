@@ -62,16 +62,18 @@ class LoopConfig:
 
 @dataclass(frozen=True)
 class Distillation:
-    """How a LocNet at half resolution learns from one at full resolution; see ``train.distillation``.
+    """How a LocNet with a stem learns from one without; see ``train.distillation``.
 
     Args:
         teacher: the other one's run or bundle; ``""`` for none.
+        data: what the other one was trained on.
         heat_weight: of the squared difference of the heatmaps, beside the losses of the truth.
         offset_weight: of the offsets' differences, voxels.
         feature_weight: of the differences of what enters and leaves the levels that both have.
     """
 
     teacher: str = ""
+    data: tuple[str, ...] = ()
     heat_weight: float = 200.0
     offset_weight: float = 0.1
     feature_weight: float = 2.0
@@ -293,7 +295,7 @@ _LOCNET_ADDED_LATER: Mapping[str, Any] = {
     "narrow_field_fraction": 0.0,
     "thick_slices_fraction": 0.0,
     "dense_blood_fraction": 0.0,
-    "distillation": dataclasses.asdict(Distillation()),
+    "distillation": json.loads(json.dumps(dataclasses.asdict(Distillation()))),
 }
 _FRACSEGNET_ADDED_LATER: Mapping[str, Any] = {
     "task_weighting": "fixed",

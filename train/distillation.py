@@ -6,20 +6,23 @@ distillation after Hinton et al. 2015, with the features between as hints (Romer
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from runtime.bundle import read_spec
+from runtime.bundle import open_bundle
 from runtime.bundle_checks import BUNDLE_JSON
 from runtime.bundle_json import from_json
 from runtime.errors import InputError
 from train import config as configuration
 from train.config import Distillation, LocNetRun, with_later_settings
-from train.half_precision import processor_has_bf16
 from train.networks import LocNet, LocNetConfig
+from train.processor import processor_has_bf16
 from train.weights import fitting, weights_to_start_from
 
 SEEN_HEAT = 0.1
@@ -28,24 +31,36 @@ HOT = 20.0
 """How much more a voxel counts where the teacher is as hot as can be."""
 
 
+_HALF_PRECISION = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+
 class Teacher:
     """A LocNet that another one learns from; it learns nothing itself.
 
     Args:
-        settings: which network, and how much its word counts.
+        run: the student's training, whose ``distillation`` names the teacher.
+
+    Raises:
+        InputError: there is none, or one that sees other images than the student, or has a stem, or no offsets.
     """
 
-    def __init__(self, settings: Distillation) -> None:
-        self._settings, folder = settings, Path(settings.teacher)
-        run = _run_of(folder)
-        if run.network.half_resolution or run.network.variant != "F":
+    def __init__(self, run: LocNetRun) -> None:
+        self._settings, self._precision = run.distillation, run.loop.precision
+        folder = Path(run.distillation.teacher)
+        theirs = run_of_teacher(folder)
+        if theirs.network.stem or theirs.network.variant != "F":
             raise InputError(
-                f"The LocNet in {folder} can't be learnt from: that takes one of variant F that works at full "
-                "resolution."
+                f"The LocNet in {folder} can't be learnt from: that takes one of variant F without a stem."
             )
-        self.network = LocNet(run.network).eval().requires_grad_(False)
+        for name in ("spacing_mm", "intensity", "sigma_voxels"):
+            if getattr(theirs, name) != getattr(run, name):
+                raise InputError(
+                    f"The LocNet in {folder} has {name} {getattr(theirs, name)}, what is to learn from it "
+                    f"{getattr(run, name)}; give both the same, with --set {name}=..."
+                )
+        self.network = LocNet(theirs.network).eval().requires_grad_(False)
         weights = weights_to_start_from(folder, "locnet")
-        self.network.load_state_dict(fitting(weights, self.network.state_dict(), source=settings.teacher))
+        self.network.load_state_dict(fitting(weights, self.network.state_dict(), source=str(folder)))
 
     def begin(self, student: LocNet) -> None:
         """Give a network of half the resolution the weights of the levels that both have; the rest stays as it is.
@@ -53,9 +68,7 @@ class Teacher:
         Raises InputError where its levels are others.
         """
         theirs, own = self.network.config.unet, student.config
-        wanted = LocNetConfig(
-            theirs.without_first(), "F", own.heatmap_prior, half_resolution=True, stem=theirs.channels[0]
-        )
+        wanted = LocNetConfig(theirs.without_first(), "F", own.heatmap_prior, stem=theirs.channels[0])
         if own != wanted:
             raise InputError(f"What learns from {self._settings.teacher} must be a {wanted}; met a {own}.")
         mine, unet = student.unet, self.network.unet
@@ -73,11 +86,9 @@ class Teacher:
             said: the student's heatmap (n, 1, z, y, x) and offsets (n, 3, z, y, x).
             features: what enters and what leaves its U-Net, at half the resolution.
         """
-        kind = image.device.type
-        is_quick = kind == "cuda" or processor_has_bf16()
         self.network.to(image.device)
-        with torch.no_grad(), torch.autocast(kind, dtype=torch.bfloat16, enabled=is_quick):
-            (heat, offsets), hints = self.network.with_features(image)
+        with torch.no_grad(), self._autocast(image.device.type):
+            (heat, offsets), hints = self.network(image, with_features=True)
         mine, own_offsets = said
         seen = ((heat > SEEN_HEAT) | (mine.detach() > SEEN_HEAT)).to(mine.dtype)
         apart = F.smooth_l1_loss(own_offsets, offsets, reduction="none").sum(dim=1, keepdim=True)
@@ -89,15 +100,30 @@ class Teacher:
             "features_apart": settings.feature_weight * torch.stack(hinted).sum(),
         }
 
+    def _autocast(self, kind: str) -> AbstractContextManager[Any]:
+        """As the student computes, where the device does so itself."""
+        dtype = _HALF_PRECISION.get(self._precision)
+        if dtype is None or (kind == "cpu" and not processor_has_bf16()):
+            return nullcontext()
+        return torch.autocast(kind, dtype=dtype)
 
-def _run_of(folder: Path) -> LocNetRun:
-    """How the LocNet in a run's folder or a bundle was trained. Raises InputError where that isn't told."""
-    if not (folder / BUNDLE_JSON).is_file():
+
+def taught_by(folder: Path, settings: Distillation) -> Distillation:
+    """Settings for learning from the LocNet in a run's folder or a bundle, and from the data that it learnt from."""
+    return replace(settings, teacher=str(folder), data=run_of_teacher(folder).data)
+
+
+def run_of_teacher(folder: Path) -> LocNetRun:
+    """How the LocNet in a run's folder or a bundle was trained.
+
+    Raises InputError where that isn't told, BundleError where the bundle can't be read.
+    """
+    if not (folder / BUNDLE_JSON).is_file() and folder.suffix != ".zip":
         run = configuration.load(folder / "config.json")
         if not isinstance(run, LocNetRun):
             raise InputError(f"{folder} holds no LocNet to learn from.")
         return run
-    told = read_spec(folder).training.get("locnet")
+    told = open_bundle(folder).spec.training.get("locnet")
     if not isinstance(told, dict) or "run" not in told:
         raise InputError(f"The bundle in {folder} does not say how its LocNet was trained.")
     return from_json(LocNetRun, with_later_settings(told["run"]), at=f"{folder}: training: locnet: run")

@@ -22,7 +22,7 @@ from runtime.errors import InputError
 from train import config as configuration
 from train.balance import balancer_of
 from train.config import LoopConfig, Run
-from train.half_precision import processor_has_bf16
+from train.processor import processor_has_bf16
 from train.sources import Source, held_out
 from train.tasks import Batch, Task, task_of, to_device
 from train.weights import fitting, weights_to_start_from
@@ -105,8 +105,6 @@ class Trainer:
         self.fabric.seed_everything(run.loop.seed, verbose=False)
         plain = self.task.network()
         self.network, self.optimiser = self.fabric.setup(plain, make_optimiser(run.loop, plain))
-        for name in getattr(plain, "OTHER_FORWARDS", ()):
-            self.network.mark_forward_method(name)
         self.average = self._make_average()
         self.step, self.best, self.since_best = 0, -math.inf, 0
         self.best_metrics: dict[str, float] = {}

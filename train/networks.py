@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -51,21 +52,21 @@ class LocNetConfig:
         unet: backbone.
         variant: ``"F"`` (heatmap and offsets) or ``"H"`` (heatmap only).
         heatmap_prior: the heat that an untrained network predicts everywhere; the thesis's zero bias gives 0.5.
-        half_resolution: whether the backbone works on voxels of twice the size, between a stem and a head that lie at
-            the image's own: half the operations of one with a level more (decision 0026). Not so in a configuration
-            without this key.
-        stem: channels that such a backbone reads.
+        stem: channels of a stem that brings the image to voxels of twice the size, on which the backbone then works;
+            the head goes back. Half the operations of a backbone with a level more (decision 0026). 0, as in a
+            configuration without this key, for none.
     """
 
     unet: UNetConfig = UNetConfig()
     variant: str = "F"
     heatmap_prior: float = 0.02
-    half_resolution: bool = field(default=False, metadata=MAY_BE_MISSING)
-    stem: int = field(default=16, metadata=MAY_BE_MISSING)
+    stem: int = field(default=0, metadata=MAY_BE_MISSING)
 
     def __post_init__(self) -> None:
         if self.variant not in ("F", "H"):
             raise ValueError(f"LocNet's variant is 'F' or 'H'; met {self.variant!r}.")
+        if self.stem < 0:
+            raise ValueError(f"The stem's channels are a number from 0 on; met {self.stem}.")
 
 
 @dataclass(frozen=True)
@@ -189,18 +190,14 @@ def initialise(module: nn.Module, leak: float) -> None:
 class LocNet(nn.Module):
     """Heatmap of vertebral centres and, for variant F, each voxel's offset to its nearest centre."""
 
-    OTHER_FORWARDS = ("with_features",)
-    """What runs the network besides ``forward``, for whoever wraps it."""
-
     def __init__(self, config: LocNetConfig) -> None:
         super().__init__()
         self.config = config
         first, outputs = config.unet.channels[0], 4 if config.variant == "F" else 1
-        self.stem = _stem(config.stem, config.unet.leak) if config.half_resolution else nn.Identity()
-        self.unet = UNet(config.unet, inputs=config.stem if config.half_resolution else 1)
-        self.head: nn.Module = nn.Conv3d(first, outputs, 1)
-        if config.half_resolution:
-            self.head = nn.ConvTranspose3d(first, outputs, 2, stride=2)
+        self.stem = _stem(config.stem, config.unet.leak) if config.stem else nn.Identity()
+        self.unet = UNet(config.unet, inputs=config.stem or 1)
+        head = nn.ConvTranspose3d(first, outputs, 2, stride=2) if config.stem else nn.Conv3d(first, outputs, 1)
+        self.head: nn.Module = head
         initialise(self, config.unet.leak)
         nn.init.normal_(self.head.weight, std=0.01)
         with torch.no_grad():
@@ -208,21 +205,20 @@ class LocNet(nn.Module):
             bias[0] = math.log(config.heatmap_prior / (1 - config.heatmap_prior))
             self.head.bias = nn.Parameter(bias)
 
-    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """Heatmap (n, 1, z, y, x) in 0..1 and, for variant F, offsets (n, 3, z, y, x): voxels, in z, y, x order."""
-        return self._said(self.unet(self.stem(image))[-1])
+    def forward(self, image: Tensor, *, with_features: bool = False) -> tuple[Any, ...]:
+        """Heatmap (n, 1, z, y, x) in 0..1 and, for variant F, offsets (n, 3, z, y, x): voxels, in z, y, x order.
 
-    def with_features(self, image: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, Tensor]]:
-        """What ``forward`` gives, and what enters and leaves the levels at half the image's resolution.
-
-        Networks at full and at half resolution have these features in common, (n, c, z/2, y/2, x/2).
+        With features: these in a tuple, and in another what enters and what leaves the levels at half the image's
+        resolution, (n, c, z/2, y/2, x/2) each, which networks with and without a stem have in common.
         """
         stem = self.stem(image)
         features = self.unet(stem)
-        if self.config.half_resolution:
-            return self._said(features[-1]), (stem, features[-1])
-        entering = F.max_pool3d(self.unet.encoder[0](image), 2)
-        return self._said(features[-1]), (entering, features[-2])
+        said = self._said(features[-1])
+        if not with_features:
+            return said
+        if self.config.stem:
+            return said, (stem, features[-1])
+        return said, (F.max_pool3d(self.unet.encoder[0](image), 2), features[-2])
 
     def _said(self, features: Tensor) -> tuple[Tensor, ...]:
         out = self.head(features).float()
@@ -231,7 +227,7 @@ class LocNet(nn.Module):
 
 
 def _stem(outputs: int, leak: float) -> nn.Sequential:
-    """From an image to ``outputs`` channels of half its resolution; nothing of it is lost, as in a pooling."""
+    """From an image to ``outputs`` channels of half its resolution, by a convolution of stride 2."""
     return nn.Sequential(
         nn.Conv3d(1, 2 * outputs, 4, stride=2, padding=1, bias=False),
         nn.InstanceNorm3d(2 * outputs, affine=True), nn.LeakyReLU(leak, inplace=True),

@@ -100,7 +100,7 @@ def _half_locnet() -> LocNetRun:
     """The default's recipe at half the resolution inside; another LocNet teaches it (``--teacher``)."""
     unet = UNetConfig().without_first()
     return LocNetRun(
-        network=LocNetConfig(unet, half_resolution=True), loop=LoopConfig(steps=3000, learning_rate=1.5e-3)
+        network=LocNetConfig(unet, stem=UNetConfig().channels[0]), loop=LoopConfig(steps=3000, learning_rate=1.5e-3)
     )
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Protocol, cast
+from functools import cached_property
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -52,7 +53,6 @@ class LocNetTask:
 
     def __init__(self, run: LocNetRun) -> None:
         self.run = run
-        self._teacher = Teacher(run.distillation) if run.distillation.teacher else None
 
     def network(self) -> LocNet:
         """A new, initialised network; with a teacher, begun with its weights."""
@@ -60,6 +60,11 @@ class LocNetTask:
         if self._teacher is not None:
             self._teacher.begin(network)
         return network
+
+    @cached_property
+    def _teacher(self) -> Teacher | None:
+        """Opened when first asked for: batches are made without it, in other processes and without the data for it."""
+        return Teacher(self.run) if self.run.distillation.teacher else None
 
     def batch(self, source: Source, seed: tuple[int, ...], size: int) -> Batch:
         """Crops of one size: image, heatmap (n, 1, z, y, x), offsets (n, 3, z, y, x), and a list of centres (k, 3)."""
@@ -82,7 +87,7 @@ class LocNetTask:
     def losses(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """w_H L_H + w_O L_O + w_CD L_CD (thesis 3.2.3.1), and what sets it apart from its teacher, if it has one."""
         run, image, teacher = self.run, batch["image"], self._teacher
-        said, features = (network(image), None) if teacher is None else cast(LocNet, network).with_features(image)
+        said, features = (network(image), None) if teacher is None else network(image, with_features=True)
         heatmap, *offsets = said
         weight = 1 + run.foreground_weight * batch["heatmap"] if run.foreground_weight else None
         parts = {"heatmap": losses.adaptive_wing(heatmap, batch["heatmap"], weight=weight)}

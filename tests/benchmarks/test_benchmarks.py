@@ -28,7 +28,7 @@ from runtime.engines.base import EngineInfo
 from runtime.engines.parity import Parity
 from runtime.errors import EngineError, InputError
 from runtime.readers import read_scan
-from train.loop import processor_has_bf16
+from train.processor import processor_has_bf16
 
 SCHEMA = json.loads((Path(benchmarks.__file__).parent / "report.schema.json").read_text(encoding="utf-8"))
 TINY = ["--repeats", "2", "--threads", "1", "--matrix", "0"]

@@ -1,4 +1,4 @@
-"""Whether a device computes in BF16 itself."""
+"""What the processor that trains can do."""
 
 from __future__ import annotations
 
