@@ -545,11 +545,8 @@ def test_int8_is_refused_where_a_network_did_not_pass_its_gate(ball_bundle, tmp_
     assert "locnet" not in str(refused.value)
 
 
-def test_int8_is_refused_by_engines_that_have_none_and_given_by_those_that_do(ball_bundle, tmp_path, monkeypatch):
-    folder = with_plans(ball_bundle, tmp_path, CALIBRATED, CALIBRATED)
-    monkeypatch.setattr(openvino_cpu, "has_integer_dot_products", lambda: False)
-    with pytest.raises(EngineError, match=r"openvino on CPU computes in .*, not in int8\.$"):
-        Pipeline.open(folder, engine="openvino", precision="int8")
+def precisions_asked_for(monkeypatch, *, offered):
+    """What sessions are opened in, in turn, by an OpenVINO that is taken to offer these; all are computed in FP32."""
     asked = []
 
     def open_session(choice, model, *, threads):
@@ -557,8 +554,17 @@ def test_int8_is_refused_by_engines_that_have_none_and_given_by_those_that_do(ba
         return engines.open_session(replace(choice, precision="fp32"), model, threads=threads)
 
     found = engine_module("openvino").preflight()
-    monkeypatch.setattr(openvino_cpu, "preflight", lambda *, device=0: replace(found, precisions=("fp32", "int8")))
+    monkeypatch.setattr(openvino_cpu, "preflight", lambda *, device=0: replace(found, precisions=offered))
     monkeypatch.setattr("runtime.pipeline.open_session", open_session)
+    return asked
+
+
+def test_int8_is_refused_by_engines_that_have_none_and_given_by_those_that_do(ball_bundle, tmp_path, monkeypatch):
+    folder = with_plans(ball_bundle, tmp_path, CALIBRATED, CALIBRATED)
+    monkeypatch.setattr(openvino_cpu, "has_integer_dot_products", lambda: False)
+    with pytest.raises(EngineError, match=r"openvino on CPU computes in .*, not in int8\.$"):
+        Pipeline.open(folder, engine="openvino", precision="int8")
+    asked = precisions_asked_for(monkeypatch, offered=("fp32", "int8"))
     Pipeline.open(folder, engine="openvino", precision="int8").close()
     assert asked == ["int8", "int8"]
 
@@ -569,15 +575,7 @@ def test_the_bundle_says_in_what_a_processor_that_has_bf16_computes(
 ):
     spec = replace(open_bundle(ball_bundle).spec, verified=verified)
     folder = write_bundle(spec, {name: ball_bundle / name for name in spec.files}, tmp_path / "bundle").folder
-    asked = []
-
-    def open_session(choice, model, *, threads):
-        asked.append(choice.precision)
-        return engines.open_session(replace(choice, precision="fp32"), model, threads=threads)
-
-    found = engine_module("openvino").preflight()
-    monkeypatch.setattr(openvino_cpu, "preflight", lambda *, device=0: replace(found, precisions=("fp32", "bf16")))
-    monkeypatch.setattr("runtime.pipeline.open_session", open_session)
+    asked = precisions_asked_for(monkeypatch, offered=("fp32", "bf16"))
     Pipeline.open(folder, engine="openvino").close()
     assert asked == [expected] * 2
     Pipeline.open(folder, engine="openvino", precision="fp32").close()
