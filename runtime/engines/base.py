@@ -37,9 +37,9 @@ class Preflight:
         reason: one line: what was found, or what is missing and which package brings it.
         version: of the library, ``""`` when it is not installed.
         device: where it would run: ``"CPU"`` or the GPU's name.
-        precisions: what it can compute in on that device; the first is what ``"auto"`` means
-            where the bundle was not verified in another. Whether a bundle's
-            networks are offered in INT8 is theirs to say (``BundleSpec.why_not_in``).
+        precisions: what it can compute in on that device; the first is what ``"auto"`` means where the
+            bundle was not verified in another. Whether a bundle's networks are offered in INT8 is theirs to say
+            (``BundleSpec.why_not_in``).
         verify_only: what it can compute in besides, for comparisons alone: right, but slower than ``precisions``.
     """
 

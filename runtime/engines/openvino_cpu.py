@@ -83,7 +83,7 @@ def has_integer_dot_products() -> bool:
     return any(here.get(name, False) for name in _INTEGER_DOT_PRODUCTS)
 
 
-def _of_the_rest(found: Preflight) -> str:
+def _precision_of_the_rest(found: Preflight) -> str:
     """What an int8 network computes in where it is not quantised (docs/decisions/0021)."""
     return "bf16" if "bf16" in found.precisions else "fp32"
 
@@ -114,7 +114,7 @@ def open_session(
 
     # The library would choose bf16 by itself where the processor has it, so the hint is never left out; and one stream,
     # since windows come one after the other: all threads work on one.
-    hint = _PRECISION_HINTS[_of_the_rest(found) if precision == "int8" else precision]
+    hint = _PRECISION_HINTS[_precision_of_the_rest(found) if precision == "int8" else precision]
     options: dict[str, Any] = {
         "INFERENCE_PRECISION_HINT": hint,
         "PERFORMANCE_HINT": "LATENCY",
