@@ -6,14 +6,16 @@ distillation after Hinton et al. 2015, with the features between as hints (Romer
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+import warnings
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import openvino
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from runtime.bundle import open_bundle
 from runtime.bundle_checks import BUNDLE_JSON
@@ -86,9 +88,7 @@ class Teacher:
             said: the student's heatmap (n, 1, z, y, x) and offsets (n, 3, z, y, x).
             features: what enters and what leaves its U-Net, at half the resolution.
         """
-        self.network.to(image.device)
-        with torch.no_grad(), self._autocast(image.device.type):
-            (heat, offsets), hints = self.network(image, with_features=True)
+        (heat, offsets), hints = self.says(image)
         mine, own_offsets = said
         seen = ((heat > SEEN_HEAT) | (mine.detach() > SEEN_HEAT)).to(mine.dtype)
         apart = F.smooth_l1_loss(own_offsets, offsets, reduction="none").sum(dim=1, keepdim=True)
@@ -100,12 +100,43 @@ class Teacher:
             "features_apart": settings.feature_weight * torch.stack(hinted).sum(),
         }
 
-    def _autocast(self, kind: str) -> AbstractContextManager[Any]:
-        """As the student computes, where the device does so itself."""
-        dtype = _HALF_PRECISION.get(self._precision)
-        if dtype is None or (kind == "cpu" and not processor_has_bf16()):
-            return nullcontext()
-        return torch.autocast(kind, dtype=dtype)
+    def says(self, image: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """This network's heatmap and offsets of an image (n, 1, z, y, x), and its features, as in ``losses``."""
+        kind, dtype = image.device.type, self._dtype(image.device.type)
+        if kind == "cpu" and dtype is None:
+            heat, offsets, *hints = map(torch.from_numpy, self._compiled(image.numpy()).to_tuple())
+            return (heat, offsets), (hints[0], hints[1])
+        self.network.to(image.device)
+        with torch.no_grad(), torch.autocast(kind, dtype=dtype, enabled=dtype is not None):
+            said: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]] = self.network(image, with_features=True)
+        return said
+
+    @cached_property
+    def _compiled(self) -> Any:
+        """The network by OpenVINO, which takes a third of torch's time in fp32 on a processor."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch calls the tracing that OpenVINO reads deprecated
+            model = openvino.convert_model(_InOneTuple(self.network), example_input=torch.zeros(1, 1, 32, 32, 32))
+        settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"}
+        return openvino.compile_model(model, "CPU", settings)
+
+    def _dtype(self, kind: str) -> torch.dtype | None:
+        """As the student computes, where the device does so itself; None for fp32."""
+        if kind == "cpu" and not processor_has_bf16():
+            return None
+        return _HALF_PRECISION.get(self._precision)
+
+
+class _InOneTuple(nn.Module):
+    """A LocNet with its features, all outputs side by side: what can be converted."""
+
+    def __init__(self, network: LocNet) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        said, features = self.network(image, with_features=True)
+        return (*said, *features)
 
 
 def taught_by(folder: Path, settings: Distillation) -> Distillation:

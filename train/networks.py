@@ -167,6 +167,10 @@ class UNet(nn.Module):
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """``image`` (n, inputs, z, y, x) with sizes that are multiples of ``config.multiple``."""
+        return self.both_ways(image)[1]
+
+    def both_ways(self, image: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """The encoder's feature maps, full resolution first, and the decoder's, as ``forward`` gives them."""
         x, skips = image, []
         for block in self.encoder:
             x = block(x)
@@ -175,7 +179,7 @@ class UNet(nn.Module):
         features = [self.bottleneck(x)]
         for up, block, skip in zip(self.up, self.decoder, reversed(skips), strict=True):
             features.append(block(torch.cat([up(features[-1]), skip], dim=1)))
-        return features
+        return skips, features
 
 
 def initialise(module: nn.Module, leak: float) -> None:
@@ -212,13 +216,13 @@ class LocNet(nn.Module):
         resolution, (n, c, z/2, y/2, x/2) each, which networks with and without a stem have in common.
         """
         stem = self.stem(image)
-        features = self.unet(stem)
+        skips, features = self.unet.both_ways(stem)
         said = self._said(features[-1])
         if not with_features:
             return said
         if self.config.stem:
             return said, (stem, features[-1])
-        return said, (F.max_pool3d(self.unet.encoder[0](image), 2), features[-2])
+        return said, (F.max_pool3d(skips[0], 2), features[-2])
 
     def _said(self, features: Tensor) -> tuple[Tensor, ...]:
         out = self.head(features).float()

@@ -66,12 +66,21 @@ def test_it_begins_with_the_weights_of_the_levels_that_both_have(teacher: Path) 
 
 def test_a_network_that_says_the_same_is_not_set_apart(teacher: Path) -> None:
     tutor, image = Teacher(student_run(teacher)), torch.rand(1, 1, 16, 16, 16)
-    with torch.no_grad():
-        (heat, offsets), features = tutor.network(image, with_features=True)
+    (heat, offsets), features = tutor.says(image)
     same = tutor.losses(image, (heat, offsets), features)
     assert same == {"heat_apart": 0.0, "offsets_apart": 0.0, "features_apart": 0.0}
     other = tutor.losses(image, (1 - heat, offsets + 3.0), (features[0] + 1.0, features[1] - 1.0))
     assert min(map(float, other.values())) > 0.01
+
+
+def test_a_teacher_on_a_processor_says_what_torch_says(teacher: Path) -> None:
+    """Of images of all sizes, in fp32."""
+    tutor = Teacher(student_run(teacher, precision="32-true"))
+    for shape in ((2, 1, 16, 16, 16), (1, 1, 24, 16, 8)):
+        image = torch.rand(shape)
+        with torch.inference_mode():
+            expected = tutor.network(image, with_features=True)
+        torch.testing.assert_close(tutor.says(image), expected, atol=1e-3, rtol=1e-3)
 
 
 def test_learning_brings_it_nearer_to_its_teacher(teacher: Path, tmp_path: Path) -> None:
