@@ -75,7 +75,10 @@ def _own_options(parser: argparse.ArgumentParser, name: str) -> None:
                             help="of the engines, only these; torch runs in its own")  # fmt: skip
         parser.add_argument("--no-scan", action="store_true", help="windows and crops alone, no whole scans")
     if name == "stages":
-        parser.add_argument("--no-peers", action="store_true", help="this software alone")
+        peers = parser.add_mutually_exclusive_group()
+        peers.add_argument("--no-peers", action="store_true", help="this software alone")
+        peers.add_argument("--peers-bundle", metavar="BUNDLE", type=Path,
+                           help="whose networks peers run (default: the same)")  # fmt: skip
     if name == "kernels":
         parser.add_argument("--only", metavar="GROUP", nargs="+", default=[], help="only these groups of the table")
     if name == "accuracy":
@@ -153,9 +156,10 @@ def _stages(frame: Frame) -> Report:
     for shape in () if paths else [args.shape] if args.shape else [SMALL_ZYX, LARGE_ZYX]:
         scan = phantom_scan(shape, spacing_mm=args.spacing or 1.0)
         paths.append(save(scan, frame.folder / f"{scan.name}.nii.gz"))
+    of_peers = frame.bundle if args.peers_bundle is None else open_bundle(args.peers_bundle)
     return stages(
         frame.bundle, paths, args.repeats, engines=args.engines, device=args.device, threads=frame.threads,
-        with_peers=not args.no_peers, ceiling=frame.ceiling, costs=frame.costs,
+        peers_bundle=None if args.no_peers else of_peers, ceiling=frame.ceiling, costs=frame.costs,
     )  # fmt: skip
 
 

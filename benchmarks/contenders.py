@@ -21,7 +21,7 @@ from runtime.engines.base import EngineInfo
 from runtime.errors import EngineError
 from train.processor import processor_has_bf16
 
-TORCH_EAGER = "torch eager"
+TORCH_EAGER, TORCH_COMPILED = "torch eager", "torch.compile"
 
 
 @dataclass(frozen=True)
@@ -185,18 +185,26 @@ def _opener(
 
 
 def _torch_variants(bundle: Bundle, *, device: int, compiled: bool) -> tuple[list[Contender], list[Missing]]:
+    """Torch in FP32 and in half precision, each eager and compiled; the reference, eager in FP32, first."""
     where = torch_device(device)
-    half = HALF[where.type]
-    variants = [torch_contender(bundle, where, half=False)]
-    why_not = why_no_half(where)
-    if why_not:
-        return variants, [Missing(half.name, why_not), Missing(half.compiled_name, why_not)]
-    variants.append(torch_contender(bundle, where, half=True))
-    if not compiled:
-        return variants, [Missing(half.compiled_name, "left out by --no-compile")]
-    if where.type == "cpu" and not any(shutil.which(name) for name in ("g++", "clang++", "cl")):
-        return variants, [Missing(half.compiled_name, "there is no C++ compiler")]
-    return [*variants, torch_contender(bundle, where, half=True, compiled=True)], []
+    half, why_not = HALF[where.type], why_no_half(where)
+    why_not_compiled = _why_not_compiled(where) if compiled else "left out by --no-compile"
+    there, missing = [torch_contender(bundle, where, half=False)], []
+    for name, is_half, is_compiled, why in (
+        (TORCH_COMPILED, False, True, why_not_compiled),
+        (half.name, True, False, why_not),
+        (half.compiled_name, True, True, why_not or why_not_compiled),
+    ):
+        if why:
+            missing.append(Missing(name, why))
+        else:
+            there.append(torch_contender(bundle, where, half=is_half, compiled=is_compiled))
+    return there, missing
+
+
+def _why_not_compiled(where: torch.device) -> str:
+    needs_compiler = where.type == "cpu" and not any(shutil.which(name) for name in ("g++", "clang++", "cl"))
+    return "there is no C++ compiler" if needs_compiler else ""
 
 
 def why_no_half(where: torch.device) -> str:
@@ -208,9 +216,15 @@ def why_no_half(where: torch.device) -> str:
 def torch_contender(bundle: Bundle, device: torch.device, *, half: bool, compiled: bool = False) -> Contender:
     """Torch in FP32, or in the half precision of the device."""
     kind = HALF[device.type] if half else None
-    name = TORCH_EAGER if kind is None else kind.compiled_name if compiled else kind.name
-    precision = "fp32" if kind is None else kind.precision
+    name, precision = _variant(kind, compiled=compiled)
     return Contender(name, precision, lambda: torch_networks(bundle, device, kind, compiled=compiled))
+
+
+def _variant(half: Half | None, *, compiled: bool) -> tuple[str, str]:
+    """Name and precision."""
+    if half is None:
+        return TORCH_COMPILED if compiled else TORCH_EAGER, "fp32"
+    return half.compiled_name if compiled else half.name, half.precision
 
 
 def torch_device(number: int) -> torch.device:
@@ -227,9 +241,9 @@ def torch_networks(
     kept = torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark
     torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = False, True
     reference = reference_networks(bundle)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    variant = TORCH_EAGER if half is None else half.compiled_name if compiled else half.name
-    info = EngineInfo(variant, torch.__version__, "fp32" if half is None else half.precision, name, "a contender")
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    name, precision = _variant(half, compiled=compiled)
+    info = EngineInfo(name, torch.__version__, precision, where, "a contender")
 
     def session(of: Any) -> TorchVariant:
         network = of.network.to(device)

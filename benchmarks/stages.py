@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from benchmarks.ceiling import Ceiling, Cost, share_of_ceiling
+from benchmarks.ceiling import Ceiling, Cost, network_costs, share_of_ceiling
 from benchmarks.contenders import HALF, Contender, our_contenders, torch_contender, torch_device, why_no_half
 from benchmarks.figures import Figure, ratio
 from benchmarks.peer_pipeline import PeerRun, peer_run
@@ -40,16 +40,18 @@ TOTAL, NETWORKS, ALL_BUT = "total", "networks", "all but the networks"
 
 @dataclass(frozen=True)
 class Runner:
-    """One way through a scan, its networks open."""
+    """One way through a scan: its networks, open; the bundle that they are of and what they cost; whether a peer's."""
 
     contender: Contender
     networks: Networks
+    bundle: Bundle
+    costs: Mapping[str, Cost]
     is_peer: bool
 
 
 def stages(
     bundle: Bundle, scans: Sequence[Path], repeats: int, *, engines: Sequence[str], device: int, threads: int,
-    with_peers: bool, ceiling: Ceiling | None, costs: Mapping[str, Cost],
+    peers_bundle: Bundle | None, ceiling: Ceiling | None, costs: Mapping[str, Cost],
 ) -> Report:  # fmt: skip
     """Run every scan through every pipeline in turns.
 
@@ -60,27 +62,30 @@ def stages(
         engines: names of the engine table; none for the one that ``auto`` takes, in each of its precisions.
         device: GPU number.
         threads: on the processor.
-        with_peers: whether the peers' pipeline takes part, in torch FP32 and in half precision.
+        peers_bundle: whose networks the peers' pipeline runs in torch, in FP32 and in half precision: the same, or such
+            as those that ours were distilled from; None for no peers.
         ceiling: of this machine, or None.
-        costs: of the networks.
+        costs: of the bundle's networks.
     """
-    needed = absent("monai", "scikit-image") if with_peers else ()
+    needed = absent("monai", "scikit-image") if peers_bundle else ()
+    others = peers_bundle if peers_bundle and peers_bundle.sha256 != bundle.sha256 else None
     figures: list[Figure] = []
     tables: list[Table] = []
     ratios: list[Figure] = []
     details: dict[str, Any] = {}
     with ExitStack() as stack:
         runners, missing = _runners(
-            bundle, stack, engines=engines, device=device, threads=threads, with_peers=with_peers and not needed
-        )
+            bundle, None if needed else peers_bundle, stack, engines=engines, device=device,
+            threads=threads, costs=costs,
+        )  # fmt: skip
         for scan in scans:
-            runs = _run_in_turns(bundle, runners, scan, repeats)
-            found = _figures(scan, runs, ceiling, costs)
+            runs = _run_in_turns(runners, scan, repeats)
+            found = _figures(scan, runners, runs, ceiling)
             figures += found
             tables.append(_table(scan, runs))
             ratios += _ratios(scan, runners, runs)
             details[scan.name] = _details(bundle, scan, runners, runs)
-    notes = [f"peers skip {', '.join(NO_PEER_FOR)}; ratios leave these out on our side as well."] if with_peers else []
+    notes = _about_peers(bundle, others) if peers_bundle else []
     return Report(
         figures=tuple(figures),
         tables=tuple(tables),
@@ -90,6 +95,7 @@ def stages(
             "overlap": bundle.spec.locnet.overlap,
             "exhaustive": any(runner.is_peer for runner in runners),
             "peers": [runner.contender.title for runner in runners if runner.is_peer],
+            **({} if others is None else {"peers_bundle": others.sha256}),
         },
         ratios=tuple(ratios),
         details=details,
@@ -99,41 +105,54 @@ def stages(
 
 
 def _runners(
-    bundle: Bundle, stack: ExitStack, *, engines: Sequence[str], device: int, threads: int, with_peers: bool
-) -> tuple[list[Runner], list[Missing]]:
+    bundle: Bundle, peers_bundle: Bundle | None, stack: ExitStack, *, engines: Sequence[str], device: int, threads: int,
+    costs: Mapping[str, Cost],
+) -> tuple[list[Runner], list[Missing]]:  # fmt: skip
     ours, missing = our_contenders(bundle, engines=engines, device=device, threads=threads)
-    runners = [Runner(one, stack.enter_context(one.opened()), False) for one in ours]
+    runners = [Runner(one, stack.enter_context(one.opened()), bundle, costs, is_peer=False) for one in ours]
+    if peers_bundle is None:
+        return runners, missing
     where = torch_device(device)
     why_no_half_precision = why_no_half(where)
-    if with_peers and why_no_half_precision:
+    if why_no_half_precision:
         missing.append(Missing(HALF[where.type].name, why_no_half_precision))
-    halves = (False,) if why_no_half_precision else (False, True)
-    for half in halves if with_peers else ():
-        one = torch_contender(bundle, where, half=half)
+    if costs and peers_bundle.sha256 != bundle.sha256:
+        costs = network_costs(peers_bundle)
+    for half in (False,) if why_no_half_precision else (False, True):
+        one = torch_contender(peers_bundle, where, half=half)
         networks = stack.enter_context(one.opened())
-        runners.append(Runner(replace(one, name=f"MONAI, {one.name}"), networks, True))
+        runners.append(Runner(replace(one, name=f"MONAI, {one.name}"), networks, peers_bundle, costs, is_peer=True))
     return runners, missing
 
 
 Runs = dict[str, list[StagedRun | PeerRun]]
 
 
-def _run_in_turns(bundle: Bundle, runners: Sequence[Runner], scan: Path, repeats: int) -> Runs:
+def _about_peers(bundle: Bundle, others: Bundle | None) -> list[str]:
+    notes = [f"peers skip {', '.join(NO_PEER_FOR)}; ratios leave these out on our side as well."]
+    if others is not None:
+        theirs, ours = (f"{one.spec.name} {one.spec.version}" for one in (others, bundle))
+        notes.append(f"peers run the networks of {theirs}, ours those of {ours}.")
+    return notes
+
+
+def _run_in_turns(runners: Sequence[Runner], scan: Path, repeats: int) -> Runs:
     exhaustive = any(runner.is_peer for runner in runners)  # the same windows for all
     runs: Runs = {runner.contender.title: [] for runner in runners}
     for turn in range(repeats + 1):
         for runner in runners:
             with _scratch() as folder:
                 run = peer_run if runner.is_peer else partial(staged_run, exhaustive=exhaustive)
-                made = run(bundle, runner.networks, scan, folder)
+                made = run(runner.bundle, runner.networks, scan, folder)
             if turn:
                 runs[runner.contender.title].append(made)
     return runs
 
 
-def _figures(scan: Path, runs: Runs, ceiling: Ceiling | None, costs: Mapping[str, Cost]) -> list[Figure]:
+def _figures(scan: Path, runners: Sequence[Runner], runs: Runs, ceiling: Ceiling | None) -> list[Figure]:
     figures = []
-    for title, of_one in runs.items():
+    for runner in runners:
+        title, of_one = runner.contender.title, runs[runner.contender.title]
         group = f"{scan.name}: {title}"
         for stage in _stages_of(of_one):
             figures.append(Figure(group, stage, "s", tuple(run.seconds.get(stage, 0.0) for run in of_one)))
@@ -143,7 +162,7 @@ def _figures(scan: Path, runs: Runs, ceiling: Ceiling | None, costs: Mapping[str
             figures.append(Figure(group, NETWORKS, "s", network))
             shares = tuple(1 - s / run.total_s for s, run in zip(network, of_one, strict=True))
             figures.append(Figure(group, "share of all but the networks", "share", shares))
-        figures += _per_input(group, of_one, title.rsplit(" ", 1)[-1], ceiling, costs)
+        figures += _per_input(group, of_one, runner.contender.precision, ceiling, runner.costs)
     return figures
 
 

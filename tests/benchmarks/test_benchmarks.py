@@ -16,13 +16,14 @@ import benchmarks
 from benchmarks import __main__ as command
 from benchmarks import accuracy, latency, memory, plots, scaling, startup
 from benchmarks.__main__ import main
-from benchmarks.contenders import HALF, Contender, TorchVariant, contenders
+from benchmarks.contenders import HALF, TORCH_COMPILED, TORCH_EAGER, Contender, TorchVariant, contenders
 from benchmarks.figures import Figure
 from benchmarks.peer_pipeline import PeerRun
 from benchmarks.report import Report
 from benchmarks.scans import enlarged_scan, phantom_scan, save
 from benchmarks.stage_clock import NETWORK_STAGES, StagedRun
 from benchmarks.stages import agreement
+from runtime.bundle import write_bundle
 from runtime.cache import user_cache_folder
 from runtime.engines.base import EngineInfo
 from runtime.engines.parity import Parity
@@ -96,6 +97,21 @@ def test_stages_of_a_file(bundle, capsys, tmp_path) -> None:
     assert "svg" in plot.read_text(encoding="utf-8")
 
 
+def test_peers_can_run_other_networks(bundle, capsys, tmp_path) -> None:
+    """Such as those that ours were distilled from; here the same ones with more overlap, so on more windows."""
+    scan = save(phantom_scan((30, 20, 20), spacing_mm=6.0), tmp_path / "scan.nii.gz")
+    spec = replace(bundle.spec, version="9", locnet=replace(bundle.spec.locnet, overlap=0.75))
+    others = write_bundle(spec, {name: bundle.path_of(name) for name in spec.files}, tmp_path / "others")
+    options = ["--repeats", "1", "--threads", "1", "--matrix", "64", "--bundle", str(bundle.folder)]
+    options += ["--engines", "openvino", "--scan", str(scan), "--peers-bundle", str(others.folder)]
+    found = document_of(capsys, "stages", *options)
+    assert found["settings"]["peers_bundle"] == others.sha256
+    inputs = found["details"]["scan.nii.gz"]["inputs"]
+    assert inputs["MONAI, torch eager fp32"]["locnet"] > inputs["openvino fp32"]["locnet"] > 0
+    with pytest.raises(SystemExit):
+        main(["stages", *options, "--no-peers"])
+
+
 def test_peers_who_find_the_same_are_told_from_those_who_do_not() -> None:
     """By twins of our own run: the same, moved by less and more than half a voxel, graded otherwise, with less mask."""
     labels = np.zeros((4, 6, 6), np.uint8)
@@ -139,7 +155,7 @@ def test_latency_of_all_that_is_here_on_tiny_networks(bundle, capsys, tmp_path) 
     assert 0.05 < beside_s / figures["one crop/torch eager fp32"]["median"] < 20, "the same network on the same crop"
     reasons = {one["name"]: one["why"] for one in found["missing"]}
     assert "tensorrt fp32" in contenders or "tensorrt" in reasons
-    assert reasons[HALF["cpu"].compiled_name] == "left out by --no-compile"
+    assert reasons[TORCH_COMPILED] == "left out by --no-compile"
     assert plot.stat().st_size > 0
 
 
@@ -159,7 +175,9 @@ def test_what_was_measured_is_kept_when_a_later_contender_takes_too_long(bundle,
     assert main(["latency", *options, "--engines", "openvino", "onnxruntime", "--precisions", "fp32"]) == 130
     kept = json.loads(out.read_text(encoding="utf-8"))
     jsonschema.validate(kept, SCHEMA)
-    assert list(kept["details"]["contenders"]) == met == ["torch eager fp32", f"{HALF['cpu'].name} bf16"]
+    there, _ = contenders(bundle, engines=["openvino", "onnxruntime"], precisions=["fp32"], compiled=False)
+    assert list(kept["details"]["contenders"]) == met == [one.title for one in there[:2]]
+    assert met[0] == "torch eager fp32"
 
 
 def test_engines_take_part_in_the_precisions_that_are_named(bundle) -> None:
@@ -175,6 +193,18 @@ def test_torch_in_half_precision_is_a_peer_only_where_it_is_not_emulated(bundle,
         there, missing = contenders(bundle, engines=["openvino"], device=99, compiled=False)
         assert (half in [one.name for one in there]) == has_it
         assert ("only emulates it" in " ".join(one.why for one in missing if one.name == half)) == (not has_it)
+
+
+def test_compiled_torch_is_a_peer_where_there_is_a_compiler(bundle, monkeypatch) -> None:
+    """In FP32 everywhere, in half precision where that is a peer."""
+    monkeypatch.setattr("benchmarks.contenders.processor_has_bf16", lambda: True)
+    names = [TORCH_EAGER, TORCH_COMPILED, HALF["cpu"].name, HALF["cpu"].compiled_name]
+    for compiler in ("/usr/bin/g++", None):
+        monkeypatch.setattr("benchmarks.contenders.shutil.which", lambda name, compiler=compiler: compiler)
+        there, missing = contenders(bundle, engines=["openvino"], precisions=["fp32"], device=99)
+        assert [one.name for one in there] == (names if compiler else names[::2])
+        why = [one.why for one in missing if one.name != "openvino"]
+        assert why == ([] if compiler else 2 * ["there is no C++ compiler"])
 
 
 def test_accuracy_says_what_is_exact(bundle, capsys) -> None:
