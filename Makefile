@@ -69,7 +69,8 @@ bundle: $(VENV)/dev.stamp ## train the default networks on phantoms (hours on a 
 	$(BIN)/python -m train.fit_grades --bundle runs/bundle -o runs/grading
 	$(BIN)/python -m train.evaluate --phantoms 200 --true-centres --compare-heatmap --bundle runs/bundle -o runs/eval
 	$(BIN)/python -m export -o runs/bundle --accuracy runs/eval/summary.json --grading runs/grading/fit.json
-	@echo "The bundle is in runs/bundle; copy it to runtime/bundles/default to ship it."
+	@echo "The bundle is in runs/bundle. On processors it runs in fp32; where one has bf16, export.verify --record (docs/engines.md) allows that."
+	@echo "Copy it to runtime/bundles/default to ship it."
 
 evaluate: $(VENV)/dev.stamp ## the default bundle on 200 held-out phantoms (hours on a CPU, resumable)
 	$(BIN)/python -m train.evaluate --phantoms 200 --true-centres --compare-heatmap -o runs/eval-default

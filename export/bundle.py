@@ -93,7 +93,8 @@ def make_bundle(
 ) -> Bundle:  # fmt: skip
     """Export the best weights of two runs, or of three, calibrate them, and write the bundle, whole or not at all.
 
-    Where a bundle's folder is given in place of a run's, its network is taken over.
+    Where a bundle's folder is given in place of a run's, its network is taken over, with FracSegNet also the constants
+    of the combined grade, which were fitted to it. ``verified`` is not: what is new has to be verified anew.
 
     Raises InputError when a run is of the wrong kind, ExportError when a graph isn't what torch says.
     """
@@ -126,12 +127,24 @@ def make_bundle(
             network.file: calibrate(files[network.file], network, images[Path(network.file).stem], samples)
             for network in spec.networks
         }
-        return write_bundle(replace(spec, precision=plans), files, folder)
+        return write_bundle(replace(_with_grading_of(fracsegnet, spec), precision=plans), files, folder)
+
+
+def _with_grading_of(fracsegnet: Path, spec: BundleSpec) -> BundleSpec:
+    """With what was fitted to a FracSegNet that is taken over from a bundle."""
+    if not (fracsegnet / BUNDLE_JSON).is_file():
+        return spec
+    theirs = open_bundle(fracsegnet).spec
+    made = {key: theirs.training[key] for key in ("grading",) if key in theirs.training}
+    return replace(spec, grading=theirs.grading, training={**spec.training, **made})
 
 
 def _load(locnet: Path, fracsegnet: Path, levelnet: Path | None, choices: Choices) -> _Networks:
     loc = _of_kind(locnet, LocNetRun, "LocNet")
     loc = replace(loc, example_zyx=choices.window_zyx or loc.example_zyx)
+    multiple = loc.run.network.multiple if isinstance(loc.run, LocNetRun) else 1
+    if any(size % multiple for size in loc.example_zyx):
+        raise InputError(f"Windows' sizes must be multiples of {multiple} voxels; met {list(loc.example_zyx)}.")
     level = None if levelnet is None else _of_kind(levelnet, LevelNetRun, "LevelNet")
     return _Networks(loc, _of_kind(fracsegnet, FracSegNetRun, "FracSegNet"), level)
 

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
-
 from torch import nn
 
 from export.checkpoint import Trained, new_network, outputs_of
 from runtime.bundle import Bundle
-from runtime.bundle_json import from_json
 from runtime.errors import BundleError, InputError
-from train.config import FracSegNetRun, LevelNetRun, LocNetRun, Run, with_later_settings
-from train.weights import fitting, onnx_weights
-
-R = TypeVar("R", LocNetRun, FracSegNetRun, LevelNetRun)
+from train.config import FracSegNetRun, LevelNetRun, LocNetRun, Run
+from train.weights import fitting, onnx_weights, run_told
 
 
 def torch_locnet(bundle: Bundle) -> Trained:
@@ -22,7 +17,7 @@ def torch_locnet(bundle: Bundle) -> Trained:
     Raises BundleError when the bundle doesn't say how it was trained, or its weights bear other names.
     """
     spec = bundle.spec.locnet
-    return _reloaded(bundle, "locnet", _run(bundle, "locnet", LocNetRun), spec.file, spec.window_zyx)
+    return _reloaded(bundle, "locnet", run_told(bundle, "locnet", LocNetRun), spec.file, spec.window_zyx)
 
 
 def torch_fracsegnet(bundle: Bundle) -> Trained:
@@ -31,7 +26,7 @@ def torch_fracsegnet(bundle: Bundle) -> Trained:
     Raises BundleError when the bundle doesn't say how it was trained, or its weights bear other names.
     """
     spec = bundle.spec.fracsegnet
-    return _reloaded(bundle, "fracsegnet", _run(bundle, "fracsegnet", FracSegNetRun), spec.file, spec.crop_zyx)
+    return _reloaded(bundle, "fracsegnet", run_told(bundle, "fracsegnet", FracSegNetRun), spec.file, spec.crop_zyx)
 
 
 def torch_levelnet(bundle: Bundle) -> Trained | None:
@@ -42,7 +37,7 @@ def torch_levelnet(bundle: Bundle) -> Trained | None:
     spec = bundle.spec.levelnet
     if spec is None:
         return None
-    return _reloaded(bundle, "levelnet", _run(bundle, "levelnet", LevelNetRun), spec.file, spec.crop_zyx)
+    return _reloaded(bundle, "levelnet", run_told(bundle, "levelnet", LevelNetRun), spec.file, spec.crop_zyx)
 
 
 def _reloaded(bundle: Bundle, name: str, run: Run, file: str, example_zyx: tuple[int, int, int]) -> Trained:
@@ -51,16 +46,6 @@ def _reloaded(bundle: Bundle, name: str, run: Run, file: str, example_zyx: tuple
     told = bundle.spec.training[name]
     steps, metrics = int(told.get("steps", 0)), dict(told.get("validation", {}))
     return Trained(run, network.eval(), outputs_of(run), example_zyx, steps, metrics)
-
-
-def _run(bundle: Bundle, name: str, kind: type[R]) -> R:
-    try:
-        values = bundle.spec.training[name]["run"]
-    except (KeyError, TypeError) as error:
-        raise BundleError(
-            f"The bundle in {bundle.folder} does not say how its {name} was trained (no {error})."
-        ) from error
-    return from_json(kind, with_later_settings(values), at=f"{bundle.folder}: training: {name}: run")
 
 
 def _load(network: nn.Module, bundle: Bundle, file: str) -> None:

@@ -187,6 +187,8 @@ class BundleSpec:
             wasn't done.
         grading: how the network's grades and heights go together with the measured ones; None, as in a ``bundle.json``
             without this key, where that was not fitted: then the network's alone are reported.
+        trusted_engines: SHA-256 of prebuilt engines that may be loaded, by name; empty, as in a ``bundle.json`` without
+            this key, for none.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""``python -m train NETWORK``: train LocNet, FracSegNet or FracNet on phantoms or on scans in VerSe's layout."""
+"""``python -m train NETWORK``: train LocNet, FracSegNet, FracNet or LevelNet on phantoms or scans in VerSe's layout."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from runtime.errors import InputError, VertscanError
 from runtime.extras import stop_interrupted, stop_without
@@ -24,11 +25,15 @@ except KeyboardInterrupt:
     stop_interrupted()
 
 
+def _presets_text() -> str:
+    return "; ".join(f"{network} has {', '.join(known)}" for network, known in presets().items())
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m train", description=__doc__)
     parser.add_argument("network", choices=sorted(presets()))
-    parser.add_argument("--preset", help="thesis: its recipe, literally; default: what trains best")
+    parser.add_argument("--preset", help=f"which recipe (docs/training.md): {_presets_text()}")
     parser.add_argument(
         "-o", "--out", type=Path, help="run folder; an interrupted run in it is resumed (default runs/NETWORK)"
     )
@@ -39,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--start-from",
         type=Path,
         metavar="RUN|BUNDLE",
-        help="begin with the best weights of a run, or a bundle's",
+        help="begin with the best weights of a run or a bundle, and without --preset with their network's shape",
     )
     parser.add_argument(
         "--teacher", type=Path, metavar="RUN|BUNDLE", help="of a LocNet at half the resolution: learn from this one"
@@ -84,7 +89,7 @@ def _train(args: argparse.Namespace) -> int:
     from train.sources import make_source
 
     out = args.out or Path("runs") / args.network
-    run = _run_of(args, out)
+    run = run_of(args, out)
     if args.threads:
         torch.set_num_threads(args.threads)
     source = make_source(run.data, grades=args.grades, cache=args.cache)
@@ -125,7 +130,7 @@ def sole_run_in(folder: Path) -> Iterator[None]:
         yield
 
 
-def _run_of(args: argparse.Namespace, out: Path) -> Run:
+def run_of(args: argparse.Namespace, out: Path) -> Run:
     """What the folder's interrupted run was started with, or the preset; then the settings."""
     known = presets()[args.network]
     preset = args.preset or ("default" if "default" in known else "thesis")
@@ -135,12 +140,17 @@ def _run_of(args: argparse.Namespace, out: Path) -> Run:
     resumed = (out / "last.ckpt").is_file()
     if resumed:
         found = load(out / "config.json")
-        if type(found) is not type(start) or args.preset:
+        if type(found) is not type(start) or (args.preset and not _is_one_recipe(start, found, args.set)):
             raise InputError(
-                f"{out} holds an interrupted run of a {type(found).__name__.removesuffix('Run')}. Resume it without "
-                "--preset and with its own network, or name another folder with -o."
+                f"{out} holds an interrupted run of a {type(found).__name__.removesuffix('Run')}. Resume it with its "
+                "own network and settings, with its own preset or without --preset, or name another folder with -o."
             )
         start = found
+    elif args.start_from and not args.preset:
+        from train.weights import run_in
+
+        network: Any = run_in(args.start_from, args.network, type(start)).network
+        start = replace(start, network=network)
     run = override(start, args.set)
     if resumed and run.network != start.network:
         raise InputError(f"The network of the interrupted run in {out} can't be changed; name another folder with -o.")
@@ -153,6 +163,18 @@ def _run_of(args: argparse.Namespace, out: Path) -> Run:
             raise InputError(f"Only locnet has a --teacher; met {args.network}.")
         run = replace(run, distillation=taught_by(args.teacher, run.distillation))
     return replace(run, data=tuple(args.data)) if args.data else run
+
+
+def _is_one_recipe(one: Run, other: Run, settings: list[str]) -> bool:
+    """Whether two runs, both changed by the settings, differ at most in how long they run and in what they learn from.
+
+    Args:
+        one: a run.
+        other: of the same network.
+        settings: as ``override``.
+    """
+    first, second = (vars(override(run, settings)) for run in (one, other))
+    return all(first[name] == second[name] for name in first if name not in ("loop", "data", "distillation"))
 
 
 if __name__ == "__main__":

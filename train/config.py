@@ -66,6 +66,7 @@ class Distillation:
 
     Args:
         teacher: the other one's run or bundle; ``""`` for none.
+        weights_sha256: digest of the file of its weights; ``""`` where it was not kept.
         data: what the other one was trained on.
         heat_weight: of the squared difference of the heatmaps, beside the losses of the truth.
         offset_weight: of the offsets' differences, voxels.
@@ -73,6 +74,7 @@ class Distillation:
     """
 
     teacher: str = ""
+    weights_sha256: str = ""
     data: tuple[str, ...] = ()
     heat_weight: float = 200.0
     offset_weight: float = 0.1
@@ -295,8 +297,8 @@ _LOCNET_ADDED_LATER: Mapping[str, Any] = {
     "narrow_field_fraction": 0.0,
     "thick_slices_fraction": 0.0,
     "dense_blood_fraction": 0.0,
-    "distillation": json.loads(json.dumps(dataclasses.asdict(Distillation()))),
 }
+_DISTILLATION: Mapping[str, Any] = json.loads(json.dumps(dataclasses.asdict(Distillation())))
 _FRACSEGNET_ADDED_LATER: Mapping[str, Any] = {
     "task_weighting": "fixed",
     "nash_every": 1,
@@ -314,7 +316,12 @@ def with_later_settings(run: Any) -> Any:
         values["sampling"] = "balanced" if values.pop("balanced") else "as_found"
     if "grade_loss" in values:
         return {**_FRACSEGNET_ADDED_LATER, **values}
-    return {**_LOCNET_ADDED_LATER, **values} if "sigma_voxels" in values else values
+    if "sigma_voxels" not in values:
+        return values
+    distillation = values.get("distillation", {})
+    if isinstance(distillation, Mapping):
+        values["distillation"] = {**_DISTILLATION, **distillation}
+    return {**_LOCNET_ADDED_LATER, **values}
 
 
 @dataclass(frozen=True)

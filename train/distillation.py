@@ -17,15 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from runtime.bundle import open_bundle
-from runtime.bundle_checks import BUNDLE_JSON
-from runtime.bundle_json import from_json
 from runtime.errors import InputError
-from train import config as configuration
-from train.config import Distillation, LocNetRun, with_later_settings
+from train.config import Distillation, LocNetRun
 from train.networks import LocNet, LocNetConfig
 from train.processor import processor_has_bf16
-from train.weights import fitting, weights_to_start_from
+from train.weights import digest_of_weights, fitting, run_in, weights_to_start_from
 
 SEEN_HEAT = 0.1
 """Offsets are compared where either network is this hot: elsewhere nobody reads them."""
@@ -49,10 +45,16 @@ class Teacher:
     def __init__(self, run: LocNetRun) -> None:
         self._settings, self._precision = run.distillation, run.loop.precision
         folder = Path(run.distillation.teacher)
-        theirs = run_of_teacher(folder)
+        theirs = run_in(folder, "locnet", LocNetRun)
         if theirs.network.stem or theirs.network.variant != "F":
             raise InputError(
-                f"The LocNet in {folder} can't be learnt from: that takes one of variant F without a stem."
+                f"The LocNet in {folder} can't be learnt from: that takes one of variant F without a stem, as "
+                "python -m train locnet -o RUN makes it."
+            )
+        if run.distillation.weights_sha256 not in ("", digest_of_weights(folder, "locnet")):
+            raise InputError(
+                f"The LocNet in {folder} is not the one that this run began to learn from: its weights are others. "
+                "Put those back, or name the new ones with --teacher."
             )
         for name in ("spacing_mm", "intensity", "sigma_voxels"):
             if getattr(theirs, name) != getattr(run, name):
@@ -141,20 +143,5 @@ class _InOneTuple(nn.Module):
 
 def taught_by(folder: Path, settings: Distillation) -> Distillation:
     """Settings for learning from the LocNet in a run's folder or a bundle, and from the data that it learnt from."""
-    return replace(settings, teacher=str(folder), data=run_of_teacher(folder).data)
-
-
-def run_of_teacher(folder: Path) -> LocNetRun:
-    """How the LocNet in a run's folder or a bundle was trained.
-
-    Raises InputError where that isn't told, BundleError where the bundle can't be read.
-    """
-    if not (folder / BUNDLE_JSON).is_file() and folder.suffix != ".zip":
-        run = configuration.load(folder / "config.json")
-        if not isinstance(run, LocNetRun):
-            raise InputError(f"{folder} holds no LocNet to learn from.")
-        return run
-    told = open_bundle(folder).spec.training.get("locnet")
-    if not isinstance(told, dict) or "run" not in told:
-        raise InputError(f"The bundle in {folder} does not say how its LocNet was trained.")
-    return from_json(LocNetRun, with_later_settings(told["run"]), at=f"{folder}: training: locnet: run")
+    data = run_in(folder, "locnet", LocNetRun).data
+    return replace(settings, teacher=str(folder), weights_sha256=digest_of_weights(folder, "locnet"), data=data)

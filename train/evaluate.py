@@ -103,7 +103,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--grades", type=Path, help="csv or json of Genant grades (default: genant*.json in --data)")
     parser.add_argument("--bundle", type=Path, help="bundle to evaluate (default: the one that ships)")
     parser.add_argument("--engine", default="auto")
-    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--precision", default="auto", help="auto: FP32 on a processor, whatever the bundle says")
     parser.add_argument("--threads", type=positive, help="CPU threads for the networks")
     parser.add_argument("--true-centres", action="store_true", help="also the second network alone, on true centres")
     parser.add_argument("--compare-heatmap", action="store_true", help="also LocNet-F beside LocNet-H")

@@ -60,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="how far towards the rims heights are measured (default %(default)s, see runtime.heights)",
     )  # fmt: skip
     parser.add_argument("--engine", default="auto")
-    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--precision", default="auto", help="auto: FP32 on a processor, whatever the bundle says")
     parser.add_argument("--threads", type=evaluate.positive, help="CPU threads for the networks")
     parser.add_argument("--jobs", type=evaluate.positive, default=1, help="processes that share the scans")
     parser.add_argument("--dry-run", action="store_true", help="print the figures and leave the bundle as it is")

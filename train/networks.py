@@ -68,6 +68,11 @@ class LocNetConfig:
         if self.stem < 0:
             raise ValueError(f"The stem's channels are a number from 0 on; met {self.stem}.")
 
+    @property
+    def multiple(self) -> int:
+        """Sizes of images must be multiples of this many voxels."""
+        return self.unet.multiple * (2 if self.stem else 1)
+
 
 @dataclass(frozen=True)
 class FracSegNetConfig:

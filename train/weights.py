@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from runtime.bundle import open_bundle
+from runtime.bundle import Bundle, open_bundle
 from runtime.bundle_checks import BUNDLE_JSON
+from runtime.bundle_json import from_json
 from runtime.errors import BundleError, InputError
+from train import config as configuration
+from train.config import Run, with_later_settings
+
+R = TypeVar("R", bound=Run)
 
 _DEPLOYED = "network."
 """What the parameters' names begin with where a network was exported inside the module that deploys it."""
@@ -20,12 +27,8 @@ def weights_to_start_from(folder: Path, network: str) -> dict[str, Tensor]:
 
     Raises InputError when there is none, BundleError when the bundle is damaged or lacks that network.
     """
-    if (folder / BUNDLE_JSON).is_file() or folder.suffix == ".zip":
-        bundle = open_bundle(folder)
-        spec = getattr(bundle.spec, network)
-        if spec is None:
-            raise BundleError(f"The bundle in {folder} has no {network} to start from.")
-        weights = onnx_weights(bundle.path_of(spec.file))
+    if _is_bundle(folder):
+        weights = onnx_weights(_file_in_bundle(folder, network))
         return {name.removeprefix(_DEPLOYED): weight for name, weight in weights.items()}
     try:
         state = torch.load(folder / "best.ckpt", map_location="cpu", weights_only=True)
@@ -33,6 +36,52 @@ def weights_to_start_from(folder: Path, network: str) -> dict[str, Tensor]:
         raise InputError(f"{folder} holds no best.ckpt to start from, nor a bundle ({error.strerror}).") from error
     best: dict[str, Tensor] = state["network"]
     return best
+
+
+def digest_of_weights(folder: Path, network: str) -> str:
+    """SHA-256 of the file that ``weights_to_start_from`` reads, in hexadecimal digits; raises what that raises."""
+    path = _file_in_bundle(folder, network) if _is_bundle(folder) else folder / "best.ckpt"
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise InputError(f"{folder} holds no best.ckpt to start from, nor a bundle ({error.strerror}).") from error
+
+
+def run_in(folder: Path, network: str, kind: type[R]) -> R:
+    """How the ``network`` in a run's folder or a bundle was trained.
+
+    Raises InputError where that is another network or isn't told, BundleError where a bundle can't be read or does not
+    tell.
+    """
+    if _is_bundle(folder):
+        return run_told(open_bundle(folder), network, kind)
+    run = configuration.load(folder / "config.json")
+    if not isinstance(run, kind):
+        raise InputError(f"{folder} holds no {network}; met a run of {type(run).__name__.removesuffix('Run')}.")
+    return run
+
+
+def run_told(bundle: Bundle, network: str, kind: type[R]) -> R:
+    """How a bundle says that its ``network`` was trained. Raises BundleError where it doesn't."""
+    try:
+        values = bundle.spec.training[network]["run"]
+    except (KeyError, TypeError) as error:
+        raise BundleError(
+            f"The bundle in {bundle.folder} does not say how its {network} was trained (no {error})."
+        ) from error
+    return from_json(kind, with_later_settings(values), at=f"{bundle.folder}: training: {network}: run")
+
+
+def _is_bundle(folder: Path) -> bool:
+    return (folder / BUNDLE_JSON).is_file() or folder.suffix == ".zip"
+
+
+def _file_in_bundle(folder: Path, network: str) -> Path:
+    bundle = open_bundle(folder)
+    spec = getattr(bundle.spec, network)
+    if spec is None:
+        raise BundleError(f"The bundle in {folder} has no {network} to start from.")
+    return bundle.path_of(spec.file)
 
 
 def onnx_weights(path: Path) -> dict[str, Tensor]:

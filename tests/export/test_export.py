@@ -28,7 +28,9 @@ from runtime.bundle import open_bundle, write_bundle
 from runtime.errors import BundleError, InputError
 from tests.export.tiny import LOC, trained
 from train import networks
+from train.evaluation.fit_grading import NEUTRAL
 from train.networks import LocNet
+from train.stored_grading import with_grading
 from train.weights import fitting, weights_to_start_from
 
 
@@ -78,6 +80,30 @@ def test_networks_of_a_bundle_go_into_a_new_one_unchanged(bundle, runs, tmp_path
     with_none = write_bundle(replace(bundle.spec, levelnet=None, precision=plans), two, tmp_path / "two")
     with pytest.raises(InputError, match="no LevelNet to take over"):
         make_bundle(*runs, tmp_path / "c", levelnet=with_none.folder, name="tiny", version="4", choices=choices)
+
+
+def test_what_was_fitted_to_a_network_goes_with_it(bundle, runs, tmp_path) -> None:
+    """The constants of the combined grade with FracSegNet; the word that it was verified with no network."""
+    grading = replace(NEUTRAL, network_weight=0.5)
+    verified = {"bf16": {"openvino 1": {"scans": 50}}}
+    old = write_bundle(
+        replace(bundle.spec, verified=verified), {n: bundle.path_of(n) for n in bundle.spec.files}, tmp_path / "old"
+    )
+    old = with_grading(old, tmp_path / "old", grading, {"scans": 4})
+    choices = Choices(overlap=0.25, min_level_confidence=0.6)
+    new = make_bundle(runs[0], old.folder, tmp_path / "new", name="tiny", version="2", choices=choices).spec
+    assert (new.grading, new.training["grading"]) == (grading, {"scans": 4})
+    assert not new.verified
+    plain = make_bundle(old.folder, runs[1], tmp_path / "plain", name="tiny", version="2", choices=choices).spec
+    assert plain.grading is None
+    assert "grading" not in plain.training
+
+
+@pytest.mark.parametrize("window", [(17, 16, 16), (16, 16, 20)])
+def test_windows_that_the_network_cannot_take_are_refused(window, runs, tmp_path) -> None:
+    with pytest.raises(InputError, match="must be multiples of 8 voxels"):
+        make_bundle(*runs, tmp_path / "b", name="tiny", version="1", choices=Choices(window_zyx=window))
+    assert not (tmp_path / "b").exists()
 
 
 def test_training_starts_from_the_weights_of_a_bundle(bundle, runs, levelnet) -> None:

@@ -17,9 +17,13 @@ from runtime.volume import Grid
 from tests.runtime.naive_graph import naive_fp16, scaled
 
 SPEC = open_bundle().spec
-FIRST_WEIGHT = {"locnet": "unet.encoder.0.0.weight", "fracsegnet": "network.unet.encoder.0.0.weight"}
 OVERFLOW = 2000.0
 """Convolutions then give some thousands: in FP16's range, whose squares are not."""
+
+
+def first_weight(model):
+    """The name of the weights of the convolution that reads the image."""
+    return next(node.input[1] for node in model.graph.node if node.op_type == "Conv")
 
 
 def run(tmp_path, content, image):
@@ -44,7 +48,8 @@ def judge(name, right, met):
 @pytest.mark.parametrize("name", ["locnet", "fracsegnet"])
 def test_fp32_norms_pass_the_gate_that_fp16_norms_fail_once_they_overflow(name, tmp_path):
     image = probe_images(getattr(SPEC, name))[0]
-    model = scaled(load_graph(DEFAULT_BUNDLE / f"{name}.onnx"), FIRST_WEIGHT[name], OVERFLOW)
+    model = load_graph(DEFAULT_BUNDLE / f"{name}.onnx")
+    model = scaled(model, first_weight(model), OVERFLOW)
     right = run(tmp_path, serialise(model), image)
     found, wrong = judge(name, right, run(tmp_path, rounded_graph(serialise(typed_model(model, "fp16"))), image))
     assert wrong == ()
@@ -56,17 +61,19 @@ def test_fp32_norms_pass_the_gate_that_fp16_norms_fail_once_they_overflow(name, 
 
 def test_the_factor_changes_nothing_in_fp32():
     original = load_graph(DEFAULT_BUNDLE / "locnet.onnx")
-    model = scaled(original, FIRST_WEIGHT["locnet"], OVERFLOW)
+    model = scaled(original, first_weight(original), OVERFLOW)
     weights = {w.name: numpy_helper.to_array(w) for w in model.graph.initializer}
     before = {w.name: numpy_helper.to_array(w) for w in original.graph.initializer}
-    np.testing.assert_allclose(weights[FIRST_WEIGHT["locnet"]], OVERFLOW * before[FIRST_WEIGHT["locnet"]], rtol=1e-6)
-    assert all((weights[n] == before[n]).all() for n in before if n != FIRST_WEIGHT["locnet"])
+    first = first_weight(original)
+    np.testing.assert_allclose(weights[first], OVERFLOW * before[first], rtol=1e-6)
+    assert all((weights[n] == before[n]).all() for n in before if n != first)
 
 
 def test_rounding_is_not_left_to_an_engine_that_leaves_it_out(monkeypatch, tmp_path):
     """OpenVINO gives what FP32 gives: the gate would pass whatever overflows."""
     image = probe_images(SPEC.fracsegnet)[0]
-    model = scaled(load_graph(DEFAULT_BUNDLE / "fracsegnet.onnx"), FIRST_WEIGHT["fracsegnet"], OVERFLOW)
+    model = load_graph(DEFAULT_BUNDLE / "fracsegnet.onnx")
+    model = scaled(model, first_weight(model), OVERFLOW)
     naive = tmp_path / "naive.onnx"
     naive.write_bytes(rounded_graph(naive_fp16(model)))
     with openvino_cpu.open_session(naive, precision="fp32", device=0, threads=None, reason="") as session:

@@ -2,13 +2,16 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from runtime.errors import InputError
 from train import config
-from train.__main__ import sole_run_in
+from train.__main__ import build_parser, run_of, sole_run_in
+from train.config import override
+from train.presets import presets
 
 SETTINGS = [
     "network.unet.channels=[4,4]",
@@ -44,11 +47,48 @@ def test_another_network_or_preset_does_not_take_over_a_run(tmp_path: Path) -> N
     for arguments, says in (
         (["fracsegnet"], "interrupted run of a LocNet"),
         (["locnet", "--preset", "thesis"], "without --preset"),
+        (["fracsegnet", "--preset", "thesis"], "interrupted run of a LocNet"),
         (["locnet", "--set", "network.unet.bottleneck=4"], "can't be changed"),
     ):
         done = run(*arguments, "-o", str(tmp_path))
         assert done.returncode == 2
         assert says in done.stderr
+
+
+def run_named(*words: str) -> config.Run:
+    arguments = build_parser().parse_args(words)
+    return run_of(arguments, arguments.out)
+
+
+@pytest.mark.parametrize(("network", "preset"), [("locnet", "half"), ("locnet", "thesis"), ("fracsegnet", "thesis")])
+def test_the_same_command_resumes_a_run_of_a_preset(network: str, preset: str, tmp_path: Path) -> None:
+    """With the settings that it was started with, or with more steps; another preset is refused."""
+    words = [network, "--preset", preset, "-o", str(tmp_path), "--set", "loop.batch=1"]
+    begun = run_named(*words)
+    assert begun.loop.batch == 1
+    assert begun == override(presets()[network][preset], ["loop.batch=1"])
+    config.save(begun, tmp_path / "config.json")
+    (tmp_path / "last.ckpt").touch()
+    assert run_named(*words) == begun
+    assert run_named(*words[:1], *words[3:]) == begun
+    assert run_named(*words, "--set", "loop.steps=7").loop.steps == 7
+    for other in presets()[network].keys() - {preset}:
+        with pytest.raises(InputError, match="its own preset"):
+            run_named(network, "--preset", other, *words[3:])
+
+
+def test_what_a_run_starts_from_brings_its_networks_shape(tmp_path: Path) -> None:
+    """Unless a preset is named, whose shape then has to be the same."""
+    half = presets()["locnet"]["half"]
+    config.save(half, tmp_path / "config.json")
+    words = ["locnet", "-o", str(tmp_path / "run"), "--start-from", str(tmp_path)]
+    run = run_named(*words)
+    assert run.network == half.network
+    default = presets()["locnet"]["default"]
+    assert replace(run, network=default.network, loop=default.loop) == default
+    assert run_named(*words, "--preset", "default").network == default.network
+    with pytest.raises(InputError, match="holds no levelnet; met a run of LocNet"):
+        run_named("levelnet", *words[1:])
 
 
 def test_what_it_cannot_do_is_said_without_a_trace(tmp_path: Path) -> None:

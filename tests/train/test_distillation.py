@@ -13,14 +13,14 @@ import torch
 from export.checkpoint import load_trained
 from export.onnx_export import export_onnx
 from export.phantom_inputs import window_images
-from runtime.bundle import DEFAULT_BUNDLE
 from runtime.engines import open_session, select_engine
 from runtime.errors import InputError
 from runtime.typed_graph import typed_graph
+from tests.export.tiny import trained
 from tests.train.test_loop import TINY, Balls, loc_run, train
 from train import config as configuration
 from train.__main__ import main
-from train.config import LocNetRun, override
+from train.config import FracSegNetRun, LocNetRun, override
 from train.distillation import Teacher, taught_by
 from train.loop import Trainer
 from train.networks import LocNet, LocNetConfig
@@ -122,14 +122,14 @@ def test_a_finished_student_is_exported_and_run_without_its_teacher(teacher: Pat
     kept = shutil.copytree(teacher, tmp_path / "teacher")
     train(student_run(kept), tmp_path / "student")
     shutil.rmtree(kept)
-    trained = load_trained(tmp_path / "student")
-    assert isinstance(trained.run, LocNetRun)
-    (image,) = window_images(trained.run, (16, 16, 16), 1)
-    trained = replace(trained, example_zyx=(16, 16, 16))
-    export_onnx(trained, tmp_path / "locnet.onnx")
+    found = load_trained(tmp_path / "student")
+    assert isinstance(found.run, LocNetRun)
+    (image,) = window_images(found.run, (16, 16, 16), 1)
+    found = replace(found, example_zyx=(16, 16, 16))
+    export_onnx(found, tmp_path / "locnet.onnx")
     onnx.checker.check_model(onnx.load_from_string(typed_graph(tmp_path / "locnet.onnx", "fp16")))
     with torch.inference_mode():
-        expected = [output.numpy() for output in trained.network(torch.from_numpy(image))]
+        expected = [output.numpy() for output in found.network(torch.from_numpy(image))]
     with open_session(select_engine("openvino", precision="fp32"), tmp_path / "locnet.onnx", threads=1) as session:
         for one, other in zip(session(image), expected, strict=True):
             np.testing.assert_allclose(one, other, atol=1e-3)
@@ -151,16 +151,32 @@ def test_what_cannot_teach_is_refused(teacher: Path, tmp_path: Path) -> None:
         Teacher(student_run(tmp_path / "student"))
     with pytest.raises(InputError, match="cannot be read"):
         student_run(tmp_path / "none")
+    configuration.save(FracSegNetRun(), tmp_path / "config.json")
+    with pytest.raises(InputError, match="holds no locnet; met a run of FracSegNet"):
+        student_run(tmp_path)
     with pytest.raises(InputError, match=r"spacing_mm 3\.0, what is to learn from it 2\.0"):
         Teacher(replace(student_run(teacher), spacing_mm=2.0))
 
 
-def test_the_bundle_that_ships_can_teach_what_the_preset_makes() -> None:
-    preset = presets()["locnet"]["half"]
-    assert isinstance(preset, LocNetRun)
-    run = replace(preset, distillation=taught_by(DEFAULT_BUNDLE, preset.distillation))
+def test_what_the_default_preset_makes_can_teach_what_half_makes(tmp_path: Path) -> None:
+    teacher, student = (presets()["locnet"][name] for name in ("default", "half"))
+    assert isinstance(teacher, LocNetRun)
+    assert isinstance(student, LocNetRun)
+    folder = trained(teacher, LocNet(teacher.network), tmp_path / "teacher")
+    run = replace(student, distillation=taught_by(folder, student.distillation))
     assert run.distillation.data == ("phantoms",)
     Teacher(run).begin(LocNet(run.network))
+
+
+def test_a_teacher_whose_weights_have_changed_is_refused(teacher: Path, tmp_path: Path) -> None:
+    kept = shutil.copytree(teacher, tmp_path / "teacher")
+    run = student_run(kept)
+    state = torch.load(kept / "best.ckpt", weights_only=True)
+    next(iter(state["network"].values())).add_(0.01)
+    torch.save(state, kept / "best.ckpt")
+    with pytest.raises(InputError, match="its weights are others"):
+        Teacher(run)
+    Teacher(student_run(kept))
 
 
 def test_runs_of_versions_without_it_are_read(tmp_path: Path) -> None:
@@ -169,6 +185,18 @@ def test_runs_of_versions_without_it_are_read(tmp_path: Path) -> None:
     del old["run"]["distillation"], old["run"]["network"]["stem"]
     (tmp_path / "config.json").write_text(json.dumps(old))
     assert configuration.load(tmp_path / "config.json") == loc_run()
+
+
+def test_runs_that_did_not_keep_their_teachers_digest_are_read(teacher: Path, tmp_path: Path) -> None:
+    run = student_run(teacher)
+    configuration.save(run, tmp_path / "config.json")
+    old = json.loads((tmp_path / "config.json").read_text())
+    del old["run"]["distillation"]["weights_sha256"]
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    met = configuration.load(tmp_path / "config.json")
+    assert isinstance(met, LocNetRun)
+    assert met == replace(run, distillation=replace(run.distillation, weights_sha256=""))
+    Teacher(met)
 
 
 def test_what_makes_no_sense_is_refused(tmp_path: Path, capsys) -> None:
