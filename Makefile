@@ -62,7 +62,8 @@ format: $(VENV)/dev.stamp ## format the code
 	$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format .
 
 bundle: $(VENV)/dev.stamp ## train the default networks on phantoms (hours on a CPU, resumable), export, evaluate
-	$(BIN)/python -m train locnet -o runs/locnet
+	$(BIN)/python -m train locnet -o runs/teacher
+	$(BIN)/python -m train locnet --preset half --teacher runs/teacher -o runs/locnet
 	$(BIN)/python -m train fracsegnet -o runs/fracsegnet
 	$(BIN)/python -m train levelnet -o runs/levelnet
 	$(BIN)/python -m export -o runs/bundle

@@ -1,4 +1,4 @@
-"""Named recipes: ``thesis`` is its recipe taken literally, ``default`` trains the bundle."""
+"""Named recipes: ``thesis`` is its recipe taken literally, ``default`` and LocNet's ``half`` train the bundle."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from train.networks import FracSegNetConfig, LocNetConfig, UNetConfig
 
 
 def presets() -> Mapping[str, Mapping[str, Run]]:
-    """Network name -> preset name -> run. ``thesis`` is its recipe taken literally; ``default`` trains the bundle."""
+    """Network name -> preset name -> run.
+
+    ``thesis`` is its recipe taken literally; ``default`` trains the bundle's networks, but of LocNet the one that
+    teaches the bundle's, which is ``half``.
+    """
     thesis_frac = _thesis_fracsegnet()
     fracnet = replace(thesis_frac.network, mask_channels=())
     return {

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-FORM = 1
+FORM = 2
 """To be raised when the network is changed otherwise: what was compiled of it before is not used then."""
 
 Float64 = npt.NDArray[np.float64]
@@ -23,6 +23,8 @@ def simplified(model: Any) -> Any:
         if node.get_type_name() == "Convolution":
             _fold_upsampling(node)
             _part_head(node)
+        elif node.get_type_name() == "ConvolutionBackpropData":
+            _part_upsampling_head(node)
     model.validate_nodes_and_infer_types()
     return model
 
@@ -125,15 +127,11 @@ def _part_head(convolution: Any) -> None:
     """Where a convolution's channels are only cut apart again, let one convolution give each part."""
     from openvino import opset13 as ops
 
-    weight, readers = _weight(convolution), _readers(convolution)
-    if weight is None or len(readers) != 1 or readers[0].get_type_name() != "Add":
+    weight, attributes = _weight(convolution), convolution.get_attributes()
+    if weight is None or attributes["auto_pad"] != "explicit":
         return
-    add, attributes = readers[0], convolution.get_attributes()
-    bias, slices = _bias(add, len(weight)), _readers(add)
-    ranges = [_channels(one, len(weight)) for one in slices]
-    if bias is None or len(slices) < 2 or None in ranges or attributes["auto_pad"] != "explicit":
-        return
-    for one, channels in zip(slices, ranges, strict=True):
+    bias, parts = _parts_of(convolution, len(weight))
+    for one, channels in parts:
         part = ops.convolution(
             convolution.input_value(0),
             ops.constant(np.ascontiguousarray(weight[channels])),
@@ -144,6 +142,36 @@ def _part_head(convolution: Any) -> None:
         )
         column = bias[channels].reshape(1, -1, *[1] * (weight.ndim - 2))
         _replace(one.output(0), ops.add(part, ops.constant(column)))
+
+
+def _part_upsampling_head(node: Any) -> None:
+    """The same for a transposed convolution that doubles the size: each coarse voxel gives eight fine ones of a part.
+
+    As none of them overlap, that is a convolution of one voxel with eight times the channels, laid out in space.
+    """
+    from openvino import opset13 as ops
+
+    weight = _weight(node)
+    if weight is None or weight.shape[2:] != (2, 2, 2) or not _is_plain(node, stride=2, padding=0):
+        return
+    bias, parts = _parts_of(node, weight.shape[1])
+    ones, none = [1, 1, 1], [0, 0, 0]
+    for one, channels in parts:
+        eight = weight[:, channels].transpose(2, 3, 4, 1, 0).reshape(-1, len(weight), 1, 1, 1)
+        kernel, column = ops.constant(np.ascontiguousarray(eight)), np.tile(bias[channels], 8).reshape(1, -1, 1, 1, 1)
+        part = ops.add(ops.convolution(node.input_value(0), kernel, ones, none, none, ones), ops.constant(column))
+        _replace(one.output(0), ops.depth_to_space(part, "blocks_first", 2))
+
+
+def _parts_of(convolution: Any, channels: int) -> tuple[np.ndarray, list[tuple[Any, slice]]]:
+    """The bias (channels,) behind a convolution, and the nodes that only cut its channels apart, each with which."""
+    nothing: tuple[np.ndarray, list[tuple[Any, slice]]] = np.zeros(0, np.float32), []
+    readers = _readers(convolution)
+    if len(readers) != 1 or readers[0].get_type_name() != "Add":
+        return nothing
+    bias, slices = _bias(readers[0], channels), _readers(readers[0])
+    parts = [(one, found) for one in slices if (found := _channels(one, channels)) is not None]
+    return nothing if bias is None or len(slices) < 2 or len(parts) < len(slices) else (bias, parts)
 
 
 def _readers(node: Any) -> list[Any]:

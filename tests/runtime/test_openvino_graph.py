@@ -134,6 +134,35 @@ def test_another_upsampling_stays_as_it_is(other):
         np.testing.assert_allclose(after[name], expected, rtol=1e-4, atol=1e-3)
 
 
+def upsampling_head(rng, *, kernel=2, stride=2, third=False):
+    """Heat and offsets cut out of what a transposed convolution gives; with a third reader, which wants all of it."""
+    coarse = ops.parameter([-1, 5, 2, 3, 4], np.float32, name="coarse")
+    weight = ops.constant(rng.normal(size=(5, 4, kernel, kernel, kernel)).astype(np.float32))
+    head = ops.convolution_backprop_data(coarse, weight, [stride] * 3, None, NONE, NONE, ONES)
+    head = ops.add(head, ops.constant(rng.normal(size=(1, 4, 1, 1, 1)).astype(np.float32)))
+    results = []
+    for name, first, end in (("heat", 0, 1), ("offsets", 1, 9)):
+        one = ops.slice(head, *(ops.constant(np.array([v], np.int64)) for v in (first, end, 1, 1)))
+        one.output(0).set_names({name})
+        results.append(ops.result(one))
+    if third:
+        other = ops.relu(head)
+        other.output(0).set_names({"other"})
+        results.append(ops.result(other))
+    return openvino.Model(results, [coarse])
+
+
+@pytest.mark.parametrize("other", [{}, {"kernel": 3}, {"stride": 1}, {"third": True}], ids=str)
+def test_a_head_that_doubles_the_size_is_parted_and_another_is_not(other):
+    model = upsampling_head(np.random.default_rng(5), **other)
+    changed = simplified(model.clone())
+    assert kinds(changed)["Slice"] == kinds(changed)["ConvolutionBackpropData"] * 2 == (2 if other else 0)
+    before, after = (outputs(one, np.random.default_rng(6)) for one in (model, changed))
+    assert list(before) == list(after)
+    for name, expected in before.items():
+        np.testing.assert_allclose(after[name], expected, rtol=1e-5, atol=1e-5)
+
+
 def test_a_network_of_other_numbers_stays_as_it_is():
     coarse = ops.parameter([-1, 3, 4, 4, 4], np.float16)
     weight = ops.constant(np.ones((3, 2, 2, 2, 2), np.float16))
@@ -171,6 +200,7 @@ def test_the_default_networks_decoders_are_folded(network):
     stem = getattr(shape, "stem", 0)
     nodes = simplified(_read_onnx(bundle.path_of(getattr(bundle.spec, network).file))).get_ordered_ops()
     kernels = [n.input_value(1).get_shape()[2:] for n in nodes if n.get_type_name() == "ConvolutionBackpropData"]
-    assert [list(kernel) for kernel in kernels] == [[4, 4, 4]] * len(shape.unet.channels) + [[2, 2, 2]] * bool(stem)
-    heads = [n for n in nodes if n.get_type_name() == "Convolution" and n.input_value(1).get_shape()[0] in (1, 3)]
-    assert len(heads) == (2 if network == "locnet" and not stem else 0)
+    assert [list(kernel) for kernel in kernels] == [[4, 4, 4]] * len(shape.unet.channels)
+    outputs = [n.input_value(1).get_shape()[0] for n in nodes if n.get_type_name() == "Convolution"]
+    each = 8 if stem else 1
+    assert sorted(n for n in outputs if n in (each, 3 * each)) == ([each, 3 * each] if network == "locnet" else [])

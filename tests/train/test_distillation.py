@@ -13,6 +13,7 @@ import torch
 from export.checkpoint import load_trained
 from export.onnx_export import export_onnx
 from export.phantom_inputs import window_images
+from runtime.bundle import DEFAULT_BUNDLE
 from runtime.engines import open_session, select_engine
 from runtime.errors import InputError
 from runtime.typed_graph import typed_graph
@@ -25,6 +26,7 @@ from train.distillation import Teacher, taught_by
 from train.loop import Trainer
 from train.networks import LocNet, LocNetConfig
 from train.presets import presets
+from train.weights import run_in
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:.*isinstance.*LeafSpec.*")
 STEMMED = LocNetConfig(TINY.without_first(), stem=TINY.channels[0])
@@ -166,6 +168,15 @@ def test_what_the_default_preset_makes_can_teach_what_half_makes(tmp_path: Path)
     run = replace(student, distillation=taught_by(folder, student.distillation))
     assert run.distillation.data == ("phantoms",)
     Teacher(run).begin(LocNet(run.network))
+
+
+def test_the_bundle_that_ships_holds_what_half_makes_and_cannot_teach() -> None:
+    preset = presets()["locnet"]["half"]
+    assert isinstance(preset, LocNetRun)
+    shipped = run_in(DEFAULT_BUNDLE, "locnet", LocNetRun)
+    assert shipped.network == preset.network
+    with pytest.raises(InputError, match="python -m train locnet -o RUN"):
+        Teacher(replace(preset, distillation=taught_by(DEFAULT_BUNDLE, preset.distillation)))
 
 
 def test_a_teacher_whose_weights_have_changed_is_refused(teacher: Path, tmp_path: Path) -> None:

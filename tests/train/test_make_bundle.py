@@ -31,9 +31,12 @@ def commands(target: str) -> Iterator[tuple[str, list[str]]]:
 def test_the_bundle_carries_all_figures_and_the_fit() -> None:
     met = [(module, PARSERS[module].parse_args(words)) for module, words in commands("bundle")]
     assert [module for module, _ in met] == [
-        *["train"] * 3, "export", "train.fit_grades", "train.evaluate", "export",
+        *["train"] * 4, "export", "train.fit_grades", "train.evaluate", "export",
     ]  # fmt: skip
-    (_, first), (_, fit), (_, evaluation), (_, last) = met[3:]
+    (_, teacher), (_, student) = met[:2]
+    assert student.teacher == teacher.out != student.out
+    assert (teacher.preset, student.preset) == (None, "half")
+    (_, first), (_, fit), (_, evaluation), (_, last) = met[4:]
     assert first.out == fit.bundle == evaluation.bundle == last.out
     assert last.grading == fit.out / "fit.json"
     assert last.accuracy == evaluation.out / "summary.json"
