@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from runtime.bundle import DEFAULT_BUNDLE
 from runtime.errors import InputError
 from train import config
 from train.__main__ import build_parser, run_of, sole_run_in
 from train.config import override
 from train.presets import presets
+from train.tasks import task_of
+from train.weights import fitting, weights_to_start_from
 
 SETTINGS = [
     "network.unet.channels=[4,4]",
@@ -89,6 +92,14 @@ def test_what_a_run_starts_from_brings_its_networks_shape(tmp_path: Path) -> Non
     assert run_named(*words, "--preset", "default").network == default.network
     with pytest.raises(InputError, match="holds no levelnet; met a run of LocNet"):
         run_named("levelnet", *words[1:])
+
+
+@pytest.mark.parametrize("network", ["locnet", "fracsegnet", "levelnet"])
+def test_training_can_start_from_the_bundle_that_ships(network: str, tmp_path: Path) -> None:
+    """As the recipe for VerSe does, without a preset."""
+    run = run_named(network, "-o", str(tmp_path), "--start-from", str(DEFAULT_BUNDLE))
+    wanted = task_of(run).network().state_dict()
+    assert fitting(weights_to_start_from(DEFAULT_BUNDLE, network), wanted, source="the bundle").keys() == wanted.keys()
 
 
 def test_what_it_cannot_do_is_said_without_a_trace(tmp_path: Path) -> None:
