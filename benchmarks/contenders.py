@@ -191,9 +191,9 @@ def _torch_variants(bundle: Bundle, *, device: int, compiled: bool) -> tuple[lis
     why_not_compiled = _why_not_compiled(where) if compiled else "left out by --no-compile"
     there, missing = [torch_contender(bundle, where, half=False)], []
     for name, is_half, is_compiled, why in (
-        (TORCH_COMPILED, False, True, why_not_compiled),
         (half.name, True, False, why_not),
         (half.compiled_name, True, True, why_not or why_not_compiled),
+        (TORCH_COMPILED, False, True, why_not_compiled),
     ):
         if why:
             missing.append(Missing(name, why))

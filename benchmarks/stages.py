@@ -24,6 +24,7 @@ from export.parity_on_scans import Networks
 from runtime.bundle import Bundle
 from runtime.readers import read_scan
 from runtime.resample import working_grid
+from runtime.volume import Grid
 from runtime.windows import plan_windows
 
 NO_PEER_FOR = ("heights", "overview", "rest")
@@ -137,7 +138,7 @@ def _about_peers(bundle: Bundle, others: Bundle | None) -> list[str]:
 
 
 def _run_in_turns(runners: Sequence[Runner], scan: Path, repeats: int) -> Runs:
-    exhaustive = any(runner.is_peer for runner in runners)  # the same windows for all
+    exhaustive = any(runner.is_peer for runner in runners)  # all windows for all
     runs: Runs = {runner.contender.title: [] for runner in runners}
     for turn in range(repeats + 1):
         for runner in runners:
@@ -244,14 +245,14 @@ def _details(bundle: Bundle, scan: Path, runners: Sequence[Runner], runs: Runs) 
         "inputs": {title: {INPUTS[stage][1]: n for stage, n in of[-1].inputs.items()} for title, of in runs.items()},
     }
     own = read_scan(scan).grid
-    grid = working_grid(own, EXHAUSTIVE_MM)
-    at_1_mm = len(plan_windows(grid.shape_zyx, bundle.spec.locnet.window_zyx, bundle.spec.locnet.overlap).starts_zyx)
-    details["windows_at_1_mm"] = at_1_mm
     half_a_voxel_mm = HALF_A_VOXEL * min(own.spacing_xyz_mm)
     details["beside_torch"] = _beside_torch(bundle, scan, runners, runs, within_mm=half_a_voxel_mm)
-    for title, of_one in runs.items():
+    for runner in runners:
+        title, of_one = runner.contender.title, runs[runner.contender.title]
         last = of_one[-1]
         if isinstance(last, PeerRun):
+            at_1_mm = _windows_at_1_mm(own, runner.bundle)
+            details["windows_at_1_mm"] = at_1_mm
             per_window = statistics.median(r.seconds["windows: network"] / max(1, _windows(r)) for r in of_one)
             rest = statistics.median(r.total_s - r.seconds["windows: network"] for r in of_one)
             total_s = statistics.median(run.total_s for run in runs[next(iter(runs))])
@@ -262,6 +263,12 @@ def _details(bundle: Bundle, scan: Path, runners: Sequence[Runner], runs: Runs) 
                 "exhaustive_1_mm_over_ours_calculated": round((per_window * at_1_mm + rest) / total_s, 2),
             }
     return details
+
+
+def _windows_at_1_mm(grid: Grid, bundle: Bundle) -> int:
+    """How many windows all of a scan would take on a grid of 1 mm."""
+    shape, spec = working_grid(grid, EXHAUSTIVE_MM).shape_zyx, bundle.spec.locnet
+    return len(plan_windows(shape, spec.window_zyx, spec.overlap).starts_zyx)
 
 
 class Found(Protocol):

@@ -94,7 +94,8 @@ def make_bundle(
     """Export the best weights of two runs, or of three, calibrate them, and write the bundle, whole or not at all.
 
     Where a bundle's folder is given in place of a run's, its network is taken over, with FracSegNet also the constants
-    of the combined grade, which were fitted to it. ``verified`` is not: what is new has to be verified anew.
+    of the combined grade, which were fitted to it, where it is used as it was. ``verified`` is not: what is new has to
+    be verified anew.
 
     Raises InputError when a run is of the wrong kind, ExportError when a graph isn't what torch says.
     """
@@ -135,6 +136,8 @@ def _with_grading_of(fracsegnet: Path, spec: BundleSpec) -> BundleSpec:
     if not (fracsegnet / BUNDLE_JSON).is_file():
         return spec
     theirs = open_bundle(fracsegnet).spec
+    if replace(theirs.fracsegnet, file=spec.fracsegnet.file) != spec.fracsegnet:
+        return spec  # looks, thresholds or crops are others than those that it was fitted with
     made = {key: theirs.training[key] for key in ("grading",) if key in theirs.training}
     return replace(spec, grading=theirs.grading, training={**spec.training, **made})
 
@@ -142,7 +145,8 @@ def _with_grading_of(fracsegnet: Path, spec: BundleSpec) -> BundleSpec:
 def _load(locnet: Path, fracsegnet: Path, levelnet: Path | None, choices: Choices) -> _Networks:
     loc = _of_kind(locnet, LocNetRun, "LocNet")
     loc = replace(loc, example_zyx=choices.window_zyx or loc.example_zyx)
-    multiple = loc.run.network.multiple if isinstance(loc.run, LocNetRun) else 1
+    assert isinstance(loc.run, LocNetRun)
+    multiple = loc.run.network.multiple
     if any(size % multiple for size in loc.example_zyx):
         raise InputError(f"Windows' sizes must be multiples of {multiple} voxels; met {list(loc.example_zyx)}.")
     level = None if levelnet is None else _of_kind(levelnet, LevelNetRun, "LevelNet")

@@ -17,7 +17,7 @@ from runtime.extras import stop_interrupted, stop_without
 from runtime.locks import try_lock
 
 try:
-    from train.config import LocNetRun, Run, load, override
+    from train.config import FracSegNetRun, LocNetRun, Run, load, override
     from train.presets import presets
 except ModuleNotFoundError as error:
     stop_without("train", error)
@@ -147,10 +147,7 @@ def run_of(args: argparse.Namespace, out: Path) -> Run:
             )
         start = found
     elif args.start_from and not args.preset:
-        from train.weights import run_in
-
-        network: Any = run_in(args.start_from, args.network, type(start)).network
-        start = replace(start, network=network)
+        start = _with_network_of(args.start_from, start)
     run = override(start, args.set)
     if resumed and run.network != start.network:
         raise InputError(f"The network of the interrupted run in {out} can't be changed; name another folder with -o.")
@@ -161,8 +158,32 @@ def run_of(args: argparse.Namespace, out: Path) -> Run:
 
         if not isinstance(run, LocNetRun):
             raise InputError(f"Only locnet has a --teacher; met {args.network}.")
-        run = replace(run, distillation=taught_by(args.teacher, run.distillation))
+        kept = run.distillation
+        if not resumed or kept.teacher != str(args.teacher):  # the same one has to have the weights that it had
+            run = replace(run, distillation=taught_by(args.teacher, kept))
     return replace(run, data=tuple(args.data)) if args.data else run
+
+
+_GEOMETRY = ("spacing_mm", "intensity", "sigma_voxels", "crop_shift_mm")
+"""What a network's weights belong to beside its shape."""
+
+
+def _with_network_of(folder: Path, start: Run) -> Run:
+    """A run of the network that a run's folder or a bundle holds. Raises InputError where that sees other images."""
+    from train.tasks import task_of
+    from train.weights import run_in
+
+    theirs = run_in(folder, task_of(start).name, type(start))
+    network: Any = theirs.network
+    differ = [name for name in _GEOMETRY if getattr(theirs, name, None) != getattr(start, name, None)]
+    if isinstance(start, FracSegNetRun) and bool(network.mask_channels) != bool(start.network.mask_channels):
+        differ.append("masks")
+    if differ:
+        raise InputError(
+            f"What {folder} holds was trained otherwise than the preset that would go on with it: "
+            f"{', '.join(differ)}. Name the preset that it is of with --preset."
+        )
+    return replace(start, network=network)
 
 
 def _is_one_recipe(one: Run, other: Run, settings: list[str]) -> bool:

@@ -63,7 +63,7 @@ def run_named(*words: str) -> config.Run:
     return run_of(arguments, arguments.out)
 
 
-@pytest.mark.parametrize(("network", "preset"), [("locnet", "half"), ("locnet", "thesis"), ("fracsegnet", "thesis")])
+@pytest.mark.parametrize(("network", "preset"), [(name, one) for name, known in presets().items() for one in known])
 def test_the_same_command_resumes_a_run_of_a_preset(network: str, preset: str, tmp_path: Path) -> None:
     """With the settings that it was started with, or with more steps; another preset is refused."""
     words = [network, "--preset", preset, "-o", str(tmp_path), "--set", "loop.batch=1"]
@@ -92,6 +92,27 @@ def test_what_a_run_starts_from_brings_its_networks_shape(tmp_path: Path) -> Non
     assert run_named(*words, "--preset", "default").network == default.network
     with pytest.raises(InputError, match="holds no levelnet; met a run of LocNet"):
         run_named("levelnet", *words[1:])
+
+
+@pytest.mark.parametrize(
+    ("network", "start", "preset", "differs"),
+    [
+        ("locnet", "locnet", "fine", "spacing_mm"),
+        ("locnet", "locnet", "thesis", "spacing_mm"),
+        ("fracsegnet", "fracsegnet", "thesis", "spacing_mm"),
+        ("fracsegnet", "fracnet", "thesis", "masks"),
+    ],
+)
+def test_what_was_trained_on_other_images_is_not_gone_on_with_unasked(
+    network: str, start: str, preset: str, differs: str, tmp_path: Path
+) -> None:
+    found = presets()[start][preset]
+    config.save(found, tmp_path / "config.json")
+    words = [network, "-o", str(tmp_path / "run"), "--start-from", str(tmp_path)]
+    with pytest.raises(InputError, match=differs):
+        run_named(*words)
+    if start == network:
+        assert run_named(*words, "--preset", preset).network == found.network
 
 
 @pytest.mark.parametrize("network", ["locnet", "fracsegnet", "levelnet"])

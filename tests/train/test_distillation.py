@@ -20,7 +20,7 @@ from runtime.typed_graph import typed_graph
 from tests.export.tiny import trained
 from tests.train.test_loop import TINY, Balls, loc_run, train
 from train import config as configuration
-from train.__main__ import main
+from train.__main__ import build_parser, main, run_of
 from train.config import FracSegNetRun, LocNetRun, override
 from train.distillation import Teacher, taught_by
 from train.loop import Trainer
@@ -188,6 +188,25 @@ def test_a_teacher_whose_weights_have_changed_is_refused(teacher: Path, tmp_path
     with pytest.raises(InputError, match="its weights are others"):
         Teacher(run)
     Teacher(student_run(kept))
+
+
+def test_the_same_command_resumes_a_student_with_the_teacher_that_it_had(teacher: Path, tmp_path: Path) -> None:
+    """Another one has to be named: the path of the old one keeps the digest of what it held."""
+    kept = shutil.copytree(teacher, tmp_path / "teacher")
+    run = student_run(kept)
+    (tmp_path / "run").mkdir()
+    configuration.save(run, tmp_path / "run" / "config.json")
+    (tmp_path / "run" / "last.ckpt").touch()
+    (kept / "best.ckpt").write_bytes(b"other weights")
+
+    def resumed(folder: Path) -> LocNetRun:
+        arguments = build_parser().parse_args(["locnet", "-o", str(tmp_path / "run"), "--teacher", str(folder)])
+        found = run_of(arguments, arguments.out)
+        assert isinstance(found, LocNetRun)
+        return found
+
+    assert resumed(kept) == run
+    assert resumed(teacher).distillation == replace(run.distillation, teacher=str(teacher))
 
 
 def test_runs_of_versions_without_it_are_read(tmp_path: Path) -> None:
