@@ -62,7 +62,7 @@ class Choices:
     scout_spacing_mm: float = 6.0
     """0 to run the localisation network everywhere; so it is, too, where its own spacing is not below this."""
     scout_overlap: float = 0.125
-    scout_threshold: float = 0.2
+    scout_threshold: float = 0.1
     scout_margin_mm: float = 6.0
     scout_follow_threshold: float = 0.3
     scout_share: float = 0.03

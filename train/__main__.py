@@ -148,6 +148,7 @@ def run_of(args: argparse.Namespace, out: Path) -> Run:
         start = found
     elif args.start_from and not args.preset:
         start = _with_network_of(args.start_from, start)
+        _check_goes_on(args.start_from, override(start, args.set))
     run = override(start, args.set)
     if resumed and run.network != start.network:
         raise InputError(f"The network of the interrupted run in {out} can't be changed; name another folder with -o.")
@@ -169,21 +170,31 @@ _GEOMETRY = ("spacing_mm", "intensity", "sigma_voxels", "crop_shift_mm")
 
 
 def _with_network_of(folder: Path, start: Run) -> Run:
-    """A run of the network that a run's folder or a bundle holds. Raises InputError where that sees other images."""
-    from train.tasks import task_of
-    from train.weights import run_in
-
-    theirs = run_in(folder, task_of(start).name, type(start))
-    network: Any = theirs.network
-    differ = [name for name in _GEOMETRY if getattr(theirs, name, None) != getattr(start, name, None)]
+    """A run of the network that a run's folder or a bundle holds. Raises InputError where that has masks and it not."""
+    network: Any = _run_in(folder, start).network
     if isinstance(start, FracSegNetRun) and bool(network.mask_channels) != bool(start.network.mask_channels):
-        differ.append("masks")
+        raise InputError(f"Of a network with masks and one without neither goes on with the other; met {folder}.")
+    return replace(start, network=network)
+
+
+def _check_goes_on(folder: Path, run: Run) -> None:
+    """Raise InputError where a run sees other images than the one that it would start from."""
+    theirs = _run_in(folder, run)
+    differ = [name for name in _GEOMETRY if getattr(theirs, name, None) != getattr(run, name, None)]
     if differ:
         raise InputError(
             f"What {folder} holds was trained otherwise than the preset that would go on with it: "
             f"{', '.join(differ)}. Name the preset that it is of with --preset."
         )
-    return replace(start, network=network)
+
+
+def _run_in(folder: Path, like: Run) -> Run:
+    """How the network of that kind was trained that a run's folder or a bundle holds."""
+    from train.tasks import task_of
+    from train.weights import run_in
+
+    found: Run = run_in(folder, task_of(like).name, type(like))
+    return found
 
 
 def _is_one_recipe(one: Run, other: Run, settings: list[str]) -> bool:
