@@ -103,7 +103,7 @@ def test_the_audit_log_goes_on_after_a_restart_and_shows_what_was_changed(tmp_pa
     assert broken_lines(path) == []
     assert [json.loads(line)["event"] for line in path.read_text().splitlines()] == ["start", "delivered", "stop"]
     lines = path.read_text().splitlines(keepends=True)
-    path.write_text("".join(lines).replace("abc", "abd"))
+    path.write_text("".join(lines).replace('"abc"', '"abd"'))
     assert broken_lines(path) == [2]
     path.write_text(lines[0] + lines[2])
     assert broken_lines(path) == [2]
