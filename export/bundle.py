@@ -138,8 +138,9 @@ def _with_grading_of(fracsegnet: Path, spec: BundleSpec) -> BundleSpec:
     theirs = open_bundle(fracsegnet).spec
     if replace(theirs.fracsegnet, file=spec.fracsegnet.file) != spec.fracsegnet:
         return spec  # looks, thresholds or crops are others than those that it was fitted with
-    made = {key: theirs.training[key] for key in ("grading",) if key in theirs.training}
-    return replace(spec, grading=theirs.grading, training={**spec.training, **made})
+    if "grading" in theirs.training:
+        spec = replace(spec, training={**spec.training, "grading": theirs.training["grading"]})
+    return replace(spec, grading=theirs.grading)
 
 
 def _load(locnet: Path, fracsegnet: Path, levelnet: Path | None, choices: Choices) -> _Networks:

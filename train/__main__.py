@@ -17,7 +17,7 @@ from runtime.extras import stop_interrupted, stop_without
 from runtime.locks import try_lock
 
 try:
-    from train.config import FracSegNetRun, LocNetRun, Run, load, override
+    from train.config import FracSegNetRun, LocNetRun, Run, differences_in_images, load, override
     from train.presets import presets
 except ModuleNotFoundError as error:
     stop_without("train", error)
@@ -147,8 +147,7 @@ def run_of(args: argparse.Namespace, out: Path) -> Run:
             )
         start = found
     elif args.start_from and not args.preset:
-        start = _with_network_of(args.start_from, start)
-        _check_goes_on(args.start_from, override(start, args.set))
+        start = _going_on_with(args.start_from, start, args.set)
     run = override(start, args.set)
     if resumed and run.network != start.network:
         raise InputError(f"The network of the interrupted run in {out} can't be changed; name another folder with -o.")
@@ -165,36 +164,25 @@ def run_of(args: argparse.Namespace, out: Path) -> Run:
     return replace(run, data=tuple(args.data)) if args.data else run
 
 
-_GEOMETRY = ("spacing_mm", "intensity", "sigma_voxels", "crop_shift_mm")
-"""What a network's weights belong to beside its shape."""
+def _going_on_with(folder: Path, start: Run, settings: list[str]) -> Run:
+    """The run, of the network that another run's folder or a bundle holds, whose weights it starts from.
 
+    Raises InputError where that network's outputs are others, or its images once the settings are applied.
+    """
+    from train.tasks import task_of
+    from train.weights import run_in
 
-def _with_network_of(folder: Path, start: Run) -> Run:
-    """A run of the network that a run's folder or a bundle holds. Raises InputError where that has masks and it not."""
-    network: Any = _run_in(folder, start).network
+    theirs = run_in(folder, task_of(start).name, type(start))
+    network: Any = theirs.network
     if isinstance(start, FracSegNetRun) and bool(network.mask_channels) != bool(start.network.mask_channels):
         raise InputError(f"Of a network with masks and one without neither goes on with the other; met {folder}.")
-    return replace(start, network=network)
-
-
-def _check_goes_on(folder: Path, run: Run) -> None:
-    """Raise InputError where a run sees other images than the one that it would start from."""
-    theirs = _run_in(folder, run)
-    differ = [name for name in _GEOMETRY if getattr(theirs, name, None) != getattr(run, name, None)]
-    if differ:
+    run = replace(start, network=network)
+    if differ := differences_in_images(theirs, override(run, settings)):
         raise InputError(
             f"What {folder} holds was trained otherwise than the preset that would go on with it: "
             f"{', '.join(differ)}. Name the preset that it is of with --preset."
         )
-
-
-def _run_in(folder: Path, like: Run) -> Run:
-    """How the network of that kind was trained that a run's folder or a bundle holds."""
-    from train.tasks import task_of
-    from train.weights import run_in
-
-    found: Run = run_in(folder, task_of(like).name, type(like))
-    return found
+    return run
 
 
 def _is_one_recipe(one: Run, other: Run, settings: list[str]) -> bool:

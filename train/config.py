@@ -291,6 +291,12 @@ def load(path: Path) -> Run:
     return _checked(_KINDS[values["network"]], with_later_settings(values.get("run")), at=str(path))
 
 
+def differences_in_images(one: Run, other: Run) -> list[str]:
+    """Which settings of what a network sees and is to say differ between two runs: its weights belong to them."""
+    names = ("spacing_mm", "intensity", "sigma_voxels", "crop_shift_mm")
+    return [name for name in names if getattr(one, name, None) != getattr(other, name, None)]
+
+
 _LOOP_ADDED_LATER: Mapping[str, Any] = {"start_from": ""}
 _LOCNET_ADDED_LATER: Mapping[str, Any] = {
     "fractured_fraction": 0.0,

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from runtime.errors import InputError
-from train.config import Distillation, LocNetRun
+from train.config import Distillation, LocNetRun, differences_in_images
 from train.networks import LocNet, LocNetConfig
 from train.processor import processor_has_bf16
 from train.weights import digest_of_weights, fitting, run_in, weights_to_start_from
@@ -56,12 +56,11 @@ class Teacher:
                 f"The LocNet in {folder} is not the one that this run began to learn from: its weights are others. "
                 "Put those back, or name the new ones with --teacher."
             )
-        for name in ("spacing_mm", "intensity", "sigma_voxels"):
-            if getattr(theirs, name) != getattr(run, name):
-                raise InputError(
-                    f"The LocNet in {folder} has {name} {getattr(theirs, name)}, what is to learn from it "
-                    f"{getattr(run, name)}; give both the same, with --set {name}=..."
-                )
+        for name in differences_in_images(theirs, run):
+            raise InputError(
+                f"The LocNet in {folder} has {name} {getattr(theirs, name)}, what is to learn from it "
+                f"{getattr(run, name)}; give both the same, with --set {name}=..."
+            )
         self.network = LocNet(theirs.network).eval().requires_grad_(False)
         weights = weights_to_start_from(folder, "locnet")
         self.network.load_state_dict(fitting(weights, self.network.state_dict(), source=str(folder)))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from runtime.bundle import Bundle, open_bundle
+from runtime.bundle import Bundle, open_bundle, sha256_of
 from runtime.bundle_checks import BUNDLE_JSON
 from runtime.bundle_json import from_json
 from runtime.errors import BundleError, InputError
@@ -42,7 +41,7 @@ def digest_of_weights(folder: Path, network: str) -> str:
     """SHA-256 of the file that ``weights_to_start_from`` reads, in hexadecimal digits; raises what that raises."""
     path = _file_in_bundle(folder, network) if _is_bundle(folder) else folder / "best.ckpt"
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return sha256_of(path)
     except OSError as error:
         raise InputError(f"{folder} holds no best.ckpt to start from, nor a bundle ({error.strerror}).") from error
 
