@@ -53,18 +53,18 @@ class Choices:
 
     window_zyx: tuple[int, int, int] | None = None
     overlap: float = 0.5
-    heatmap_threshold: float = 0.4
+    heatmap_threshold: float = 0.2
     peak_threshold: float = 2.0
     peak_separation_mm: float = 10.0
     refine_radius_mm: float = 6.0
-    min_confidence: float = 0.5
+    min_confidence: float = 0.55
     skip_below_hu: float = 100.0
     scout_spacing_mm: float = 6.0
     """0 to run the localisation network everywhere; so it is, too, where its own spacing is not below this."""
     scout_overlap: float = 0.125
     scout_threshold: float = 0.1
     scout_margin_mm: float = 6.0
-    scout_follow_threshold: float = 0.3
+    scout_follow_threshold: float = 0.18
     scout_share: float = 0.03
     mask_threshold: float = 0.5
     mirrored: bool = True

@@ -154,16 +154,20 @@ def _ends(share: Float32) -> tuple[Float64, Float64]:
 
 def _median_over(values: Float64) -> Float64:
     """(y,) median over x of the columns there are; NaN where less than half of them are there."""
-    enough = np.isfinite(values).sum(axis=1) * 2 >= values.shape[1]
+    known = np.isfinite(values).sum(axis=1)
+    enough = (known > 0) & (known * 2 >= values.shape[1])
     out = np.full(len(values), np.nan)
     if enough.any():
-        out[enough] = np.nanmedian(values[enough], axis=1)
+        rows, count = np.sort(values[enough], axis=1), known[enough]  # what is not there comes last
+        each = np.arange(len(rows))
+        out[enough] = 0.5 * (rows[each, (count - 1) // 2] + rows[each, count // 2])
     return out
 
 
 def _midline(share: Float32, low: Float64, high: Float64) -> tuple[float, float]:
     """x index of the body's middle and its half width, both in voxels, from its section at mid height."""
-    level = int(np.rint(np.nanmedian(0.5 * (low + high))))
+    between = 0.5 * (low + high)
+    level = int(np.rint(np.median(between[np.isfinite(between)])))
     section = share[np.clip(level, 0, len(share) - 1)] > INSIDE
     rows = np.flatnonzero(section.any(axis=1))
     ahead = section[rows[len(rows) // 3] : rows[-1] + 1] if len(rows) else section

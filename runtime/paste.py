@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 
 from runtime.kernels.threads import run_slabs
+from runtime.masks import filled_block
 from runtime.resample import index_map_zyx, is_aligned
 from runtime.volume import Grid
 
@@ -57,7 +58,7 @@ def _paste_one(
     confidence: np.ndarray,
 ) -> None:
     """Pastes one map into the block ``box`` of ``labels``; ``confidence`` is of the block's shape."""
-    from runtime.kernels.sampling import paste_slab, paste_slab_aligned
+    from runtime.kernels.sampling import highest_of_rows, paste_slab, paste_slab_aligned
 
     if not _has_voxels(box):
         return
@@ -67,7 +68,7 @@ def _paste_one(
     level, number = np.float32(threshold), np.uint8(label)
     paste = partial(paste_slab, values)
     if is_aligned(matrix):
-        paste = partial(paste_slab_aligned, values, values.max(axis=2))
+        paste = partial(paste_slab_aligned, values, highest_of_rows(values))
     run_slabs(
         lambda first, last: paste(matrix, number, level, block, confidence, first, last),
         block.shape[0],
@@ -80,12 +81,13 @@ def _box_in(target: Grid, grid: Grid, probability: np.ndarray, threshold: float)
 
     Those are the voxels whose centres lie less than a step from one of the map's that reaches it, within its extent.
     """
-    ends = []
-    for axis, size in enumerate(grid.shape_zyx):
-        high_enough = np.flatnonzero(probability.max(axis=tuple(a for a in range(3) if a != axis)) >= threshold)
-        if not len(high_enough):
-            return np.zeros(3, np.int64), np.zeros(3, np.int64)
-        ends.append((max(-0.5, high_enough[0] - 1.0), min(size - 0.5, high_enough[-1] + 1.0)))
+    block = filled_block(probability >= threshold)
+    if block is None:
+        return np.zeros(3, np.int64), np.zeros(3, np.int64)
+    ends = [
+        (max(-0.5, part.start - 1.0), min(size - 0.5, part.stop))
+        for part, size in zip(block, grid.shape_zyx, strict=True)
+    ]
     corners = target.to_index_zyx(grid.to_ras_mm([[z, y, x] for z in ends[0] for y in ends[1] for x in ends[2]]))
     first = np.clip(np.ceil(corners.min(axis=0) - 1e-6), 0, target.shape_zyx).astype(np.int64)
     last = np.clip(np.floor(corners.max(axis=0) + 1e-6) + 1, 0, target.shape_zyx).astype(np.int64)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -144,15 +145,38 @@ def _view(
         edges_mm: the view's upper and left edge.
         scale: pixels per mm.
     """
-    from runtime.kernels.views import view_rows
-
     hu = np.empty((len(z_mm), len(columns_mm)), np.float32)
     masks = np.zeros((label_count + 1, *hu.shape), np.bool_)
-    grid = volume.grid
-    surface = (along_mm, z_mm, columns_mm, is_sagittal, np.array([-SLAB_MM, 0.0, SLAB_MM]), np.float32(OUTSIDE_HU))
-    inverse, origin = np.linalg.inv(grid.affine_ras[:3, :3]), grid.affine_ras[:3, 3]
-    run_slabs(
-        lambda first, last: view_rows(volume.array, labels, inverse, origin, *surface, hu, masks, first, last), len(hu)
-    )
+    fill = _filler(volume, labels, along_mm, z_mm, columns_mm, is_sagittal=is_sagittal)
+    run_slabs(lambda first, last: fill(hu, masks, first, last), len(hu))
     met = {label: mask for label, mask in enumerate(masks) if mask.any()}
     return View(hu, met, float(edges_mm[0]), float(edges_mm[1]), float(scale))
+
+
+def _filler(
+    volume: Volume,
+    labels: npt.NDArray[np.uint8],
+    along_mm: Float64,
+    z_mm: Float64,
+    columns_mm: Float64,
+    *,
+    is_sagittal: bool,
+) -> Callable[[npt.NDArray[np.float32], npt.NDArray[np.bool_], int, int], None]:
+    """What fills the rows ``first`` to ``last`` of a view's grey values and masks; arguments as of :func:`_view`."""
+    from runtime.kernels.views import view_rows, view_rows_aligned
+
+    inverse, origin = np.linalg.inv(volume.grid.affine_ras[:3, :3]), volume.grid.affine_ras[:3, 3]
+    offsets_mm, outside = np.array([-SLAB_MM, 0.0, SLAB_MM]), np.float32(OUTSIDE_HU)
+    if not ((inverse != 0).sum(axis=0) == 1).all():
+        surface = (along_mm, z_mm, columns_mm, is_sagittal, offsets_mm, outside)
+        return partial(view_rows, volume.array, labels, inverse, origin, *surface)
+    across, beside = (0, 1) if is_sagittal else (1, 0)
+    axes = [int(np.flatnonzero(inverse[:, way])[0]) for way in (2, across, beside)]  # of the index x, y, z
+    z_at, across_at, columns_at = (
+        inverse[axis, way] * (mm - origin[way])
+        for axis, way, mm in zip(axes, (2, across, beside), (z_mm, along_mm, columns_mm), strict=True)
+    )
+    turned = [2 - axis for axis in axes]
+    steps = offsets_mm * inverse[axes[1], across]
+    scan = (volume.array.transpose(turned), labels.transpose(turned))
+    return partial(view_rows_aligned, *scan, z_at, across_at, columns_at, steps, outside)

@@ -31,15 +31,18 @@ def mask_ends(mask):  # type: ignore[no-untyped-def]
     ends = np.zeros((3, 2), np.int64)
     for z in range(mask.shape[0]):
         for y in range(mask.shape[1]):
-            first = 0
-            while first < mask.shape[2] and not mask[z, y, first]:
-                first += 1
-            if first == mask.shape[2]:
+            found = False
+            for x in range(mask.shape[2]):  # to the end: several voxels at once, which takes less than stopping early
+                found |= mask[z, y, x]
+            if not found:
                 continue
-            last = mask.shape[2]
-            while not mask[z, y, last - 1]:
+            is_first = ends[0, 1] == 0
+            first, last = 0, mask.shape[2]
+            while (is_first or first < ends[2, 0]) and not mask[z, y, first]:
+                first += 1
+            while (is_first or last > ends[2, 1]) and not mask[z, y, last - 1]:
                 last -= 1
-            if ends[0, 1] == 0:
+            if is_first:
                 ends[0, 0], ends[1, 0], ends[2, 0] = z, y, first
             ends[0, 1] = z + 1
             ends[1, 0], ends[1, 1] = min(ends[1, 0], y), max(ends[1, 1], y + 1)

@@ -11,47 +11,74 @@ from runtime.kernels.jit import njit
 def number_parts(mask, numbers):  # type: ignore[no-untyped-def]
     """Number a mask's connected parts (faces touch) from 1 on, in the order of their first voxels; gives their sizes.
 
+    What is joined are the runs of voxels along x.
+
     Args:
         mask: (z, y, x) bool.
         numbers: (z, y, x) int32, written; 0 outside the mask.
     """
-    parent = np.empty(mask.size // 2 + 2, np.int64)  # of each number given, a lower one of the same part, or itself
-    count = np.int64(0)
-    for z in range(mask.shape[0]):
-        for y in range(mask.shape[1]):
-            for x in range(mask.shape[2]):
-                if not mask[z, y, x]:
-                    numbers[z, y, x] = 0
-                    continue
-                number = np.int64(0)
-                if x > 0 and mask[z, y, x - 1]:
-                    number = np.int64(numbers[z, y, x - 1])
-                if y > 0 and mask[z, y - 1, x]:
-                    number = _joined(parent, number, np.int64(numbers[z, y - 1, x]))
-                if z > 0 and mask[z - 1, y, x]:
-                    number = _joined(parent, number, np.int64(numbers[z - 1, y, x]))
-                if number == 0:
-                    count += 1
-                    number = count
-                    parent[number] = number
-                numbers[z, y, x] = number
+    rows = mask.shape[1]
+    begins, ends, first_of = _runs(mask)
+    parent = np.arange(begins.size)  # of each run an earlier one of the same part, or itself
+    for row in range(first_of.size - 1):
+        if row % rows:
+            _join_rows(parent, begins, ends, first_of, row - 1, row)
+        if row >= rows:
+            _join_rows(parent, begins, ends, first_of, row - rows, row)
+    number_of = np.empty(begins.size, np.int32)
+    sizes = np.zeros(begins.size, np.int64)
     parts = 0
-    for given in range(1, count + 1):
-        lower = parent[given]
-        if lower == given:
-            parts += 1
-            parent[given] = parts  # from here on the part's own number: all lower ones have theirs
-        else:
-            parent[given] = parent[lower]
-    sizes = np.zeros(parts, np.int64)
+    for row in range(first_of.size - 1):
+        numbers[row // rows, row % rows, :] = 0
+        for run in range(first_of[row], first_of[row + 1]):
+            if parent[run] == run:
+                parts += 1
+                number_of[run] = parts
+            else:
+                number_of[run] = number_of[parent[run]]
+            numbers[row // rows, row % rows, begins[run] : ends[run]] = number_of[run]
+            sizes[number_of[run] - 1] += ends[run] - begins[run]
+    return sizes[:parts].copy()
+
+
+@njit(cache=True, nogil=True)
+def _runs(mask):  # type: ignore[no-untyped-def]
+    """The first x of each run of voxels and one past its last, and of each row, and beyond, the first run; int64."""
+    rows = mask.shape[0] * mask.shape[1]
+    room = rows * ((mask.shape[2] + 1) // 2)
+    begins, ends = np.empty(room, np.int64), np.empty(room, np.int64)
+    first_of = np.empty(rows + 1, np.int64)
+    count = 0
     for z in range(mask.shape[0]):
         for y in range(mask.shape[1]):
+            first_of[z * mask.shape[1] + y] = count
+            is_inside = False
             for x in range(mask.shape[2]):
-                if numbers[z, y, x]:
-                    number = parent[numbers[z, y, x]]
-                    numbers[z, y, x] = number
-                    sizes[number - 1] += 1
-    return sizes
+                if mask[z, y, x] != is_inside:
+                    if is_inside:
+                        ends[count - 1] = x
+                    else:
+                        begins[count] = x
+                        count += 1
+                    is_inside = not is_inside
+            if is_inside:
+                ends[count - 1] = mask.shape[2]
+    first_of[-1] = count
+    return begins[:count], ends[:count], first_of
+
+
+@njit(cache=True, nogil=True)
+def _join_rows(parent, begins, ends, first_of, earlier, row):  # type: ignore[no-untyped-def]
+    """Join the runs of two rows that lie beside each other."""
+    one, other = first_of[earlier], first_of[row]
+    while one < first_of[earlier + 1] and other < first_of[row + 1]:
+        if begins[one] < ends[other] and begins[other] < ends[one]:
+            low, high = _first(parent, one), _first(parent, other)
+            parent[max(low, high)] = min(low, high)
+        if ends[one] < ends[other]:
+            one += 1
+        else:
+            other += 1
 
 
 @njit(cache=True, nogil=True)
@@ -64,21 +91,9 @@ def leave_out(values, numbers, dropped, kept):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _joined(parent, one, other):  # type: ignore[no-untyped-def]
-    """The lowest number of the part that two numbers (the first may be 0: none) are now of together."""
-    other = _lowest(parent, other)
-    if one == 0:
-        return other
-    one = _lowest(parent, one)
-    low, high = min(one, other), max(one, other)
-    parent[high] = low
-    return low
-
-
-@njit(cache=True, nogil=True)
-def _lowest(parent, number):  # type: ignore[no-untyped-def]
-    """The lowest number of a part; the way there becomes shorter."""
-    while parent[number] != number:
-        parent[number] = parent[parent[number]]
-        number = parent[number]
-    return number
+def _first(parent, run):  # type: ignore[no-untyped-def]
+    """The first run of a part; the way there becomes shorter."""
+    while parent[run] != run:
+        parent[run] = parent[parent[run]]
+        run = parent[run]
+    return run

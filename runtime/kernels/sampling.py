@@ -146,6 +146,19 @@ def average_slab(  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
+def highest_of_rows(volume):  # type: ignore[no-untyped-def]
+    """(z, y) the highest value of each row along x of a volume (z, y, x)."""
+    highest = np.empty(volume.shape[:2], volume.dtype)
+    for z in range(volume.shape[0]):
+        for y in range(volume.shape[1]):
+            most = volume[z, y, 0]
+            for x in range(1, volume.shape[2]):
+                most = max(most, volume[z, y, x])
+            highest[z, y] = most
+    return highest
+
+
+@njit(cache=True, nogil=True)
 def paste_slab(probability, matrix, label, threshold, labels, confidence, first, last):  # type: ignore[no-untyped-def]
     """Gives ``label`` to the voxels of ``labels[first:last]`` where ``probability`` reaches the threshold and wins.
 
