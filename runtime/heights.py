@@ -159,8 +159,8 @@ def _median_over(values: Float64) -> Float64:
     out = np.full(len(values), np.nan)
     if enough.any():
         rows, count = np.sort(values[enough], axis=1), known[enough]  # what is not there comes last
-        each = np.arange(len(rows))
-        out[enough] = 0.5 * (rows[each, (count - 1) // 2] + rows[each, count // 2])
+        row = np.arange(len(rows))
+        out[enough] = 0.5 * (rows[row, (count - 1) // 2] + rows[row, count // 2])
     return out
 
 

@@ -167,16 +167,21 @@ def _filler(
 
     inverse, origin = np.linalg.inv(volume.grid.affine_ras[:3, :3]), volume.grid.affine_ras[:3, 3]
     offsets_mm, outside = np.array([-SLAB_MM, 0.0, SLAB_MM]), np.float32(OUTSIDE_HU)
-    if not ((inverse != 0).sum(axis=0) == 1).all():
+    if not _runs_along_patient(inverse):
         surface = (along_mm, z_mm, columns_mm, is_sagittal, offsets_mm, outside)
         return partial(view_rows, volume.array, labels, inverse, origin, *surface)
-    across, beside = (0, 1) if is_sagittal else (1, 0)
-    axes = [int(np.flatnonzero(inverse[:, way])[0]) for way in (2, across, beside)]  # of the index x, y, z
+    ways = (2, 0, 1) if is_sagittal else (2, 1, 0)  # of x, y, z that of the view's heights, across it, of its columns
+    indices = [int(np.flatnonzero(inverse[:, way])[0]) for way in ways]
     z_at, across_at, columns_at = (
-        inverse[axis, way] * (mm - origin[way])
-        for axis, way, mm in zip(axes, (2, across, beside), (z_mm, along_mm, columns_mm), strict=True)
+        inverse[index, way] * (mm - origin[way])
+        for index, way, mm in zip(indices, ways, (z_mm, along_mm, columns_mm), strict=True)
     )
-    turned = [2 - axis for axis in axes]
-    steps = offsets_mm * inverse[axes[1], across]
-    scan = (volume.array.transpose(turned), labels.transpose(turned))
-    return partial(view_rows_aligned, *scan, z_at, across_at, columns_at, steps, outside)
+    zyx = [2 - index for index in indices]
+    scan = (volume.array.transpose(zyx), labels.transpose(zyx))
+    offsets = offsets_mm * inverse[indices[1], ways[1]]
+    return partial(view_rows_aligned, *scan, z_at, across_at, columns_at, offsets, outside)
+
+
+def _runs_along_patient(inverse: np.ndarray) -> bool:
+    """Whether each of the patient's axes changes one index alone (3, 3); what rounding leaves elsewhere is not zero."""
+    return bool(((inverse != 0).sum(axis=0) == 1).all())

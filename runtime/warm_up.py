@@ -33,6 +33,10 @@ def warm_up(pipeline: Pipeline) -> None:
     mask = np.ones((edge // 2,) * 3, np.float32)
     masks = [(volume.grid.sub_grid([start] * 3, mask.shape), mask) for start in (0, edge // 4)]
     paste_masks(masks, turned, threshold=0.5)
-    draw_overview(volume, analysis.labels, analysis.findings)
+    shear = np.eye(4)
+    shear[2, 1] = 0.1
+    oblique = Volume(hu, Grid(hu.shape, volume.grid.affine_ras @ shear), "warm-up")
+    for one in (volume, oblique):
+        draw_overview(one, analysis.labels, analysis.findings)
     with suppress(ModuleNotFoundError):  # documents need a package more than the other kinds
         import runtime.dicom.pdf  # noqa: F401

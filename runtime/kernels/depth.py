@@ -30,7 +30,7 @@ def squared_depth(mask):  # type: ignore[no-untyped-def]
         for y in range(rows):
             for other in range(max(0, y - reach), min(rows, y + reach + 1)):
                 squared = np.int32((other - y) * (other - y))
-                for x in range(columns):  # of several voxels at once
+                for x in range(columns):  # several voxels at once, which a function on slices isn't
                     along_yx[z, y, x] = min(along_yx[z, y, x], np.int32(along_x[z, other, x] + squared))
             for x in range(columns):
                 along_yx[z, y, x] = along_yx[z, y, x] if mask[z, y, x] else _FAR
@@ -77,4 +77,4 @@ def _fill_row(mask, inner, row):  # type: ignore[no-untyped-def]
     for x in range(row.size - 1, -1, -1):
         last = _HERE if row[x] == 0 else last + _STEP
         nearest = min(row[x], last)
-        row[x] = nearest * nearest if mask[x] and nearest < _FAR else _FAR
+        row[x] = nearest * nearest if mask[x] else _FAR  # a row of the mask has an end, which is on the surface

@@ -18,19 +18,19 @@ def number_parts(mask, numbers):  # type: ignore[no-untyped-def]
         numbers: (z, y, x) int32, written; 0 outside the mask.
     """
     rows = mask.shape[1]
-    begins, ends, first_of = _runs(mask)
+    begins, ends, first_run = _runs(mask)
     parent = np.arange(begins.size)  # of each run an earlier one of the same part, or itself
-    for row in range(first_of.size - 1):
+    for row in range(first_run.size - 1):
         if row % rows:
-            _join_rows(parent, begins, ends, first_of, row - 1, row)
+            _join_rows(parent, begins, ends, first_run, row - 1, row)
         if row >= rows:
-            _join_rows(parent, begins, ends, first_of, row - rows, row)
+            _join_rows(parent, begins, ends, first_run, row - rows, row)
     number_of = np.empty(begins.size, np.int32)
     sizes = np.zeros(begins.size, np.int64)
     parts = 0
-    for row in range(first_of.size - 1):
+    for row in range(first_run.size - 1):
         numbers[row // rows, row % rows, :] = 0
-        for run in range(first_of[row], first_of[row + 1]):
+        for run in range(first_run[row], first_run[row + 1]):
             if parent[run] == run:
                 parts += 1
                 number_of[run] = parts
@@ -43,15 +43,18 @@ def number_parts(mask, numbers):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _runs(mask):  # type: ignore[no-untyped-def]
-    """The first x of each run of voxels and one past its last, and of each row, and beyond, the first run; int64."""
+    """The runs of voxels along x: the first x of each, one past its last, and (rows + 1,) each row's first run; int64.
+
+    The last entry of these is how many runs there are.
+    """
     rows = mask.shape[0] * mask.shape[1]
     room = rows * ((mask.shape[2] + 1) // 2)
     begins, ends = np.empty(room, np.int64), np.empty(room, np.int64)
-    first_of = np.empty(rows + 1, np.int64)
+    first_run = np.empty(rows + 1, np.int64)
     count = 0
     for z in range(mask.shape[0]):
         for y in range(mask.shape[1]):
-            first_of[z * mask.shape[1] + y] = count
+            first_run[z * mask.shape[1] + y] = count
             is_inside = False
             for x in range(mask.shape[2]):
                 if mask[z, y, x] != is_inside:
@@ -63,15 +66,15 @@ def _runs(mask):  # type: ignore[no-untyped-def]
                     is_inside = not is_inside
             if is_inside:
                 ends[count - 1] = mask.shape[2]
-    first_of[-1] = count
-    return begins[:count], ends[:count], first_of
+    first_run[-1] = count
+    return begins[:count], ends[:count], first_run
 
 
 @njit(cache=True, nogil=True)
-def _join_rows(parent, begins, ends, first_of, earlier, row):  # type: ignore[no-untyped-def]
+def _join_rows(parent, begins, ends, first_run, earlier, row):  # type: ignore[no-untyped-def]
     """Join the runs of two rows that lie beside each other."""
-    one, other = first_of[earlier], first_of[row]
-    while one < first_of[earlier + 1] and other < first_of[row + 1]:
+    one, other = first_run[earlier], first_run[row]
+    while one < first_run[earlier + 1] and other < first_run[row + 1]:
         if begins[one] < ends[other] and begins[other] < ends[one]:
             low, high = _first(parent, one), _first(parent, other)
             parent[max(low, high)] = min(low, high)

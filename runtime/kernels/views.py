@@ -53,9 +53,10 @@ def view_rows(  # type: ignore[no-untyped-def]
 def view_rows_aligned(  # type: ignore[no-untyped-def]
     array, labels, z_at, across_at, columns_at, offsets, outside, hu, masks, first_row, last_row
 ):
-    """As ``view_rows``, for a scan whose axes run as the view's do: a row's samples lie in one row of its voxels.
+    """As ``view_rows`` but for rounding, for a scan whose axes run along the patient's.
 
-    These are brought together once, before the pixels between them are, of which there are several to a voxel.
+    Along a row of the view only the last index changes then, so the samples across it are brought together voxel by
+    voxel, before the pixels between these, of which there are several to a voxel.
 
     Args:
         array: (z, across, columns) of the scan, its axes in the order of the view's.

@@ -8,7 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from runtime.kernels.sampling import average_slab, paste_slab, paste_slab_aligned, sample_slab, sample_slab_aligned
+from runtime.kernels.sampling import (
+    average_slab,
+    highest_of_rows,
+    paste_slab,
+    paste_slab_aligned,
+    sample_slab,
+    sample_slab_aligned,
+)
 from runtime.kernels.threads import each_in_threads, run_slabs
 from runtime.looks import mean_of_interleaved
 
@@ -80,8 +87,10 @@ def test_pasting_along_the_axes_is_the_same_to_the_bit(data, shape, target, thre
     labels = rng.integers(0, 3, target).astype(np.uint8)
     confidence = np.where(labels > 0, rng.integers(0, 65536, target), 0).astype(np.uint16)
     general, quick = (labels.copy(), confidence.copy()), (labels.copy(), confidence.copy())
+    highest = highest_of_rows(probability)
+    np.testing.assert_array_equal(highest, probability.max(axis=2))
     paste_slab(probability, matrix, np.uint8(7), level, *general, 0, target[0])
-    paste_slab_aligned(probability, probability.max(axis=2), matrix, np.uint8(7), level, *quick, 0, target[0])
+    paste_slab_aligned(probability, highest, matrix, np.uint8(7), level, *quick, 0, target[0])
     for one, other in zip(quick, general, strict=True):
         np.testing.assert_array_equal(one, other)
 

@@ -7,8 +7,9 @@ import pytest
 from PIL import Image, ImageFilter
 
 from runtime.curve import spine_curve
+from runtime.kernels.views import view_rows, view_rows_aligned
 from runtime.overview import FILL, GRADE_COLOURS, _outline, _ring
-from runtime.views import OUTSIDE_HU, SLAB_MM, View, curved_views
+from runtime.views import OUTSIDE_HU, SLAB_MM, View, _filler, curved_views
 from runtime.volume import Grid, Volume
 
 AFFINES = {
@@ -76,6 +77,16 @@ def test_views_equal_their_twins(affine, shape, dtype):
             assert (mask == (share >= 0.5))[clear].all()
     if affine is AFFINES["oblique"]:
         assert outside
+
+
+@pytest.mark.parametrize(
+    ("name", "kernel"), [("ras", view_rows_aligned), ("pil", view_rows_aligned), ("oblique", view_rows)]
+)
+@pytest.mark.parametrize("is_sagittal", [True, False])
+def test_scans_along_the_patients_axes_have_a_way_of_their_own(name, kernel, is_sagittal):
+    volume = Volume(np.zeros((5, 4, 3), np.int16), Grid((5, 4, 3), AFFINES[name]))
+    labels, places_mm = np.zeros((5, 4, 3), np.uint8), np.zeros(2)
+    assert _filler(volume, labels, places_mm, places_mm, places_mm, is_sagittal=is_sagittal).func is kernel
 
 
 def test_labels_beyond_the_count_are_left_out():
