@@ -303,11 +303,9 @@ class _Blend:
         """Add the planes ``first`` to ``last`` of a window that begins ``here``."""
         from runtime.kernels.windows import add_weight, add_window
 
-        wz, wy, wx = self._profiles
-        part, there = wz[first:last], (here[0] + first, *here[1:])
-        add_weight(part, wy, wx, there, self._weight)
+        add_weight(self._profiles, here, self._weight, first, last)
         for total, block in zip(self._totals, blocks, strict=True):
-            add_window(block[:, first:last], part, wy, wx, there, total)
+            add_window(block, self._profiles, here, total, first, last)
 
     def complete_before(self, plane: int) -> Iterator[Slab]:
         """What is known of the planes before this one, to which no window is added any more."""

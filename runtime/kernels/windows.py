@@ -2,43 +2,52 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from runtime.kernels.jit import njit
 
 
 @njit(cache=True, nogil=True)
-def add_window(block, wz, wy, wx, start, total):  # type: ignore[no-untyped-def]
-    """Add ``block`` (c, z, y, x) times the product of the profiles to ``total`` where it begins at ``start``.
+def add_window(block, profiles, start, total, first, last):  # type: ignore[no-untyped-def]
+    """Add planes of a window, weighed, to ``total`` (c, z, y, x), in which the window begins at ``start``.
 
-    What lies outside ``total`` is left out.
+    What lies outside ``total`` is left out. Unsigned indices tell the compiler that none counts from an end, so that
+    it takes several voxels at once.
+
+    Args:
+        block: (c, z, y, x) of the window.
+        profiles: along z, y and x, whose product is the weight.
+        start: (z, y, x) of the window's first voxel, may be negative.
+        total: written.
+        first: plane of the window.
+        last: one past the last.
     """
-    size_z, size_y, size_x = total.shape[1:]
-    first_x, last_x = max(0, -start[2]), min(wx.size, size_x - start[2])
-    along_x = wx[first_x:last_x]
+    wz, wy, wx = profiles
+    _, size_z, size_y, size_x = total.shape
+    begin = np.uintp(max(0, -start[2]))
+    count = np.uintp(max(0, min(wx.size, size_x - start[2]) - max(0, -start[2])))
+    there = np.uintp(max(0, start[2]))
     for c in range(block.shape[0]):
-        for z in range(max(0, -start[0]), min(wz.size, size_z - start[0])):
+        for z in range(max(first, -start[0]), min(last, size_z - start[0])):
             for y in range(max(0, -start[1]), min(wy.size, size_y - start[1])):
-                row = total[c, z + start[0], y + start[1], first_x + start[2] : last_x + start[2]]
-                _add_row(block[c, z, y, first_x:last_x], wz[z] * wy[y], along_x, row)
+                weight, row = wz[z] * wy[y], y + start[1]
+                for x in range(count):
+                    total[c, z + start[0], row, there + x] += weight * wx[begin + x] * block[c, z, y, begin + x]
 
 
 @njit(cache=True, nogil=True)
-def _add_row(values, weight, profile, row):  # type: ignore[no-untyped-def]
-    """A loop over rows that begin at 0 and are as long: the compiler makes it one of several voxels at once."""
-    for x in range(row.size):
-        row[x] += weight * profile[x] * values[x]
-
-
-@njit(cache=True, nogil=True)
-def add_weight(wz, wy, wx, start, total):  # type: ignore[no-untyped-def]
-    """Add the product of the profiles to ``total`` (z, y, x), as ``add_window`` weighs a window at ``start``."""
+def add_weight(profiles, start, total, first, last):  # type: ignore[no-untyped-def]
+    """Add the product of the profiles to ``total`` (z, y, x), as ``add_window`` weighs a window."""
+    wz, wy, wx = profiles
     size_z, size_y, size_x = total.shape
-    first_x, last_x = max(0, -start[2]), min(wx.size, size_x - start[2])
-    along_x = wx[first_x:last_x]
-    for z in range(max(0, -start[0]), min(wz.size, size_z - start[0])):
+    begin = np.uintp(max(0, -start[2]))
+    count = np.uintp(max(0, min(wx.size, size_x - start[2]) - max(0, -start[2])))
+    there = np.uintp(max(0, start[2]))
+    for z in range(max(first, -start[0]), min(last, size_z - start[0])):
         for y in range(max(0, -start[1]), min(wy.size, size_y - start[1])):
-            row, weight = total[z + start[0], y + start[1], first_x + start[2] : last_x + start[2]], wz[z] * wy[y]
-            for x in range(row.size):
-                row[x] += weight * along_x[x]
+            weight = wz[z] * wy[y]
+            for x in range(count):
+                total[z + start[0], y + start[1], there + x] += weight * wx[begin + x]
 
 
 @njit(cache=True, nogil=True)
