@@ -36,6 +36,9 @@ INPUTS = {
     "crops: network": ("one crop", "fracsegnet"),
 }
 """What each network is run on, and its name among the costs."""
+NO_LABELS = np.zeros((0, 0, 0), np.uint8)
+"""Takes the place of those of all runs but the last, which alone is compared: each that is kept would make the next
+run take fresh memory from the system, as no user's second scan does."""
 TOTAL, NETWORKS, ALL_BUT = "total", "networks", "all but the networks"
 
 
@@ -146,7 +149,8 @@ def _run_in_turns(runners: Sequence[Runner], scan: Path, repeats: int) -> Runs:
                 run = peer_run if runner.is_peer else partial(staged_run, exhaustive=exhaustive)
                 made = run(runner.bundle, runner.networks, scan, folder)
             if turn:
-                runs[runner.contender.title].append(made)
+                done = runs[runner.contender.title]
+                done[:] = [*(replace(run, labels=NO_LABELS) for run in done), made]
     return runs
 
 
