@@ -170,16 +170,16 @@ def _filler(
     if not _runs_along_patient(inverse):
         surface = (along_mm, z_mm, columns_mm, is_sagittal, offsets_mm, outside)
         return partial(view_rows, volume.array, labels, inverse, origin, *surface)
-    ways = (2, 0, 1) if is_sagittal else (2, 1, 0)  # of x, y, z that of the view's heights, across it, of its columns
-    indices = [int(np.flatnonzero(inverse[:, way])[0]) for way in ways]
+    patient_axes = (2, 0, 1) if is_sagittal else (2, 1, 0)  # of x, y, z: the view's heights, across it, its columns
+    index_axes = [int(np.flatnonzero(inverse[:, axis])[0]) for axis in patient_axes]  # of the index x, y, z
     z_at, across_at, columns_at = (
-        inverse[index, way] * (mm - origin[way])
-        for index, way, mm in zip(indices, ways, (z_mm, along_mm, columns_mm), strict=True)
+        inverse[index, axis] * (mm - origin[axis])
+        for index, axis, mm in zip(index_axes, patient_axes, (z_mm, along_mm, columns_mm), strict=True)
     )
-    zyx = [2 - index for index in indices]
-    scan = (volume.array.transpose(zyx), labels.transpose(zyx))
-    offsets = offsets_mm * inverse[indices[1], ways[1]]
-    return partial(view_rows_aligned, *scan, z_at, across_at, columns_at, offsets, outside)
+    array_axes = [2 - index for index in index_axes]
+    scan = (volume.array.transpose(array_axes), labels.transpose(array_axes))
+    offsets_voxels = offsets_mm * inverse[index_axes[1], patient_axes[1]]
+    return partial(view_rows_aligned, *scan, z_at, across_at, columns_at, offsets_voxels, outside)
 
 
 def _runs_along_patient(inverse: np.ndarray) -> bool:

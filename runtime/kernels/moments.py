@@ -36,13 +36,13 @@ def mask_ends(mask):  # type: ignore[no-untyped-def]
                 found |= mask[z, y, x]
             if not found:
                 continue
-            is_first = ends[0, 1] == 0
+            is_first_row = ends[0, 1] == 0
             first, last = 0, mask.shape[2]
-            while (is_first or first < ends[2, 0]) and not mask[z, y, first]:
+            while (is_first_row or first < ends[2, 0]) and not mask[z, y, first]:
                 first += 1
-            while (is_first or last > ends[2, 1]) and not mask[z, y, last - 1]:
+            while (is_first_row or last > ends[2, 1]) and not mask[z, y, last - 1]:
                 last -= 1
-            if is_first:
+            if is_first_row:
                 ends[0, 0], ends[1, 0], ends[2, 0] = z, y, first
             ends[0, 1] = z + 1
             ends[1, 0], ends[1, 1] = min(ends[1, 0], y), max(ends[1, 1], y + 1)

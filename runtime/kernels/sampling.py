@@ -77,12 +77,19 @@ def sample_slab_aligned(source, matrix, low, high, fill, out, first, last):  # t
 
 
 @njit(cache=True, nogil=True)
-def _columns(row, count, size):  # type: ignore[no-untyped-def]
-    """For x of 0..count where the matrix has ``row``: the two columns around it, and the share of the second."""
+def columns_around(places, size):  # type: ignore[no-untyped-def]
+    """For each place on a row of so many voxels: the two columns around it, and the share of the second."""
+    count = places.size
     before, after, shares = np.empty(count, np.int64), np.empty(count, np.int64), np.empty(count, np.float32)
     for x in range(count):
-        before[x], after[x], shares[x] = neighbours(row[3] + row[2] * x, size)
+        before[x], after[x], shares[x] = neighbours(places[x], size)
     return before, after, shares
+
+
+@njit(cache=True, nogil=True)
+def _columns(row, count, size):  # type: ignore[no-untyped-def]
+    """As ``columns_around``, for x of 0..count where the matrix has ``row``."""
+    return columns_around(row[3] + row[2] * np.arange(count), size)
 
 
 @njit(cache=True, nogil=True)

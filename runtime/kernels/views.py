@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from runtime.kernels.jit import njit
-from runtime.kernels.sampling import interpolate, neighbours
+from runtime.kernels.sampling import columns_around, interpolate, neighbours
 
 
 @njit(cache=True, nogil=True)
@@ -67,10 +67,7 @@ def view_rows_aligned(  # type: ignore[no-untyped-def]
         offsets: of the samples, across the view, voxels.
         outside, hu, masks, first_row, last_row: as ``view_rows``.
     """
-    columns = columns_at.size
-    before, after, shares = np.empty(columns, np.int64), np.empty(columns, np.int64), np.empty(columns, np.float32)
-    for column in range(columns):
-        before[column], after[column], shares[column] = neighbours(columns_at[column], array.shape[2])
+    before, after, shares = columns_around(columns_at, array.shape[2])
     low, high = before.min(), after.max() + 1
     means = np.empty(array.shape[2], np.float32)
     is_met = np.empty(array.shape[2], np.bool_)
@@ -82,7 +79,7 @@ def view_rows_aligned(  # type: ignore[no-untyped-def]
             continue
         _means_across(array, z, across, offsets, low, high, means)
         _labels_met(labels, z, across, low, high, is_met)
-        for column in range(columns):
+        for column in range(columns_at.size):
             if not _is_inside(columns_at[column], array.shape[2]):
                 hu[row, column] = outside
                 continue

@@ -11,8 +11,7 @@ from runtime.kernels.jit import njit
 def add_window(block, profiles, start, total, first, last):  # type: ignore[no-untyped-def]
     """Add planes of a window, weighed, to ``total`` (c, z, y, x), in which the window begins at ``start``.
 
-    What lies outside ``total`` is left out. Unsigned indices tell the compiler that none counts from an end, so that
-    it takes several voxels at once.
+    What lies outside ``total`` is left out.
 
     Args:
         block: (c, z, y, x) of the window.
@@ -24,9 +23,7 @@ def add_window(block, profiles, start, total, first, last):  # type: ignore[no-u
     """
     wz, wy, wx = profiles
     _, size_z, size_y, size_x = total.shape
-    begin = np.uintp(max(0, -start[2]))
-    count = np.uintp(max(0, min(wx.size, size_x - start[2]) - max(0, -start[2])))
-    there = np.uintp(max(0, start[2]))
+    begin, there, count = _shared(wx.size, start[2], size_x)
     for c in range(block.shape[0]):
         for z in range(max(first, -start[0]), min(last, size_z - start[0])):
             for y in range(max(0, -start[1]), min(wy.size, size_y - start[1])):
@@ -40,14 +37,23 @@ def add_weight(profiles, start, total, first, last):  # type: ignore[no-untyped-
     """Add the product of the profiles to ``total`` (z, y, x), as ``add_window`` weighs a window."""
     wz, wy, wx = profiles
     size_z, size_y, size_x = total.shape
-    begin = np.uintp(max(0, -start[2]))
-    count = np.uintp(max(0, min(wx.size, size_x - start[2]) - max(0, -start[2])))
-    there = np.uintp(max(0, start[2]))
+    begin, there, count = _shared(wx.size, start[2], size_x)
     for z in range(max(first, -start[0]), min(last, size_z - start[0])):
         for y in range(max(0, -start[1]), min(wy.size, size_y - start[1])):
             weight = wz[z] * wy[y]
             for x in range(count):
                 total[z + start[0], y + start[1], there + x] += weight * wx[begin + x]
+
+
+@njit(cache=True, nogil=True)
+def _shared(window, start, size):  # type: ignore[no-untyped-def]
+    """Of a window's row and one of ``size`` voxels in which it begins at ``start``: the first voxel that both have, in
+    either, and how many they are.
+
+    Unsigned: that none counts from an end lets the compiler take several voxels at once.
+    """
+    begin, end = max(0, -start), min(window, size - start)
+    return np.uintp(begin), np.uintp(max(0, start)), np.uintp(max(0, end - begin))
 
 
 @njit(cache=True, nogil=True)
