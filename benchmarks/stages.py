@@ -22,6 +22,7 @@ from benchmarks.report import Report, Table, number
 from benchmarks.stage_clock import NETWORK_STAGES, STAGES, StagedRun, staged_run
 from export.parity_on_scans import Networks
 from runtime.bundle import Bundle
+from runtime.memory import keep_freed_memory
 from runtime.readers import read_scan
 from runtime.resample import working_grid
 from runtime.volume import Grid
@@ -71,6 +72,7 @@ def stages(
         ceiling: of this machine, or None.
         costs: of the bundle's networks.
     """
+    keep_freed_memory()  # as the command does for several scans; for all that are compared
     needed = absent("monai", "scikit-image") if peers_bundle else ()
     others = peers_bundle if peers_bundle and peers_bundle.sha256 != bundle.sha256 else None
     figures: list[Figure] = []

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from runtime.console import status_after
 from runtime.errors import InputError
 from runtime.infer_options import build_parser, outputs_of, server_of
+from runtime.memory import keep_freed_memory
 
 # What takes time to import is imported inside ``main``, where Ctrl-C ends it as it ends the rest.
 
@@ -53,6 +54,8 @@ def _run(arguments: argparse.Namespace, *, talks: bool) -> int:
     if arguments.series is not None and len(scans) > 1:
         raise InputError(f"--series names one series; met {len(scans)} scans. Run them one by one.")
     server = server_of(arguments)
+    if len(scans) > 1:
+        keep_freed_memory()
     from runtime.pipeline import Pipeline
     from runtime.scan_runner import ScanRunner
 

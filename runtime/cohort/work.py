@@ -13,6 +13,7 @@ from runtime.cohort.output_folder import COHORT_SCRATCH, OutputLock, is_run
 from runtime.errors import BundleError, EngineError, InputError, OutOfMemoryError, VertscanError
 from runtime.findings import to_json
 from runtime.kernels.threads import limit_threads
+from runtime.memory import keep_freed_memory
 from runtime.output import Outputs, write_results
 from runtime.progress import NoProgress
 from runtime.readers.options import ReadOptions
@@ -152,6 +153,7 @@ class Worker:
         if not self._lock.share():
             raise InputError(f"another run of a cohort is writing to {orders.output}")
         limit_threads(orders.threads)
+        keep_freed_memory()
         self._pipeline = opener(orders)
         if self._pipeline.bundle_sha256 != orders.bundle_sha256:
             name = orders.bundle or "that ships"

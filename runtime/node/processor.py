@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from runtime.errors import InputError
+from runtime.memory import keep_freed_memory
 from runtime.node.config import Analyse
 
 if TYPE_CHECKING:
@@ -107,6 +108,8 @@ def open_pipeline(settings: Analyse) -> Iterator[PipelineProcessor]:
 
     check_installed(settings.outputs)
     from runtime.dicom.rehearsal import rehearse
+
+    keep_freed_memory()  # until the processor rests
 
     with Pipeline.open(
         settings.bundle,
