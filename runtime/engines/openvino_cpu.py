@@ -112,13 +112,15 @@ def open_session(
     precision = resolve_precision(precision, found, engine=_NAME)
     import openvino
 
-    # The library would choose bf16 by itself where the processor has it, so the hint is never left out; and one stream,
-    # since windows come one after the other: all threads work on one.
+    # The library would choose bf16 by itself where the processor has it, so the hint is never left out; one stream, since
+    # windows come one after the other: all threads work on one; and threads that are bound to no cores, since each
+    # process would bind its own to the same ones (docs/decisions/0028).
     hint = _PRECISION_HINTS[_precision_of_the_rest(found) if precision == "int8" else precision]
     options: dict[str, Any] = {
         "INFERENCE_PRECISION_HINT": hint,
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": "1",
+        "ENABLE_CPU_PINNING": False,
     }
     if threads is not None:
         options["INFERENCE_NUM_THREADS"] = threads

@@ -3,6 +3,8 @@
 A test module makes it its own by a subclass whose name starts with ``Test`` and which defines the fixture ``choice``.
 """
 
+import contextlib
+import os
 import threading
 
 import numpy as np
@@ -74,6 +76,16 @@ def redirect_caches(monkeypatch, folder):
     """Let the user's cache lie in ``folder``."""
     for variable in ("XDG_CACHE_HOME", "LOCALAPPDATA", "HOME"):
         monkeypatch.setenv(variable, str(folder / "cache"))
+
+
+def bound_threads():
+    """The threads of this process that may run on fewer cores than its first."""
+    bound = set()
+    for thread in map(int, os.listdir("/proc/self/task")):
+        with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+            if os.sched_getaffinity(thread) < os.sched_getaffinity(os.getpid()):
+                bound.add(thread)
+    return bound
 
 
 class Conformance:
@@ -234,6 +246,19 @@ class Conformance:
         for n in (3, 1, 9, 2, 7, 4, 5, 6, 8, 1, 3):
             for output, right in zip(session(whole[:n].copy()), expected, strict=True):
                 np.testing.assert_allclose(output, right[:n], atol=TOLERANCE[session.info.precision])
+
+    @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system does not tell where threads may run")
+    def test_no_thread_is_bound_to_a_core(self, choice, network):
+        """Else two processes, such as two workers of a cohort, bind theirs to the same one and leave the other idle."""
+        if len(os.sched_getaffinity(0)) == 1:
+            pytest.skip("this process has one core")
+        before, bound = bound_threads(), set()
+        with open_session(choice, network, threads=1) as opened:
+            runs = threading.Thread(target=lambda: [opened(images(8)) for _ in range(100)])
+            runs.start()
+            while runs.is_alive():
+                bound |= bound_threads()
+        assert bound <= before
 
     def test_two_threads_with_a_session_each_do_not_disturb_each_other(self, choice, network):
         with open_session(choice, network, threads=1) as one, open_session(choice, network, threads=1) as other:
