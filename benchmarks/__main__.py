@@ -10,6 +10,7 @@ import argparse
 import json
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -316,9 +317,12 @@ def _check_early(args: argparse.Namespace) -> None:
     """Refuse what would fail after the measuring.
 
     Raises:
-        InputError: a file can't be written, or a plot can't be drawn.
+        InputError: a file can't be written, a plot can't be drawn, or two scans have one name.
         EngineError: there is no engine of a name.
     """
+    names = Counter(path.name for path in getattr(args, "scan", ()))
+    if shared := [name for name, count in names.items() if count > 1]:
+        raise InputError(f"Figures are told apart by the scans' file names; {', '.join(shared)} is there twice.")
     if args.plot is not None:
         from benchmarks.plots import check_plot
 

@@ -84,13 +84,14 @@ def stages(
             bundle, None if needed else peers_bundle, stack, engines=engines, device=device,
             threads=threads, costs=costs,
         )  # fmt: skip
+        torch_fp32 = stack.enter_context(torch_contender(bundle, torch_device(device), half=False).opened())
         for scan in scans:
             runs = _run_in_turns(runners, scan, repeats)
             found = _figures(scan, runners, runs, ceiling)
             figures += found
             tables.append(_table(scan, runs))
             ratios += _ratios(scan, runners, runs)
-            details[scan.name] = _details(bundle, scan, runners, runs)
+            details[scan.name] = _details(bundle, scan, runners, runs, torch_fp32)
     notes = _about_peers(bundle, others) if peers_bundle else []
     return Report(
         figures=tuple(figures),
@@ -242,7 +243,7 @@ def _table(scan: Path, runs: Runs) -> Table:
     return Table(f"{scan.name}, median seconds", ("", *columns), tuple(rows))
 
 
-def _details(bundle: Bundle, scan: Path, runners: Sequence[Runner], runs: Runs) -> dict[str, Any]:
+def _details(bundle: Bundle, scan: Path, runners: Sequence[Runner], runs: Runs, torch_fp32: Networks) -> dict[str, Any]:
     """Windows of each, whether peers find what we find, and what an exhaustive pass at 1 mm would take torch."""
     first = next(runs[runner.contender.title][-1] for runner in runners if not runner.is_peer)
     assert isinstance(first, StagedRun)
@@ -252,7 +253,9 @@ def _details(bundle: Bundle, scan: Path, runners: Sequence[Runner], runs: Runs) 
     }
     own = read_scan(scan).grid
     half_a_voxel_mm = HALF_A_VOXEL * min(own.spacing_xyz_mm)
-    details["beside_torch"] = _beside_torch(bundle, scan, runners, runs, within_mm=half_a_voxel_mm)
+    with _scratch() as folder:
+        reference = staged_run(bundle, torch_fp32, scan, folder, exhaustive=True)
+    details["beside_torch"] = _beside_torch(reference, runners, runs, within_mm=half_a_voxel_mm)
     for runner in runners:
         title, of_one = runner.contender.title, runs[runner.contender.title]
         last = of_one[-1]
@@ -304,14 +307,12 @@ def agreement(ours: Found, other: Found, *, within_mm: float) -> dict[str, float
 
 
 def _beside_torch(
-    bundle: Bundle, scan: Path, runners: Sequence[Runner], runs: Runs, *, within_mm: float
+    reference: StagedRun, runners: Sequence[Runner], runs: Runs, *, within_mm: float
 ) -> dict[str, dict[str, float]]:
-    """Whether each of ours finds what the same pipeline finds with torch's networks in FP32, run on every window.
+    """Whether each of ours finds what the same pipeline found with torch's networks in FP32, run on every window.
 
     Ours ran as they were measured: without peers, along the spine alone.
     """
-    with torch_contender(bundle, torch_device(0), half=False).opened() as networks, _scratch() as folder:
-        reference = staged_run(bundle, networks, scan, folder, exhaustive=True)
     said = {}
     for title in (runner.contender.title for runner in runners if not runner.is_peer):
         ours = runs[title][-1]

@@ -216,8 +216,8 @@ class Pipeline:
         """Load a bundle's networks (the one that ships with the package if None) on an engine.
 
         Engine, precision and device are chosen here once, and the choice is logged with its reason. Where it is left
-        to ``"auto"`` and several engines can run on the processor, they are timed on the first network when it is first
-        used on this machine. The engine ``"triton"`` needs a ``server``, and no other engine takes one. With
+        to ``"auto"`` and several engines can run on the processor, they are timed on the first two networks when these
+        are first used on this machine. The engine ``"triton"`` needs a ``server``, and no other engine takes one. With
         ``exhaustive`` the first network is run on every window that holds bone, not only along the spine.
 
         Raises:
@@ -239,8 +239,9 @@ class Pipeline:
         else:
             choice = select_engine(engine, precision=precision, device=device, verified=spec.verified)
             if engine == "auto":
-                first = spec.locnet
-                choice = measured_choice(choice, opened.path_of(first.file), first.window_zyx, threads=threads)
+                loc, frac = spec.locnet, spec.fracsegnet
+                networks = {opened.path_of(loc.file): loc.window_zyx, opened.path_of(frac.file): frac.crop_zyx}
+                choice = measured_choice(choice, networks, threads=threads)
         with ExitStack() as stack:
             sessions = [
                 stack.enter_context(open_session(choice, opened.path_of(file), threads=threads))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -118,28 +118,25 @@ def select_engine(
     return EngineChoice(engine_module(name), name, resolved, device, why)
 
 
-def measured_choice(
-    choice: EngineChoice, model: Path, window_zyx: Sequence[int], *, threads: int | None = None
-) -> EngineChoice:
-    """What ``auto`` chose, or the other engine on the processor that was measured to be faster for this network.
+def measured_choice(choice: EngineChoice, networks: measured.Networks, *, threads: int | None = None) -> EngineChoice:
+    """What ``auto`` chose, or the other engine on the processor that was measured to be faster for these networks.
 
     Args:
         choice: of ``select_engine`` left to choose; one on a GPU stays as it is.
-        model: the network that a run spends its time in.
-        window_zyx: the shape of its windows.
+        networks: that a run spends its time in, with the shape of their windows and crops.
         threads: as for ``open_session``.
 
     Raises:
-        EngineError: the chosen engine can't load or run the network.
+        EngineError: the chosen engine can't load or run them.
     """
     can = _able(_found(choice.device), choice.precision)
     if can[choice.name].device != "CPU":
         return choice
     names = [choice.name, *(name for name in can if name != choice.name and can[name].device == "CPU")]
     choices = {f"{name} {can[name].version}": replace(choice, name=name, module=engine_module(name)) for name in names}
-    openers = {said: partial(open_session, one, model, threads=threads) for said, one in choices.items()}
+    openers = {said: partial(open_session, one, threads=threads) for said, one in choices.items()}
     machine = {"precision": choice.precision, **measured.this_machine(threads)}
-    best = choices[measured.fastest(openers, model, window_zyx, machine=machine)]
+    best = choices[measured.fastest(openers, networks, machine=machine)]
     if best.name == choice.name:
         return choice
     why = f"measured to be faster on this machine than {choice.name}, the usual choice"

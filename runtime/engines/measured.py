@@ -1,4 +1,4 @@
-"""Which of a processor's engines is fastest on this machine: measured when a network is first used, and remembered."""
+"""Which of a processor's engines is fastest on this machine: measured when networks are first used, and remembered."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ other work the clock alone once preferred an engine that is a third slower."""
 _RUNS = 3
 Seconds = tuple[float, float]
 """By the clock, and of processors."""
-_FORMAT = 3
+Networks = Mapping[Path, Sequence[int]]
+"""ONNX files, and the shape (z, y, x) of what each is run on."""
+_FORMAT = 4
 """To be raised when an engine makes something else of a network: times that were taken before are not used then."""
 
 
 def fastest(
-    openers: Mapping[str, Callable[[], Session]],
-    model: Path,
-    window_zyx: Sequence[int],
+    openers: Mapping[str, Callable[[Path], Session]],
+    networks: Networks,
     *,
     machine: Mapping[str, Any],
     folder: Path | None = None,
 ) -> str:
-    """The name of the engine to run a network with.
+    """The name of the engine to run networks with, timed on one input for each.
 
     Args:
-        openers: what opens the network with each engine, by a name that says its version and precision; the first is
+        openers: what opens a network with each engine, by a name that says its version and precision; the first is
             taken unless another is faster by the margin.
-        model: the ONNX file; times are remembered for its content.
-        window_zyx: shape of the window that each engine is timed on.
+        networks: that a run spends its time in; times are remembered for their content.
         machine: whatever else a time depends on.
         folder: where times are remembered; None for the user's cache. Where it can't be written, every start measures.
 
@@ -55,12 +55,13 @@ def fastest(
     """
     if len(openers) == 1:
         return next(iter(openers))
-    key = [_FORMAT, hashlib.sha256(model.read_bytes()).hexdigest(), list(openers), list(window_zyx), dict(machine)]
+    inputs = [(hashlib.sha256(model.read_bytes()).hexdigest(), list(shape)) for model, shape in networks.items()]
+    key = [_FORMAT, inputs, list(openers), dict(machine)]
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     place = (folder or user_cache_folder("engine-times")) / f"{name}.json"
     seconds = _remembered(place, openers)
     if seconds is None:
-        seconds = _measured(openers, np.zeros((1, 1, *window_zyx), np.float32))
+        seconds = _measured(openers, networks)
         _remember(place, seconds)
     first = next(iter(openers))
     quicker = [name for name in seconds if _clearly_less(seconds[name], seconds[first])]
@@ -78,29 +79,36 @@ def this_machine(threads: int | None) -> dict[str, Any]:
     return {"processor": llvmlite.binding.get_host_cpu_name(), "cores": usable_cores(), "threads": threads}
 
 
-def _measured(openers: Mapping[str, Callable[[], Session]], image: np.ndarray) -> dict[str, Seconds]:
-    """What each engine takes for one window, at best; they run in turns, so that what else a machine does meets all."""
+def _measured(openers: Mapping[str, Callable[[Path], Session]], networks: Networks) -> dict[str, Seconds]:
+    """What each engine takes for an input of each network, at best; they run in turns, so that what else a machine does
+    meets all."""
+    images = [np.zeros((1, 1, *shape), np.float32) for shape in networks.values()]
     with ExitStack() as stack:
-        sessions: dict[str, Session] = {}
+        opened: dict[str, list[Session]] = {}
         for name, open_session in openers.items():
             try:
-                session = stack.enter_context(open_session())
-                session(image)
-                sessions[name] = session
+                sessions = [stack.enter_context(open_session(model)) for model in networks]
+                _run(sessions, images)
+                opened[name] = sessions
             except (EngineError, OutOfMemoryError) as error:
-                if not sessions:
+                if not opened:
                     raise
                 logger.info("%s is left out of the choice of an engine: %s", name, error)
-        turns = [{name: _seconds(session, image) for name, session in sessions.items()} for _ in range(_RUNS)]
-    seconds = {name: (min(t[name][0] for t in turns), min(t[name][1] for t in turns)) for name in sessions}
+        turns = [{name: _seconds(sessions, images) for name, sessions in opened.items()} for _ in range(_RUNS)]
+    seconds = {name: (min(t[name][0] for t in turns), min(t[name][1] for t in turns)) for name in opened}
     said = ", ".join(f"{name} {wall:.3f} s ({cpu:.3f} s of processors)" for name, (wall, cpu) in seconds.items())
-    logger.info("measured once on this machine, a window each: %s", said)
+    logger.info("measured once on this machine, an input of each network: %s", said)
     return seconds
 
 
-def _seconds(session: Session, image: np.ndarray) -> Seconds:
+def _run(sessions: Sequence[Session], images: Sequence[np.ndarray]) -> None:
+    for session, image in zip(sessions, images, strict=True):
+        session(image)
+
+
+def _seconds(sessions: Sequence[Session], images: Sequence[np.ndarray]) -> Seconds:
     start, cpu_start = time.perf_counter(), time.process_time()
-    session(image)
+    _run(sessions, images)
     return time.perf_counter() - start, time.process_time() - cpu_start
 
 

@@ -27,8 +27,6 @@ from runtime.typed_graph import load_graph, plan_beside
 _NAME = "openvino"
 _LOCATIONS = ("Exception from", "Check '", "FrontEnd API failed")
 _PRECISION_HINTS = {"fp32": "f32", "bf16": "bf16"}
-_QUANTISED_FORM = 1
-"""To be raised when ``_Quantised`` makes something else of a file: what was compiled of it before is not used then."""
 _INTEGER_DOT_PRODUCTS = ("avx512vnni", "avxvnni", "amx-int8")
 
 
@@ -112,9 +110,9 @@ def open_session(
     precision = resolve_precision(precision, found, engine=_NAME)
     import openvino
 
-    # The library would choose bf16 by itself where the processor has it, so the hint is never left out; one stream, since
-    # windows come one after the other: all threads work on one; and threads that are bound to no cores, since each
-    # process would bind its own to the same ones (docs/decisions/0028).
+    # The library would choose bf16 by itself where the processor has it, so the hint is never left out. One stream:
+    # windows come one after the other, and all threads work on one. Bound to no cores: every process would bind its
+    # threads to the same ones (docs/decisions/0028).
     hint = _PRECISION_HINTS[_precision_of_the_rest(found) if precision == "int8" else precision]
     options: dict[str, Any] = {
         "INFERENCE_PRECISION_HINT": hint,
@@ -228,7 +226,7 @@ class _Quantised:
     @property
     def variant(self) -> str:
         """Tells it from what else could be made of the file."""
-        return json.dumps([_QUANTISED_FORM, dict(self.plan.int8_ranges)], sort_keys=True)
+        return json.dumps(dict(self.plan.int8_ranges), sort_keys=True)
 
     def read(self, _: Path) -> Any:
         """The library's model of it."""

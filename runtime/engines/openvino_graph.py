@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 FORM = 2
-"""To be raised when the network is changed otherwise: what was compiled of it before is not used then."""
+"""To be raised when something else is made of a network, quantised or not, before it is compiled: what was compiled
+before is not used then."""
 
 Float64 = npt.NDArray[np.float64]
 

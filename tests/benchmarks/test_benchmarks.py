@@ -465,6 +465,12 @@ def test_files_that_can_not_be_written_are_told_before_anything_is_measured(monk
     assert [path.name for path in tmp_path.iterdir()] == ["folder"], "nothing is left behind"
 
 
+def test_two_scans_of_one_name_are_refused_before_measuring(capsys) -> None:
+    """One's figures would take the place of the other's."""
+    assert main(["memory", *TINY, "--scan", "a/ct.nii.gz", "b/ct.nii.gz", "c.nii.gz"]) == 2
+    assert "ct.nii.gz is there twice" in capsys.readouterr().err
+
+
 def test_what_was_measured_is_printed_though_it_can_not_be_written(bundle, monkeypatch, capsys, tmp_path) -> None:
     """The disk filled up meanwhile, or the plot can't be drawn."""
     report = Report((Figure("read", "ours", "s", (1.0,)),), (), {})

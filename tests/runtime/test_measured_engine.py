@@ -33,7 +33,8 @@ class Engine:
         self.processor = processor
         self.opened, self.closed, self.ran = 0, 0, 0
 
-    def open(self):
+    def open(self, model):
+        assert model.is_file()
         self.opened += 1
         if self.fails:
             raise EngineError("it can't be loaded")
@@ -71,7 +72,7 @@ def model(tmp_path):
 def ask(tmp_path, model):
     def ask(machine=MACHINE, folder=tmp_path / "times", **engines):
         openers = {name: engine.open for name, engine in engines.items()}
-        return measured.fastest(openers, model, (8, 8, 8), machine=machine, folder=folder)
+        return measured.fastest(openers, {model: (8, 8, 8)}, machine=machine, folder=folder)
 
     return ask
 
@@ -89,6 +90,16 @@ def test_the_clock_and_the_processors_must_agree(clock, ask, clock_s, processor_
 
 def test_the_fastest_of_several_is_taken(clock, ask):
     assert ask(a=Engine(clock, 5.0), b=Engine(clock, 3.0), c=Engine(clock, 2.0), d=Engine(clock, 4.0)) == "c"
+
+
+@pytest.mark.parametrize(("crop_s", "taken"), [(2.0, "a"), (0.5, "b")])
+def test_all_networks_together_decide(clock, tmp_path, model, crop_s, taken):
+    """An engine may be quick at windows and slow at crops."""
+    crops = tmp_path / "crops.onnx"
+    crops.write_bytes(model.read_bytes() + b" ")
+    openers = {"a": Engine(clock, 1.0).open, "b": lambda of: Engine(clock, 0.5 if of == model else crop_s).open(of)}
+    networks = {model: (8, 8, 8), crops: (8, 8, 8)}
+    assert measured.fastest(openers, networks, machine=MACHINE, folder=tmp_path / "times") == taken
 
 
 def test_the_first_run_and_a_disturbed_one_do_not_count(clock, ask):
@@ -172,12 +183,12 @@ def test_the_quicker_of_this_machine_s_engines_runs_and_says_why(monkeypatch, tm
 
     def last(openers, *args, **kwargs):
         for opener in openers.values():
-            with opener() as session:
+            with opener(model) as session:
                 asked.append((session.info.name, session.info.precision))
         return list(openers)[-1]
 
     monkeypatch.setattr(measured, "fastest", last)
-    choice = measured_choice(usual, model, (8, 8, 8), threads=1)
+    choice = measured_choice(usual, {model: (8, 8, 8)}, threads=1)
     assert asked[0][0] == usual.name
     assert {precision for _, precision in asked} == {usual.precision}
     assert choice.name == asked[-1][0]
@@ -188,4 +199,4 @@ def test_a_gpu_is_taken_without_measuring(monkeypatch, model):
     pretend(monkeypatch, a=Preflight(True, "ok", "1", "CPU", ("fp16",)), d=GPU)
     choice = select_engine()
     assert choice.name == "d"
-    assert measured_choice(choice, model, (8, 8, 8)) is choice
+    assert measured_choice(choice, {model: (8, 8, 8)}) is choice
