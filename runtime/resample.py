@@ -157,6 +157,8 @@ def _plan_axis(size: int, low: float, high: float, *, anchor: float, factor: flo
         anchor: source index of a target voxel; cells are centred on it, so that they match an aligned target.
         factor: source voxels per target step.
     """
+    from runtime.kernels.sampling import fill_shares
+
     low, high = min(max(low, -0.5), size - 0.5), min(max(high, -0.5), size - 0.5)
     if factor <= _NO_REDUCTION_BELOW:
         begin = min(max(int(np.floor(low)), 0), size - 1)
@@ -172,25 +174,10 @@ def _plan_axis(size: int, low: float, high: float, *, anchor: float, factor: flo
     starts = np.clip(np.floor(left + 1e-9).astype(np.int64), 0, size - 1)
     stops = np.clip(np.ceil(right - 1e-9).astype(np.int64) + 1, starts + 1, size)
     counts = stops - starts
-    voxels = starts[:, None] + np.arange(counts.max())
-    shares = np.where(voxels < stops[:, None], _shares(voxels, left[:, None], right[:, None], size), 0.0)
+    shares = np.zeros((len(counts), counts.max()))
+    fill_shares(starts, counts, left, right, size, shares)
     weights = (shares / shares.sum(axis=1, keepdims=True)).astype(np.float32)
     return AxisPlan(float(centres[kept][0]), float(factor), starts, counts, weights)
-
-
-def _shares(voxels: np.ndarray, left: Float64, right: Float64, size: int) -> Float64:
-    """How much each voxel counts in the integral of the linear interpolation from ``left`` to ``right`` (indices).
-
-    Beyond the outer voxels' centres the interpolation goes on with their values.
-    """
-
-    def integral(end: Float64) -> Float64:
-        t = np.clip(np.clip(end, 0, size - 1) - voxels, -1, 1)
-        return np.where(t < 0, (1 + t) ** 2 / 2, 1 - (1 - t) ** 2 / 2)
-
-    before = np.where(voxels == 0, np.minimum(right, 0) - np.minimum(left, 0), 0)
-    after = np.where(voxels == size - 1, np.maximum(right, size - 1) - np.maximum(left, size - 1), 0)
-    return integral(right) - integral(left) + before + after
 
 
 def _block(array: np.ndarray, plans: tuple[AxisPlan, ...]) -> np.ndarray:

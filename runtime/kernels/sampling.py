@@ -29,15 +29,24 @@ def interpolate(source, z, y, x):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _trilinear(v000, v001, v010, v011, v100, v101, v110, v111, fz, fy, fx):  # type: ignore[no-untyped-def]
-    """The value between eight, by the shares of those further along z, y and x, in single precision."""
-    one = np.float32(1)
-    near = (one - fy) * ((one - fx) * np.float32(v000) + fx * np.float32(v001)) + fy * (
-        (one - fx) * np.float32(v010) + fx * np.float32(v011)
-    )
-    far = (one - fy) * ((one - fx) * np.float32(v100) + fx * np.float32(v101)) + fy * (
-        (one - fx) * np.float32(v110) + fx * np.float32(v111)
-    )
-    return (one - fz) * near + fz * far
+    """The value between eight, by the shares of those further along z, y and x, in single precision.
+
+    Along x comes last, so that rows can be brought together before: see ``_between_rows``.
+    """
+    return _linear(_bilinear(v000, v010, v100, v110, fz, fy), _bilinear(v001, v011, v101, v111, fz, fy), fx)
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _bilinear(v00, v01, v10, v11, fz, fy):  # type: ignore[no-untyped-def]
+    """The value between four, by the shares of those further along z and y."""
+    near = _linear(np.float32(v00), np.float32(v01), fy)
+    return _linear(near, _linear(np.float32(v10), np.float32(v11), fy), fz)
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _linear(first, second, share):  # type: ignore[no-untyped-def]
+    """``first`` where ``share`` is 0, ``second`` where it is 1."""
+    return (np.float32(1) - share) * first + share * second
 
 
 @njit(cache=True, nogil=True)
@@ -61,6 +70,7 @@ def sample_slab_aligned(source, matrix, low, high, fill, out, first, last):  # t
     """As ``sample_slab``, the same to the bit, for a ``matrix`` (3, 4) whose every row has one axis alone: its own."""
     columns = _columns(matrix[2], out.shape[2], source.shape[2])
     begin, end = _range_within(matrix[2], low[2], high[2], out.shape[2])
+    spare = np.empty(source.shape[2], np.float32)
     for z in range(first, last):
         pz = matrix[0, 3] + matrix[0, 0] * z
         z0, z1, fz = neighbours(pz, source.shape[0])
@@ -71,7 +81,7 @@ def sample_slab_aligned(source, matrix, low, high, fill, out, first, last):  # t
                 row[:] = fill
                 continue
             y0, y1, fy = neighbours(py, source.shape[1])
-            _between_rows(source[z0, y0], source[z0, y1], source[z1, y0], source[z1, y1], fz, fy, columns, row)
+            _between_rows(source[z0, y0], source[z0, y1], source[z1, y0], source[z1, y1], fz, fy, columns, spare, row)
             row[:begin] = fill
             row[end:] = fill
 
@@ -103,14 +113,46 @@ def _range_within(row, low, high, count):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _between_rows(near0, near1, far0, far1, fz, fy, columns, out):  # type: ignore[no-untyped-def]
-    """The values between four rows."""
+def _between_rows(near0, near1, far0, far1, fz, fy, columns, spare, out):  # type: ignore[no-untyped-def]
+    """The values between four rows; ``spare`` (float32, as long as these) is for the row that they make together."""
     before, after, shares = columns
+    for x in range(spare.size):
+        spare[x] = _bilinear(near0[x], near1[x], far0[x], far1[x], fz, fy)
     for x in range(out.size):
-        x0, x1, fx = before[x], after[x], shares[x]
-        out[x] = _trilinear(
-            near0[x0], near0[x1], near1[x0], near1[x1], far0[x0], far0[x1], far1[x0], far1[x1], fz, fy, fx
-        )
+        out[x] = _linear(spare[before[x]], spare[after[x]], shares[x])
+
+
+@njit(cache=True, nogil=True)
+def fill_shares(starts, counts, left, right, size, shares):  # type: ignore[no-untyped-def]
+    """Fills ``shares`` (cells, w): how much each voxel of a row counts in the integral of its linear interpolation.
+
+    Beyond the outer voxels' centres the interpolation goes on with their values.
+
+    Args:
+        starts: (cells,) first voxel of each cell.
+        counts: (cells,) its voxels.
+        left: (cells,) float64, index where the integral begins.
+        right: (cells,) float64, and where it ends.
+        size: voxels of the row.
+        shares: float64, written.
+    """
+    last = size - 1.0
+    for cell in range(starts.size):
+        for k in range(counts[cell]):
+            voxel, begin, end = starts[cell] + k, left[cell], right[cell]
+            share = _integral(min(max(end, 0.0), last) - voxel) - _integral(min(max(begin, 0.0), last) - voxel)
+            if voxel == 0:
+                share += min(end, 0.0) - min(begin, 0.0)
+            if voxel == last:
+                share += max(end, last) - max(begin, last)
+            shares[cell, k] = share
+
+
+@njit(cache=True, nogil=True)
+def _integral(t):  # type: ignore[no-untyped-def]
+    """Of a triangle of height 1 from -1 to 1, up to ``t``."""
+    t = min(max(t, -1.0), 1.0)
+    return (1.0 + t) ** 2 / 2.0 if t < 0.0 else 1.0 - (1.0 - t) ** 2 / 2.0
 
 
 @njit(cache=True, nogil=True)
@@ -202,7 +244,7 @@ def paste_slab_aligned(  # type: ignore[no-untyped-def]
     """
     columns = _columns(matrix[2], labels.shape[2], probability.shape[2])
     begin, end = _range_within(matrix[2], -0.5 - 1e-6, probability.shape[2] - 0.5 + 1e-6, labels.shape[2])
-    values = np.empty(labels.shape[2], np.float32)
+    values, spare = np.empty(labels.shape[2], np.float32), np.empty(probability.shape[2], np.float32)
     for z in range(first, last):
         pz = matrix[0, 3] + matrix[0, 0] * z
         if not _is_within(pz, probability.shape[0]):
@@ -217,7 +259,7 @@ def paste_slab_aligned(  # type: ignore[no-untyped-def]
                 continue
             _between_rows(
                 probability[z0, y0], probability[z0, y1], probability[z1, y0], probability[z1, y1], fz, fy, columns,
-                values,
+                spare, values,
             )  # fmt: skip
             for x in range(begin, end):
                 if values[x] >= threshold:

@@ -20,8 +20,10 @@ def _between(first, second, share):  # type: ignore[no-untyped-def]
 
 
 @device_function
-def _along_x(source, z, y, x0, x1, fx):  # type: ignore[no-untyped-def]
-    return _between(np.float32(source[z, y, x0]), np.float32(source[z, y, x1]), fx)
+def _between_rows(source, z0, z1, y0, y1, x, fz, fy):  # type: ignore[no-untyped-def]
+    near = _between(np.float32(source[z0, y0, x]), np.float32(source[z0, y1, x]), fy)
+    far = _between(np.float32(source[z1, y0, x]), np.float32(source[z1, y1, x]), fy)
+    return _between(near, far, fz)
 
 
 @device_function
@@ -30,9 +32,8 @@ def _interpolate(source, z, y, x):  # type: ignore[no-untyped-def]
     z0, y0, x0 = int(z), int(y), int(x)
     z1, y1, x1 = min(z0 + 1, source.shape[0] - 1), min(y0 + 1, source.shape[1] - 1), min(x0 + 1, source.shape[2] - 1)
     fz, fy, fx = np.float32(z - z0), np.float32(y - y0), np.float32(x - x0)
-    near = _between(_along_x(source, z0, y0, x0, x1, fx), _along_x(source, z0, y1, x0, x1, fx), fy)
-    far = _between(_along_x(source, z1, y0, x0, x1, fx), _along_x(source, z1, y1, x0, x1, fx), fy)
-    return _between(near, far, fz)
+    left = _between_rows(source, z0, z1, y0, y1, x0, fz, fy)
+    return _between(left, _between_rows(source, z0, z1, y0, y1, x1, fz, fy), fx)
 
 
 @device_function
