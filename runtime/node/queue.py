@@ -275,6 +275,23 @@ class Queue:
                 )
         return again, dead
 
+    def put_back(self) -> list[str]:
+        """At an ordinary end: what RUNS is QUEUED again, and the attempt that is cut off is not counted; the keys.
+
+        A worker that ends the study just then is believed: ``finish`` and ``fail`` don't ask for the state.
+        """
+        now_s = time.time()
+        with self.database.transaction() as db:
+            keys = [row["key"] for row in db.execute("SELECT key FROM study WHERE state = ?", (RUNNING,)).fetchall()]
+            for key in keys:
+                if _changed_since_taken(db, key):
+                    _restart(db, key, now_s)
+                else:
+                    db.execute(
+                        "UPDATE study SET state = ?, attempts = attempts - 1, next_s = 0 WHERE key = ?", (QUEUED, key)
+                    )
+        return keys
+
     # Looking and mending -------------------------------------------------------------------------------------------
 
     def study(self, key: str) -> Study | None:

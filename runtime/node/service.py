@@ -114,10 +114,10 @@ class Node:
             Loop(f"delivery to {name}", delivery.step, pause_s=_PAUSE_S)
             for name, delivery in zip(config.deliver.to, self.deliveries, strict=True)
         ]
-        worker = Loop("worker", self._work(senders), pause_s=_PAUSE_S)
+        self._worker_loop = Loop("worker", self._work(senders), pause_s=_PAUSE_S)
         loops = [
-            Loop("completeness", self._complete(worker), pause_s=pause_s),
-            worker,
+            Loop("completeness", self._complete(self._worker_loop), pause_s=pause_s),
+            self._worker_loop,
             *senders,
             Loop("fetching", puller.step, pause_s=_PAUSE_S),
             Loop("strays", Periodic(strays.step, every_s=60), pause_s=5),
@@ -185,7 +185,10 @@ class Node:
             loop.start()
 
     def stop(self) -> None:
-        """Stop listening, end the threads, close the processor; what still runs is done again at the next start."""
+        """Stop listening, end the threads, close the processor; what still runs is done again at the next start.
+
+        An analysis that is cut off so counts as no attempt: nothing says that it would have failed.
+        """
         self.receiver.stop()
         if self._health is not None:
             self._health.stop()
@@ -193,12 +196,22 @@ class Node:
         for loop in self._loops:
             if not loop.stop(max(0.1, deadline_s - time.monotonic())):
                 logger.warning("%s did not end in time; what it was at is done again at the next start", loop.name)
+        if self._worker_loop.alive:
+            self._put_back()
         if not any(loop.alive for loop in self._loops):
             try:
                 self.audit.write("stop")
             except OSError as error:
                 logger.error("the end could not be noted: %s", FULL if is_full(error) else error.strerror)
             self._resources.close()
+
+    def _put_back(self) -> None:
+        try:
+            for key in self.queue.put_back():
+                logger.info("study %s: its analysis is cut off, and counts as no attempt", key)
+                self.audit.write("analysis cut off", study=key)
+        except (OSError, sqlite3.Error) as error:
+            logger.error("an analysis that is cut off can't be noted: %s", FULL if is_full(error) else error)
 
     def health(self) -> Mapping[str, Any]:
         """How the node is: ``status`` is ``"ok"`` or ``"degraded"``, ``problems`` says why."""

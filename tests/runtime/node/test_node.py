@@ -201,6 +201,26 @@ def test_after_a_start_the_patients_of_studies_that_wait_are_left_out_of_reasons
     assert not any(word in caplog.text for word in (*study.words, "Hollerbusch", "Kunigunde"))
 
 
+def test_an_ordinary_stop_is_no_attempt_of_the_study_that_it_cuts_off(tmp_path, archive, processor, monkeypatch):
+    monkeypatch.setattr("runtime.node.service._STOP_S", 0.2)
+    study, config = known(archive, tmp_path / "study"), counting(tmp_path, archive, analyse={"attempts": 1})
+    (processor.notes / "hold").touch()
+    with running_node(config, processor) as node:
+        send(study.files, node.receiver.port)
+        wait_until((processor.notes / "held").exists)
+    put_back = node.queue.study(key_of(node, study))
+    assert (put_back.state, put_back.attempts) == ("queued", 0)
+    processor.error = PeerError("cut off")  # the thread ends as the process would, without results
+    monkeypatch.setattr(node.queue, "fail", lambda *_, **__: "queued")
+    (processor.notes / "hold").unlink()
+    assert node._worker_loop.stop(30)
+    node._resources.close()
+    processor.error = None
+    with running_node(config, processor) as node:
+        wait_for(node, study, "delivered")
+    assert processor.runs == [6, 6]
+
+
 def test_a_disk_that_is_full_at_the_start_is_said_in_one_line(tmp_path, archive, processor, monkeypatch):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")

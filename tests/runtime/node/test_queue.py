@@ -99,6 +99,29 @@ def test_what_ran_when_the_process_died_runs_again_and_is_given_up_in_the_end(qu
     assert queue.retry(KEY) == RECEIVED
 
 
+def test_what_an_ordinary_end_cuts_off_runs_again_and_counts_as_no_attempt(queue):
+    queue.add_image(image(1))
+    to_running(queue)
+    assert queue.put_back() == [KEY]
+    assert (state(queue), queue.study(KEY).attempts) == (QUEUED, 0)
+    assert queue.recover(1) == ([], [])
+    assert queue.claim().attempts == 1
+    queue.add_image(image(2))
+    assert queue.put_back() == [KEY]
+    assert state(queue) == RECEIVED, "images that came meanwhile may not be all"
+    assert queue.put_back() == []
+
+
+def test_an_analysis_that_ends_just_when_it_was_put_back_is_believed(queue, database):
+    queue.add_image(image(1))
+    to_running(queue)
+    queue.put_back()
+    assert queue.finish(KEY, RESULTS, ["a"])
+    assert state(queue) == READY
+    assert queue.put_back() == []
+    assert len(Outbox(database).due("a")) == 2
+
+
 def test_results_that_are_there_already_are_not_sent_again(queue, database):
     outbox = Outbox(database)
     queue.add_image(image(1))
@@ -203,7 +226,7 @@ def test_a_file_that_is_no_queue_is_refused(tmp_path):
         Database(tmp_path / "new.sqlite")
 
 
-ACTIONS = ("image", "decide", "claim", "finish", "fail", "retry_later", "die", "send", "refuse", "retry")
+ACTIONS = ("image", "decide", "claim", "finish", "fail", "retry_later", "die", "stop", "send", "refuse", "retry")
 
 
 @settings(max_examples=60, deadline=None)
@@ -233,6 +256,9 @@ def test_after_whatever_happened_every_image_ends_up_in_delivered_results(tmp_pa
         elif action in ("fail", "retry_later") and running:
             queue.fail(KEY, "why", retry_s=None if action == "fail" else 0)
         elif action == "die":
+            queue.recover(3)
+        elif action == "stop":
+            queue.put_back()
             queue.recover(3)
         elif action == "send" and due:
             outbox.sent(due[0])
