@@ -16,8 +16,8 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from runtime.console import INTERRUPTED, complain, say
-from runtime.errors import InputError, VertscanError
+from runtime.console import say, status_after
+from runtime.errors import InputError
 from runtime.node.check import check
 from runtime.node.config import Config, load_config
 from runtime.node.identity import Hasher, Redactor
@@ -25,7 +25,7 @@ from runtime.node.logs import log_to_stderr
 from runtime.node.outbox import Outbox, PullList
 from runtime.node.peer_errors import PeerError
 from runtime.node.processor import Opener, open_pipeline
-from runtime.node.queue import QUEUE_FILE, Database, Queue
+from runtime.node.queue import QUEUE_FILE, Database, Queue, queue_errors
 from runtime.node.records import READY, RUNNING
 from runtime.node.service import Node, open_identity
 from runtime.node.status import summary, table
@@ -76,11 +76,12 @@ def main(argv: Sequence[str] | None = None, *, opener: Opener = open_pipeline) -
     arguments = parser.parse_args(argv)
     try:
         return _run(arguments, opener)
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except VertscanError as error:
-        complain(str(error))
-        return error.exit_status
+    except (KeyboardInterrupt, Exception) as error:  # noqa: BLE001  users get a message, never a trace
+        return status_after(
+            error,
+            interrupted="interrupted",
+            out_of_memory="out of memory; close other programs or allow more memory",
+        )
 
 
 def _run(arguments: argparse.Namespace, opener: Opener) -> int:
@@ -112,24 +113,30 @@ def _check(config: Config) -> int:
 
 
 def _with_queue(arguments: argparse.Namespace, config: Config, hasher: Hasher) -> int:
-    database = Database(config.data / QUEUE_FILE)
+    path = config.data / QUEUE_FILE
+    database = Database(path)
     try:
-        queue, pulls = Queue(database, hasher), PullList(database)
-        if arguments.command == "status":
-            said = summary(queue, Outbox(database), pulls)
-            say(json.dumps(said, indent=1) if arguments.json else table(said))
-        elif arguments.command == "retry":
-            keys = arguments.studies or [study.key for study in queue.studies() if study.state == "dead"]
-            for key in keys:
-                say(f"{key}: {queue.retry(key) or 'is unknown or not dead'}")
-        elif arguments.command == "pull":
-            _pull(arguments, config, pulls)
-        else:
-            for key in arguments.studies:
-                say(f"{key}: {_forget(key, config, queue, pulls)}")
+        with queue_errors(path):
+            _do_with_queue(arguments, config, database, Queue(database, hasher))
     finally:
         database.close()
     return 0
+
+
+def _do_with_queue(arguments: argparse.Namespace, config: Config, database: Database, queue: Queue) -> None:
+    pulls = PullList(database)
+    if arguments.command == "status":
+        said = summary(queue, Outbox(database), pulls)
+        say(json.dumps(said, indent=1) if arguments.json else table(said))
+    elif arguments.command == "retry":
+        keys = arguments.studies or [study.key for study in queue.studies() if study.state == "dead"]
+        for key in keys:
+            say(f"{key}: {queue.retry(key) or 'is unknown or not dead'}")
+    elif arguments.command == "pull":
+        _pull(arguments, config, pulls)
+    else:
+        for key in arguments.studies:
+            say(f"{key}: {_forget(key, config, queue, pulls)}")
 
 
 def _forget(key: str, config: Config, queue: Queue, pulls: PullList) -> str:

@@ -6,6 +6,7 @@ States and tables are in ``runtime.node.records``.
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import threading
 import time
@@ -16,6 +17,7 @@ from typing import Any
 
 from runtime.errors import InputError
 from runtime.node.identity import Hasher
+from runtime.node.loops import FULL, is_full
 from runtime.node.records import (
     DEAD,
     DELIVERED,
@@ -36,31 +38,72 @@ from runtime.node.records import (
 
 QUEUE_FILE = "queue.sqlite"
 _BUSY_S = 30.0
+_PRIMARY = 0xFF
+"""The bits of sqlite's extended error codes that say what kind of error it is."""
 _VERSION = 1
+_NAMES = re.findall(r"IF NOT EXISTS (\w+) ", SCHEMA)
+
+
+@contextmanager
+def queue_errors(path: Path) -> Iterator[None]:
+    """Say in one line why the queue in a file can't be used now, and what to do about it.
+
+    Raises:
+        InputError: that line, in place of sqlite's error.
+    """
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise InputError(f"The queue {path} can't be used{_reason_of(error)}.") from error
+
+
+def _reason_of(error: sqlite3.Error) -> str:
+    """Only a file that is damaged, or no queue, is to be replaced: it is whole where the disk is full, say."""
+    if is_full(error):
+        return f": {FULL}"
+    code = (getattr(error, "sqlite_errorcode", None) or 0) & _PRIMARY
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return f": another process held it for more than {_BUSY_S:g} s; try again, or end that process"
+    if code == sqlite3.SQLITE_IOERR:
+        return f" ({error}): its disk is full or faulty; free some of it, or see what the system says of it"
+    if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):
+        return f" ({error}); give this user the file and its folder"
+    return f" ({error}); restore it or move it away"
 
 
 class Database:
     """A connection that several threads share, one transaction at a time."""
 
     def __init__(self, path: Path) -> None:
-        """Open the file, and make its tables where they aren't there.
+        """Open the file, and make its tables where they aren't there: otherwise nothing is written.
 
         Raises:
             InputError: the file can't be used, or is of another version of this software.
         """
         self._lock = threading.RLock()
-        try:
+        with queue_errors(path):
             self._connection = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
-            self._connection.row_factory = sqlite3.Row
-            self._connection.execute("PRAGMA journal_mode=WAL")
-            self._connection.execute("PRAGMA synchronous=FULL")
-            version = self._connection.execute("PRAGMA user_version").fetchone()[0]
-            if version in (0, _VERSION):
-                self._connection.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version={_VERSION}; COMMIT;")
-        except sqlite3.Error as error:
-            raise InputError(f"The queue {path} can't be used ({error}); restore it or move it away.") from error
-        if version not in (0, _VERSION):
-            raise InputError(f"The queue {path} is of version {version}, not {_VERSION}; move it away to begin anew.")
+        try:
+            with queue_errors(path):
+                version = self._prepare()
+            if version not in (0, _VERSION):
+                raise InputError(
+                    f"The queue {path} is of version {version}, not {_VERSION}; move it away to begin anew."
+                )
+        except InputError:
+            self._connection.close()
+            raise
+
+    def _prepare(self) -> int:
+        """The version of the file as it was met; tables are made if it has none yet, or not all of this version's."""
+        self._connection.row_factory = sqlite3.Row
+        self._connection.execute("PRAGMA journal_mode=WAL")
+        self._connection.execute("PRAGMA synchronous=FULL")
+        version = int(self._connection.execute("PRAGMA user_version").fetchone()[0])
+        there = {row["name"] for row in self._connection.execute("SELECT name FROM sqlite_master")}
+        if version == 0 or (version == _VERSION and not there.issuperset(_NAMES)):
+            self._connection.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version={_VERSION}; COMMIT;")
+        return version
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:

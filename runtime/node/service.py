@@ -69,12 +69,13 @@ class Node:
         """
         self.config, self._resources, self._loops = config, ExitStack(), []
         with ExitStack() as stack:
-            stack.enter_context(_alone(config.data / LOCK_FILE))
-            database = Database(config.data / QUEUE_FILE)
-            stack.callback(database.close)
-            self.audit = Audit(config.data / AUDIT_FILE)
-            self.queue, self.outbox, self.pulls = Queue(database, hasher), Outbox(database), PullList(database)
-            self.store = Store(config.data, config.storage, self.queue, redact, self.audit)
+            with _starting_in(config.data):
+                stack.enter_context(_alone(config.data / LOCK_FILE))
+                database = Database(config.data / QUEUE_FILE)
+                stack.callback(database.close)
+                self.audit = Audit(config.data / AUDIT_FILE)
+                self.queue, self.outbox, self.pulls = Queue(database, hasher), Outbox(database), PullList(database)
+                self.store = Store(config.data, config.storage, self.queue, redact, self.audit)
             self.processor = stack.enter_context(opener(config.analyse))
             self.receiver = Receiver(
                 config.receive,
@@ -164,15 +165,12 @@ class Node:
         Raises:
             InputError: the port can't be had, or nothing can be written to the data folder.
         """
-        try:
+        with _starting_in(self.config.data):
             entered, gone = self.store.mend()
             again, dead = self.queue.recover(self.config.analyse.attempts)
             self.audit.write("start", detail=f"{entered} images entered, {gone} lost, {len(again)} analyses again")
             for key in dead:
                 self.audit.write("dead", study=key, detail="the process died while it was analysed")
-        except (OSError, sqlite3.OperationalError) as error:
-            reason = FULL if is_full(error) else str(error)
-            raise InputError(f"The node can't start in its data folder {self.config.data}: {reason}.") from error
         if entered or gone or again or dead:
             logger.info(
                 "after the last end: %d images entered, %d lost; %d studies run again, %d given up",
@@ -242,6 +240,20 @@ class Node:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+
+@contextmanager
+def _starting_in(data: Path) -> Iterator[None]:
+    """Say in one line why the node can't start in its data folder.
+
+    Raises:
+        InputError: that line, in place of the system's or sqlite's error.
+    """
+    try:
+        yield
+    except (OSError, sqlite3.Error) as error:
+        reason = FULL if is_full(error) else str(error)
+        raise InputError(f"The node can't start in its data folder {data}: {reason}.") from error
 
 
 @contextmanager

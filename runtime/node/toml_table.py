@@ -91,9 +91,16 @@ class Table:
         path = self._folder / Path(value).expanduser()
         if not value.strip():
             self.wrong(field, "is empty; give a path")
-        elif file and not path.is_file():
-            self.wrong(field, f"there is no file {path}")
+        elif file:
+            self._must_be_file(field, path)
         return path
+
+    def _must_be_file(self, field: str, path: Path) -> None:
+        try:
+            if not path.is_file():
+                self.wrong(field, f"there is no file {path}")
+        except OSError as error:
+            self.wrong(field, f"{path} can't be looked at ({error.strerror}); let this user enter its folder")
 
     def table(self, field: str) -> Table:
         """A table in this one; empty where it is not given."""
