@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import time
 import uuid
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from runtime.disk import flush_folder
 from runtime.errors import InputError
 from runtime.node.audit import Audit
 from runtime.node.config import Deliver, DicomPeer, FolderPeer, Peer, WebPeer
@@ -163,7 +165,7 @@ class Delivery:
 
 
 def _copy(peer: FolderPeer, files: Sequence[tuple[ResultRecord, Path]]) -> dict[str, int]:
-    """Copy to a folder, whole files only.
+    """Copy to a folder, whole files only; they are on the disk itself when it returns.
 
     Raises:
         PeerError: the folder can't be written.
@@ -174,9 +176,14 @@ def _copy(peer: FolderPeer, files: Sequence[tuple[ResultRecord, Path]]) -> dict[
             folder = peer.path / result.study
             folder.mkdir(parents=True, exist_ok=True)
             temporary = folder / f".{path.name}.part"
-            shutil.copyfile(path, temporary)
+            with path.open("rb") as source, temporary.open("wb") as copy:
+                shutil.copyfileobj(source, copy)
+                copy.flush()
+                os.fsync(copy.fileno())
             temporary.replace(folder / path.name)
+            flush_folder(folder)
             statuses[result.sop_uid] = 0
+        flush_folder(peer.path)
     except OSError as error:
         raise PeerError(f"the folder of {peer.name} can't be written ({error.strerror})") from error
     return statuses

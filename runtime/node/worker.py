@@ -13,6 +13,7 @@ from pathlib import Path
 from pydicom import dcmread
 from pydicom.errors import InvalidDicomError
 
+from runtime.disk import flush_folder, flush_with_files
 from runtime.errors import InputError, VertscanError
 from runtime.node.audit import Audit
 from runtime.node.config import Analyse
@@ -111,7 +112,10 @@ class Worker:
             shutil.rmtree(work, ignore_errors=True)
 
     def _put(self, study: Study, work: Path, made: Sequence[Path]) -> list[ResultFile]:
-        """Move results to a folder named after what they are; a second run of the same takes the same place."""
+        """Move results to a folder named after what they are; a second run of the same takes the same place.
+
+        They are on the disk itself when it returns: the queue, which says so next, is at once.
+        """
         headers = [(path, _header_of(path, study)) for path in sorted(made)]
         if not headers:
             raise InputError("the analysis made no result")
@@ -125,6 +129,9 @@ class Worker:
             os.replace(path, target)
             name = str(target.relative_to(self._store.data))
             results.append(ResultFile(sop_uid, sop_class, name, target.stat().st_size))
+        flush_with_files(folder)
+        flush_folder(folder.parent)
+        flush_folder(folder.parent.parent)
         return results
 
     def _done(self, study: Study, results: Sequence[ResultFile], took_s: float) -> None:

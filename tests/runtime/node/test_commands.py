@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("pynetdicom", reason="the extra 'node' is not installed")
-resource = pytest.importorskip("resource", reason="the node needs a POSIX system")
 
 from runtime.node import queue as queue_module
 from runtime.node.commands import main
@@ -18,6 +17,8 @@ from runtime.node.service import LOCK_FILE
 from tests.runtime.node.certificates import make_authority, make_certificate
 from tests.runtime.node.fake_processor import FakeProcessor, opener_of
 from tests.runtime.node.nodes import config_of
+
+resource = pytest.importorskip("resource", reason="the node needs a POSIX system")
 
 
 @pytest.fixture
