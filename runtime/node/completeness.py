@@ -86,7 +86,7 @@ class Completeness:
         if removed:
             if not study.reason:
                 self._fetch(study.uid)
-            return self._wait(study, f"{removed} image(s) were removed after an earlier analysis and must come again")
+            return self._wait(study, f"{removed} image(s) are on the disk no more and must come again")
         if self._is_fetched(study.uid):
             return self._wait(study, "it is being fetched", until_s=float("inf"))
         if not self._archives:

@@ -155,12 +155,16 @@ class Reconciler:
     def _is_missing(self, archive: Archive, study_uid: str, *, first: bool) -> bool:
         """Whether we don't know a study, or lack images that the archive has; of CT series that we don't know as well.
 
+        So does a study that waits for images whose files are gone, though these were counted when they came.
+
         Studies that we don't wait for are compared the first time, since their images may have come while we were down,
         and for as long as they are fresh, since their sender may have stopped between two series.
         """
         key = self._queue.hasher.short(study_uid)
         study = self._queue.study(key)
         if study is None:
+            return True
+        if study.state == RECEIVED and self._queue.removed_images(key):
             return True
         fresh = time.time() - study.last_s < _FRESH_ROUNDS * self._settings.every_s
         if not (first or fresh or study.state in (RECEIVED, IGNORED)):

@@ -190,6 +190,23 @@ class Queue:
         rows = self.database.rows("SELECT COUNT(*) FROM image WHERE study = ? AND path = '' AND is_ct", (key,))
         return int(rows[0][0])
 
+    def lose(self, sop_uids: Sequence[str]) -> None:
+        """The files of these images are gone: the images are welcome again.
+
+        A study that waits, or is analysed, is RECEIVED from now on and waits for them; to the others they are images
+        that were removed after the analysis.
+        """
+        now_s = time.time()
+        with self.database.transaction() as db:
+            for sop_uid in sop_uids:
+                db.execute("UPDATE image SET path = '' WHERE sop_uid = ?", (sop_uid,))
+                row = db.execute("SELECT study FROM image WHERE sop_uid = ?", (sop_uid,)).fetchone()
+                db.execute(
+                    "UPDATE study SET state = ?, last_s = ?, next_s = 0, attempts = 0, reason = '', changed_s = ? "
+                    "WHERE key = ? AND state IN (?, ?, ?)",
+                    (RECEIVED, now_s, now_s, row["study"], RECEIVED, QUEUED, RUNNING),
+                )
+
     def series_counts(self, key: str) -> Mapping[str, int]:
         """How many CT images of each series came."""
         rows = self.database.rows(

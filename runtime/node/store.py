@@ -187,6 +187,12 @@ class Store:
         """The study's images on the disk."""
         return [self.data / row["path"] for row in self._queue.images(study)]
 
+    def lose_missing(self, study: str) -> int:
+        """Note which of a study's images are on the disk no more, so that it waits for them; how many there are."""
+        gone = [row["sop_uid"] for row in self._queue.images(study) if not (self.data / row["path"]).is_file()]
+        self._queue.lose(gone)
+        return len(gone)
+
     def recall(self, study: str) -> None:
         """Have what must not be logged of a study be left out again: after a start, nothing of it is known.
 
@@ -198,9 +204,9 @@ class Store:
                 self._redact.remember(_header_of(self.data / row["path"]).secrets)
 
     def mend(self) -> tuple[int, int]:
-        """After a start: enter images that are on the disk but not in the queue, forget those that are gone.
+        """After a start: enter images that are on the disk but not in the queue, and note those that are gone.
 
-        Half-written files go. Returns how many were entered and how many forgotten.
+        Half-written files go. Returns how many were entered and how many are gone.
         """
         rows = self._queue.database.rows("SELECT path, sop_uid FROM image WHERE path != ''")
         known = {row["path"]: row["sop_uid"] for row in rows}
@@ -210,9 +216,8 @@ class Store:
                 path.unlink()
             elif path.is_file() and str(path.relative_to(self.data)) not in known:
                 entered += self._enter(path)
-        gone = [(sop_uid,) for name, sop_uid in known.items() if not (self.data / name).is_file()]
-        with self._queue.database.transaction() as db:
-            db.executemany("DELETE FROM image WHERE sop_uid = ?", gone)
+        gone = [sop_uid for name, sop_uid in known.items() if not (self.data / name).is_file()]
+        self._queue.lose(gone)
         return entered, len(gone)
 
     def _enter(self, path: Path) -> int:

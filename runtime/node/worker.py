@@ -81,9 +81,12 @@ class Worker:
 
     def _run(self, study: Study) -> None:
         images = f"{study.taken} images, attempt {study.attempts}"
-        logger.info("study %s: analysis begins, %s", study.key, images)
         start_s = time.perf_counter()
         try:
+            if lost := self._store.lose_missing(study.key):
+                self._lost(study, lost)
+                return
+            logger.info("study %s: analysis begins, %s", study.key, images)
             self._audit.write("analysis begins", study=study.key, detail=images)
             results = self._analyse(study)
         except InputError as error:
@@ -141,6 +144,12 @@ class Worker:
         else:
             logger.info("study %s: images came during its analysis; it runs again", study.key)
             self._audit.write("results withdrawn", study=study.key, detail="images came during the analysis")
+
+    def _lost(self, study: Study, images: int) -> None:
+        """The reader of a series would take what is left of it for all of it."""
+        self.last_error = f"{images} image(s) are on the disk no more"
+        logger.error("study %s is not analysed and waits: %s and must come again", study.key, self.last_error)
+        self._audit.write("images lost", study=study.key, detail=f"{images} images")
 
     def _failed(self, study: Study, reason: str, *, retry: bool) -> None:
         reason = self._redact(reason)

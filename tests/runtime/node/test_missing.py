@@ -157,6 +157,15 @@ def test_series_that_are_not_sent_are_not_missing_where_the_settings_say_so(part
     assert parts.planned == [("archive", STUDY)]
 
 
+def test_images_whose_files_are_gone_are_missing_while_their_study_waits(parts):
+    """As often as an archive is asked, from whichever archive that lists the study."""
+    parts.receive(THICK, 2)
+    parts.receive(THIN, 3)
+    parts.queue.lose([f"{STUDY}.{THICK}.1"])
+    assert parts.reconciler(archive()).step()
+    assert parts.planned == [("archive", STUDY)]
+
+
 def test_a_sender_that_stopped_between_two_series_is_noticed_while_the_study_is_fresh(parts):
     """Whatever became of it meanwhile; at the second sight, since the first time it may be on its way."""
     reconciler = parts.reconciler(FakeArchive("archive"))

@@ -7,11 +7,13 @@ import os
 from types import SimpleNamespace
 
 import pytest
+from pydicom import dcmread
 
 pytest.importorskip("pynetdicom", reason="the extra 'node' is not installed")
 
 from runtime.node.audit import Audit
-from runtime.node.config import FolderPeer, Storage
+from runtime.node.completeness import Completeness
+from runtime.node.config import Complete, FolderPeer, Storage
 from runtime.node.delivery import _copy
 from runtime.node.identity import Hasher, Redactor
 from runtime.node.outbox import Outbox
@@ -21,7 +23,7 @@ from runtime.node.records import QUEUED
 from runtime.node.store import Store
 from runtime.node.worker import Worker
 from tests.runtime.node.fake_processor import FakeProcessor
-from tests.runtime.node.studies import make_study
+from tests.runtime.node.studies import capture, make_study
 
 HASHER = Hasher(bytes(32))
 
@@ -117,3 +119,63 @@ def test_copies_in_a_folder_are_on_the_disk_before_they_count_as_sent(worker, fl
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(PeerError, match="No space left"):
         _copy(peer, files)
+
+
+# Images --------------------------------------------------------------------------------------------------------------
+
+
+def complete(worker):
+    """What looks whether studies are complete, where nobody can count."""
+    nobody = Complete(-1.0, (), "sent", 15, 3600)
+    audit, queue = worker._audit, worker._queue
+    return Completeness(nobody, queue, [], audit, fetch=lambda uid: False, is_fetched=lambda uid: False)
+
+
+def again(study, state):
+    return [study.state, study.attempts, study.reason] == [state, 0, ""]
+
+
+def test_a_study_of_which_a_file_is_gone_is_not_analysed_until_the_image_came_again(worker, tmp_path, caplog):
+    queue, store = worker._queue, worker._store
+    (study,) = queue.studies()
+    lost = store.files(study.key)[1]
+    content = lost.read_bytes()
+    lost.unlink()
+    assert worker.step()
+    assert worker._processor.runs == []
+    assert again(queue.studies()[0], "received")
+    assert f"study {study.key} is not analysed and waits: 1 image(s) are on the disk no more" in caplog.text
+    assert not complete(worker).step()
+    assert queue.studies()[0].reason == "1 image(s) are on the disk no more and must come again"
+    assert store.take(content, peer="sender").outcome == "new"
+    assert complete(worker).step()
+    assert worker.step()
+    assert worker._processor.runs == [3]
+    assert queue.studies()[0].state == "ready"
+
+
+@pytest.mark.parametrize("state", ["received", "queued", "running"])
+def test_a_study_whose_file_is_found_to_be_gone_at_the_start_waits_for_it(worker, state):
+    queue, store = worker._queue, worker._store
+    with queue.database.transaction() as db:
+        db.execute("UPDATE study SET state = ?, taken = 3", (state,))
+    store.files(queue.studies()[0].key)[1].unlink()
+    assert store.mend() == (0, 1)
+    queue.recover(1)
+    assert queue.studies()[0].state == "received"
+    assert not complete(worker).step()
+    assert not worker.step()
+    assert store.mend() == (0, 0)
+
+
+def test_a_capture_that_is_gone_is_not_waited_for(worker, tmp_path):
+    queue, store = worker._queue, worker._store
+    (study,) = queue.studies()
+    capture(study.uid, "2.25.9", manufacturer="Others").save_as(tmp_path / "capture.dcm", enforce_file_format=True)
+    store.take((tmp_path / "capture.dcm").read_bytes(), peer="sender")
+    next(path for path in store.files(study.key) if dcmread(path).Modality == "OT").unlink()
+    assert worker.step()
+    assert again(queue.studies()[0], "received")
+    assert complete(worker).step()
+    assert worker.step()
+    assert worker._processor.runs == [3]

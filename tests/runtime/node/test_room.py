@@ -121,7 +121,7 @@ def test_the_counter_is_the_sum_whatever_happens(tmp_path_factory, actions):
         elif action == "forget":
             queue.forget(key, lambda key=key: remove_files(folder / "data", key, "images"))
         elif action == "lose":
-            store.mend()  # there are no files: every record goes
+            store.mend()  # there are no files: every image is gone
         elif action == "die":
             database.close()
             database = Database(folder / "queue.sqlite")
