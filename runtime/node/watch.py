@@ -18,6 +18,7 @@ from runtime.node.receiver import CANNOT_UNDERSTAND, SUCCESS
 logger = logging.getLogger(__name__)
 
 REFUSED = "refused"
+_MARK, _MARK_AT = b"DICM", 128
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 1.0, 60.0
 
 
@@ -93,9 +94,12 @@ class FolderWatch:
     def _take_in(self, path: Path, linked: bool, state: State, done: dict[Path, State]) -> bool:
         """Take in one file; False if that is to be tried again."""
         try:
-            encoded = path.read_bytes()
+            encoded = _encoded(path)
         except OSError as error:
             logger.warning("a file in the watched folder can't be read (%s)", error.strerror)
+            return False
+        except MemoryError:
+            logger.warning("a file of %d MiB in the watched folder does not fit in memory", state[0] >> 20)
             return False
         status = self._take(encoded, "folder")
         if status not in (SUCCESS, CANNOT_UNDERSTAND):
@@ -110,13 +114,37 @@ class FolderWatch:
             if refused:
                 folder = self._settings.path / REFUSED
                 folder.mkdir(exist_ok=True)
-                path.replace(folder / path.name)
+                path.replace(_free_name(folder / path.name))
             else:
                 path.unlink()
         except OSError as error:
             logger.warning("a file in the watched folder was taken in and can't be removed (%s)", error.strerror)
             return False
         return True
+
+
+def _encoded(path: Path) -> bytes:
+    """A whole DICOM file; of any other only its beginning, which is enough to refuse it, however large it is.
+
+    Raises:
+        OSError: it can't be read.
+        MemoryError: it is larger than the memory that is left.
+    """
+    with path.open("rb") as stream:
+        beginning = stream.read(_MARK_AT + len(_MARK))
+        if beginning[_MARK_AT:] != _MARK:
+            return beginning
+        stream.seek(0)
+        return stream.read()
+
+
+def _free_name(path: Path) -> Path:
+    """The path, numbered if something lies there: files of several folders may have the same name."""
+    free, number = path, 1
+    while os.path.lexists(free):
+        number += 1
+        free = path.with_name(f"{path.stem}-{number}{path.suffix}")
+    return free
 
 
 def _state(path: Path) -> State | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from runtime.errors import BundleError, GeometryError, InputError
 from runtime.node.commands import main
 from runtime.node.config import Watch
 from runtime.node.module import task_settings
+from runtime.node.receiver import CANNOT_UNDERSTAND
 from runtime.node.watch import FolderWatch
 from runtime.readers import read_scan
 from tests.runtime.node.fake_processor import FakeProcessor, opener_of
@@ -50,20 +52,82 @@ def test_one_odd_entry_does_not_stop_the_watch(tmp_path, monkeypatch):
     (watched / "ring").symlink_to("ring")
     locked = watched / "locked.dcm"
     locked.write_bytes(b"x")
-    read_bytes = Path.read_bytes
+    opened = Path.open
 
-    def refused(path):
+    def refused(path, *mode, **choices):
         if path == locked:
             raise PermissionError(13, "Permission denied")
-        return read_bytes(path)
+        return opened(path, *mode, **choices)
 
-    monkeypatch.setattr(Path, "read_bytes", refused)
+    monkeypatch.setattr(Path, "open", refused)
     taken: list[bytes] = []
     watch = FolderWatch(Watch(watched, 0.0), lambda encoded, peer: taken.append(encoded) or 0)
     for _ in range(3):
         watch.step()
     assert len(taken) == 2
     assert locked.exists()
+
+
+def refusing(taken):
+    """Takes DICOM files into a list, as the receiver does, and refuses others."""
+
+    def take(encoded, peer):
+        if encoded[128:132] != b"DICM":
+            return CANNOT_UNDERSTAND
+        taken.append(encoded)
+        return 0
+
+    return take
+
+
+def test_a_huge_file_that_is_no_dicom_is_refused_without_being_read(tmp_path):
+    watched, taken = tmp_path / "in", []
+    make_study(watched / "study", slices=2)
+    with (watched / "huge.iso").open("wb") as stream:
+        stream.truncate(1 << 40)  # sparse
+    watch = FolderWatch(Watch(watched, 0.0), refusing(taken))
+    for _ in range(2):
+        watch.step()
+    assert len(taken) == 2
+    assert [path.name for path in (watched / "refused").iterdir()] == ["huge.iso"]
+    assert (watched / "refused" / "huge.iso").stat().st_size == 1 << 40
+
+
+def test_a_dicom_file_that_does_not_fit_in_memory_keeps_no_other_waiting(tmp_path, monkeypatch, caplog):
+    watched, taken = tmp_path / "in", []
+    make_study(watched / "study", slices=2)
+    huge = watched / "huge.dcm"
+    huge.write_bytes(bytes(128) + b"DICM" + bytes(3 << 20))
+    opened = Path.open
+
+    class Huge(BytesIO):
+        def read(self, size=-1):
+            if size == -1:
+                raise MemoryError
+            return super().read(size)
+
+    def huge_or_opened(path, *mode, **choices):
+        return Huge(bytes(128) + b"DICM") if path == huge else opened(path, *mode, **choices)
+
+    monkeypatch.setattr(Path, "open", huge_or_opened)
+    watch = FolderWatch(Watch(watched, 0.0), refusing(taken))
+    for _ in range(2):
+        watch.step()
+    assert len(taken) == 2
+    assert huge.exists()
+    assert "a file of 3 MiB in the watched folder does not fit in memory" in caplog.text
+
+
+def test_refused_files_of_the_same_name_are_all_kept(tmp_path):
+    watched = tmp_path / "in"
+    for folder in ("a", "b", "c"):
+        (watched / folder).mkdir(parents=True)
+        (watched / folder / "1.txt").write_text(folder)
+    watch = FolderWatch(Watch(watched, 0.0), refusing([]))
+    for _ in range(2):
+        watch.step()
+    kept = {path.name: path.read_text() for path in (watched / "refused").iterdir()}
+    assert (sorted(kept), sorted(kept.values())) == (["1-2.txt", "1-3.txt", "1.txt"], ["a", "b", "c"])
 
 
 def test_linked_folders_are_followed_once_and_what_lies_in_them_stays(tmp_path):

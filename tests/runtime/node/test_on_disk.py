@@ -48,8 +48,7 @@ class Flushed:
         """Whether a file is on the disk: all of it, its name, and the names of the folders up to ``below``."""
         places = [path, *path.parents]
         return self.files.get(path.stat().st_ino) == path.stat().st_size and all(
-            place.name in self.folders.get(place.parent.stat().st_ino, set())
-            for place in places[: places.index(below)]
+            place.name in self.folders.get(place.parent.stat().st_ino, set()) for place in places[: places.index(below)]
         )
 
 
