@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 SUCCESS, OUT_OF_RESOURCES, CANNOT_UNDERSTAND, PROCESSING_FAILURE = 0x0000, 0xA700, 0xC000, 0x0110
 HANDSHAKE_S = 10.0
 
+IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 CommitmentHandler = Callable[[str, Sequence[str], Sequence[str]], None]
 
@@ -48,7 +49,7 @@ class _Server(ThreadedAssociationServer):
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Whether the caller's address is one of a sender's."""
-        address = ipaddress.ip_address(str(client_address[0]).partition("%")[0])
+        address = address_of(client_address[0])
         allowed = any(address in network for network in self.networks)
         if not allowed:
             logger.warning("a connection from %s was closed: no sender has this address", address)
@@ -66,6 +67,12 @@ class _Server(ThreadedAssociationServer):
                 return
             request.settimeout(self.ae.network_timeout)
         super().finish_request(request, client_address)
+
+
+def address_of(caller: object) -> IPAddress:
+    """A caller's address; of an IPv4 caller that came to an IPv6 address (``::ffff:10.0.0.7``), its own."""
+    address = ipaddress.ip_address(str(caller).partition("%")[0])
+    return getattr(address, "ipv4_mapped", None) or address
 
 
 def networks_of(peers: Sequence[DicomPeer]) -> dict[str, tuple[Network, ...]]:
@@ -194,7 +201,7 @@ class Receiver:
         if requestor.primitive is None:
             return
         title = requestor.primitive.calling_ae_title.strip()
-        address = ipaddress.ip_address(str(requestor.address).partition("%")[0])
+        address = address_of(requestor.address)
         if title in self._networks and not any(address in network for network in self._networks[title]):
             logger.warning("an association of %s from %s was aborted: not its address", title, address)
             event.assoc.abort()

@@ -11,8 +11,10 @@ from pydicom.uid import MRImageStorage, RLELossless, generate_uid
 from pynetdicom import AE, AllStoragePresentationContexts, build_context
 from pynetdicom._globals import ALL_TRANSFER_SYNTAXES
 
+from runtime.errors import InputError
 from runtime.node.audit import broken_lines
 from runtime.node.config import Tls
+from runtime.node.receiver import address_of
 from runtime.node.tls import client_context
 from tests.runtime.node.certificates import make_authority, make_certificate
 from tests.runtime.node.fake_processor import FakeProcessor
@@ -56,6 +58,29 @@ def test_connections_from_addresses_of_nobody_are_closed(start):
                  receive={"accept": ["far"]})  # fmt: skip
     with socket.create_connection(("127.0.0.1", node.receiver.port), timeout=10) as connection:
         assert connection.recv(1) == b""
+
+
+def test_ipv4_callers_are_known_where_it_listens_on_all_ipv6_addresses(start):
+    far = {"name": "far", "ae_title": "FAR", "host": "10.9.8.7", "port": 1}
+    try:
+        node = start(dicom=[far], receive={"accept": ["sender", "far"], "bind": "::"})
+    except InputError as error:
+        pytest.skip(f"this machine has no IPv6: {error}")
+    assert echo(node.receiver.port)
+    assert not echo(node.receiver.port, calling="FAR")
+
+
+@pytest.mark.parametrize(
+    ("caller", "address"),
+    [
+        ("10.0.0.7", "10.0.0.7"),
+        ("::ffff:10.0.0.7", "10.0.0.7"),
+        ("fe80::1%eth0", "fe80::1"),
+        ("2001:db8::7", "2001:db8::7"),
+    ],
+)
+def test_a_callers_address_is_its_own_whichever_way_it_came(caller, address):
+    assert str(address_of(caller)) == address
 
 
 def test_it_listens_on_the_loopback_interface_unless_told_otherwise(start):
