@@ -3,14 +3,33 @@
 from __future__ import annotations
 
 import json
+import logging
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from runtime.errors import InputError
+from runtime.node.loops import log_defect
+
+logger = logging.getLogger(__name__)
 
 Report = Callable[[], Mapping[str, Any]]
+
+
+class _Server(ThreadingHTTPServer):
+    """Says in the log what a request met; the standard library's prints its trace past it."""
+
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Called while the exception is handled."""
+        error = sys.exception()
+        if isinstance(error, ConnectionError | TimeoutError):
+            logger.debug("a probe from %s hung up (%s)", client_address[0], type(error).__name__)
+        else:
+            log_defect("the health endpoint")
 
 
 class HealthServer:
@@ -23,12 +42,11 @@ class HealthServer:
             InputError: the address can't be had.
         """
         try:
-            self._server = ThreadingHTTPServer((bind, port), _handler(report))
+            self._server = _Server((bind, port), _handler(report))
         except OSError as error:
             raise InputError(
                 f"{bind}:{port} can't be listened on for health ({error.strerror}); choose another health_port."
             ) from error
-        self._server.daemon_threads = True
         self.port = int(self._server.server_address[1])
 
     def start(self) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import socket
+import struct
+import threading
 import urllib.error
 import urllib.request
 from contextlib import contextmanager
@@ -11,6 +14,7 @@ import pytest
 
 from runtime.node.commands import main
 from runtime.node.config import load_config
+from runtime.node.health import HealthServer
 from runtime.node.retention import Retention
 from tests.runtime.node.fake_processor import FakeProcessor
 from tests.runtime.node.nodes import config_of, running_node, settings, write_toml
@@ -48,6 +52,47 @@ def test_health_says_how_the_node_is(tmp_path, archive):
         assert loop.stop(30)
         status, said = get(f"http://127.0.0.1:{port}/health")
         assert (status, said["problems"]) == (503, ["retention has ended"])
+
+
+def probe_of(report, *, hangs_up):
+    """A request to a health endpoint; whether it hangs up while the report is made."""
+    made = threading.Event()
+
+    def watched():
+        if hangs_up:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            connection.close()  # with a reset
+        made.set()
+        return report()
+
+    server = HealthServer("127.0.0.1", 0, watched)
+    server.start()
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        connection.sendall(b"GET /health HTTP/1.0\r\n\r\n")
+        assert made.wait(10)
+    return server
+
+
+def test_a_probe_that_hangs_up_is_one_line_in_the_log(caplog, capfd):
+    with caplog.at_level("DEBUG", "runtime.node"):
+        server = probe_of(lambda: {"status": "ok", "text": "x" * 10_000_000}, hangs_up=True)
+        wait_until(lambda: caplog.records, what="a line in the log", deadline_s=30)
+        server.stop()
+    (line,) = caplog.records
+    assert line.levelname == "DEBUG"
+    assert line.getMessage().startswith("a probe from 127.0.0.1 hung up (")
+    assert capfd.readouterr().err == ""
+
+
+def test_a_defect_of_a_health_report_is_in_the_log_and_nowhere_else(caplog, capfd):
+    def report():
+        raise ZeroDivisionError("boom")
+
+    server = probe_of(report, hangs_up=False)
+    wait_until(lambda: caplog.records, what="a line in the log", deadline_s=30)
+    server.stop()
+    assert "the health endpoint met a defect" in caplog.text
+    assert capfd.readouterr().err == ""
 
 
 def test_check_echoes_every_peer(tmp_path, archive, capsys):
