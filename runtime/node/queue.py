@@ -200,11 +200,10 @@ class Queue:
         with self.database.transaction() as db:
             for sop_uid in sop_uids:
                 db.execute("UPDATE image SET path = '' WHERE sop_uid = ?", (sop_uid,))
-                row = db.execute("SELECT study FROM image WHERE sop_uid = ?", (sop_uid,)).fetchone()
                 db.execute(
                     "UPDATE study SET state = ?, last_s = ?, next_s = 0, attempts = 0, reason = '', changed_s = ? "
-                    "WHERE key = ? AND state IN (?, ?, ?)",
-                    (RECEIVED, now_s, now_s, row["study"], RECEIVED, QUEUED, RUNNING),
+                    "WHERE key = (SELECT study FROM image WHERE sop_uid = ?) AND state IN (?, ?, ?)",
+                    (RECEIVED, now_s, now_s, sop_uid, RECEIVED, QUEUED, RUNNING),
                 )
 
     def series_counts(self, key: str) -> Mapping[str, int]:
@@ -299,10 +298,14 @@ class Queue:
     def fail(self, key: str, reason: str, *, retry_s: float | None) -> str:
         """The analysis failed: QUEUED again after ``retry_s``, or DEAD if None; the state that it is in now.
 
-        Images that came meanwhile give it another chance: then it is RECEIVED.
+        Images that came meanwhile give it another chance: then it is RECEIVED. One that does not RUN any more, since
+        it was put back or waits for images, stays as it is.
         """
         now_s = time.time()
         with self.database.transaction() as db:
+            now = db.execute("SELECT state FROM study WHERE key = ?", (key,)).fetchone()["state"]
+            if now != RUNNING:
+                return str(now)
             if _changed_since_taken(db, key):
                 _restart(db, key, now_s)
                 return RECEIVED
@@ -338,7 +341,8 @@ class Queue:
     def put_back(self) -> list[str]:
         """At an ordinary end: what RUNS is QUEUED again, and the attempt that is cut off is not counted; the keys.
 
-        A worker that ends the study just then is believed: ``finish`` and ``fail`` don't ask for the state.
+        Of a worker that ends the study just then, results are believed (``finish`` doesn't ask for the state) and a
+        failure is not.
         """
         now_s = time.time()
         with self.database.transaction() as db:

@@ -211,7 +211,6 @@ def test_an_ordinary_stop_is_no_attempt_of_the_study_that_it_cuts_off(tmp_path, 
     put_back = node.queue.study(key_of(node, study))
     assert (put_back.state, put_back.attempts) == ("queued", 0)
     processor.error = PeerError("cut off")  # the thread ends as the process would, without results
-    monkeypatch.setattr(node.queue, "fail", lambda *_, **__: "queued")
     (processor.notes / "hold").unlink()
     assert node._worker_loop.stop(30)
     node._resources.close()

@@ -153,6 +153,21 @@ def test_a_study_of_which_a_file_is_gone_is_not_analysed_until_the_image_came_ag
     assert queue.studies()[0].state == "ready"
 
 
+def test_a_study_of_which_a_file_is_gone_waits_though_that_cant_be_noted(worker, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(worker._settings, "attempts", 2)
+    worker._store.files(worker._queue.studies()[0].key)[1].unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(worker._audit, "write", full)
+        with pytest.raises(OSError, match="No space"):
+            worker.step()
+    assert worker._queue.studies()[0].state == "received"
+    assert not worker.step()
+    assert not complete(worker).step()
+
+
 @pytest.mark.parametrize("state", ["received", "queued", "running"])
 def test_a_study_whose_file_is_found_to_be_gone_at_the_start_waits_for_it(worker, state):
     queue, store = worker._queue, worker._store

@@ -112,10 +112,12 @@ def test_what_an_ordinary_end_cuts_off_runs_again_and_counts_as_no_attempt(queue
     assert queue.put_back() == []
 
 
-def test_an_analysis_that_ends_just_when_it_was_put_back_is_believed(queue, database):
+def test_results_that_are_made_just_when_their_study_was_put_back_are_believed_and_a_failure_is_not(queue, database):
     queue.add_image(image(1))
     to_running(queue)
     queue.put_back()
+    assert queue.fail(KEY, "cut off", retry_s=None) == QUEUED
+    assert (state(queue), queue.study(KEY).attempts) == (QUEUED, 0)
     assert queue.finish(KEY, RESULTS, ["a"])
     assert state(queue) == READY
     assert queue.put_back() == []
