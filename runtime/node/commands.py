@@ -20,12 +20,13 @@ from runtime.console import say, status_after
 from runtime.errors import InputError
 from runtime.node.check import check
 from runtime.node.config import Config, load_config
+from runtime.node.database import QUEUE_FILE, Database, queue_errors
 from runtime.node.identity import Hasher, Redactor
 from runtime.node.logs import log_to_stderr
 from runtime.node.outbox import Outbox, PullList
 from runtime.node.peer_errors import PeerError
 from runtime.node.processor import Opener, open_pipeline
-from runtime.node.queue import QUEUE_FILE, Database, Queue, queue_errors
+from runtime.node.queue import Queue
 from runtime.node.records import READY, RUNNING
 from runtime.node.service import Node, open_identity
 from runtime.node.status import summary, table

@@ -7,8 +7,9 @@ import threading
 import time
 from collections.abc import Sequence
 
+from runtime.node.database import Database
 from runtime.node.identity import Hasher
-from runtime.node.queue import Database, settle
+from runtime.node.queue import settle
 from runtime.node.records import (
     COMMITTED,
     COMMITTING,

@@ -18,6 +18,7 @@ from runtime.node.archive import Archive
 from runtime.node.audit import AUDIT_FILE, Audit
 from runtime.node.completeness import Completeness
 from runtime.node.config import Config, FolderPeer
+from runtime.node.database import QUEUE_FILE, Database
 from runtime.node.dead_letters import DeadLetters, Strays
 from runtime.node.delivery import Delivery
 from runtime.node.health import HealthServer
@@ -26,7 +27,7 @@ from runtime.node.loops import FULL, Loop, Periodic, is_full
 from runtime.node.outbox import Outbox, PullList
 from runtime.node.processor import Opener
 from runtime.node.pull import Puller, Reconciler
-from runtime.node.queue import QUEUE_FILE, Database, Queue
+from runtime.node.queue import Queue
 from runtime.node.receiver import Receiver
 from runtime.node.retention import Retention
 from runtime.node.store import Store

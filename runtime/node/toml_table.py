@@ -88,7 +88,11 @@ class Table:
         value = self._take(field, (str,), "a path", _REQUIRED if required else None)
         if value is None or value is _REQUIRED:
             return None
-        path = self._folder / Path(value).expanduser()
+        try:
+            path = self._folder / Path(value).expanduser()
+        except RuntimeError as error:  # such as ~name/..., where there is no such user
+            self.wrong(field, f"is {value}, which says nothing here ({error}); give a whole path")
+            return None
         if not value.strip():
             self.wrong(field, "is empty; give a path")
         elif file:

@@ -148,7 +148,7 @@ def test_7_killed_during_send(bench, study, capsys):
     bench.orthanc.send_to_node([bench.orthanc.study(study.uid)])
     wait_until(lambda: bench.orthanc.results(study.uid), what="the first result")
     node.kill()
-    from runtime.node.queue import QUEUE_FILE, Database
+    from runtime.node.database import QUEUE_FILE, Database
 
     database = Database(node.folder / "data" / QUEUE_FILE)
     with database.transaction() as db:

@@ -14,7 +14,7 @@ from typing import Any
 
 from runtime.node.commands import main
 from runtime.node.config import Config, load_config
-from runtime.node.queue import QUEUE_FILE
+from runtime.node.database import QUEUE_FILE
 from runtime.node.service import Node, open_identity
 from tests.runtime.node.fake_processor import FakeProcessor, opener_of
 from tests.runtime.node.peers import ARCHIVE, NODE, SENDER, free_port, wait_until

@@ -10,9 +10,9 @@ import pytest
 
 pytest.importorskip("pynetdicom", reason="the extra 'node' is not installed")
 
-from runtime.node import queue as queue_module
+from runtime.node import database
 from runtime.node.commands import main
-from runtime.node.queue import QUEUE_FILE, Database
+from runtime.node.database import QUEUE_FILE, Database
 from runtime.node.service import LOCK_FILE
 from tests.runtime.node.certificates import make_authority, make_certificate
 from tests.runtime.node.fake_processor import FakeProcessor, opener_of
@@ -89,7 +89,7 @@ def test_a_full_disk_is_said_in_one_line_by_commands_too(config, command, monkey
 
 
 def test_a_queue_that_is_held_by_another_process_is_said_to_be(config, command, monkeypatch):
-    monkeypatch.setattr(queue_module, "_BUSY_S", 0.05)
+    monkeypatch.setattr(database, "_BUSY_S", 0.05)
     node = Database(config.data / QUEUE_FILE)
     with node.transaction():
         status, (line,) = command(*PULL)

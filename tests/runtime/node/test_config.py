@@ -44,6 +44,7 @@ WRONG = {
     "analyse.outputs": ("analyse", {"outputs": ["seg", "png"]}, "met 'png'"),
     "analyse.exhaustive": ("analyse", {"exhaustive": 1}, "must be true or false"),
     "analyse.engine": ("analyse", {"engine": "abacus"}, "must be one of auto"),
+    "analyse.bundle": ("analyse", {"bundle": "~no-such-user/bundle"}, "says nothing here"),
     "analyse.attempts": ("analyse", {"attempts": 0}, "from 1 to 100; met 0"),
     "deliver.to": ("deliver", {"to": []}, "is empty"),
     "storage.fsync": ("storage", {"fsync": "yes"}, "true or false; met 'yes'"),

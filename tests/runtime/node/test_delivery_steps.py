@@ -17,12 +17,13 @@ from runtime.node import outbox as outbox_module
 from runtime.node import queue as queue_module
 from runtime.node.audit import Audit
 from runtime.node.config import Deliver
+from runtime.node.database import Database
 from runtime.node.dead_letters import DeadLetters, Strays
 from runtime.node.delivery import Delivery
 from runtime.node.identity import Hasher, Redactor
 from runtime.node.outbox import Outbox
 from runtime.node.own import read_result
-from runtime.node.queue import Database, Queue
+from runtime.node.queue import Queue
 from runtime.node.records import QUEUED, ImageRecord, ResultFile
 from tests.runtime.node.peers import nobody
 from tests.runtime.node.studies import ct_slice

@@ -68,7 +68,7 @@ def test_killed_while_images_come(node, archive, study, capsys):
 
 def test_killed_between_an_images_file_and_its_record(node, archive, study, capsys):
     """The file has its name and the queue doesn't know it: it is entered at the start."""
-    from runtime.node.queue import QUEUE_FILE, Database
+    from runtime.node.database import QUEUE_FILE, Database
 
     send(study.files, node.port)
     node.kill()

@@ -12,11 +12,12 @@ pytest.importorskip("pynetdicom", reason="the extra 'node' is not installed")
 from runtime.node.audit import Audit
 from runtime.node.completeness import Completeness
 from runtime.node.config import Complete, Reconcile, Storage
+from runtime.node.database import Database
 from runtime.node.identity import Hasher, Redactor
 from runtime.node.outbox import PullList
 from runtime.node.peer_errors import PeerError
 from runtime.node.pull import Reconciler
-from runtime.node.queue import Database, Queue
+from runtime.node.queue import Queue
 from runtime.node.records import QUEUED, ArchivedSeries, ImageRecord
 from runtime.node.store import Store
 from tests.runtime.node.fake_processor import FakeProcessor

@@ -14,11 +14,12 @@ pytest.importorskip("pynetdicom", reason="the extra 'node' is not installed")
 from runtime.node.audit import Audit
 from runtime.node.completeness import Completeness
 from runtime.node.config import Complete, FolderPeer, Storage
+from runtime.node.database import Database
 from runtime.node.delivery import _copy
 from runtime.node.identity import Hasher, Redactor
 from runtime.node.outbox import Outbox
 from runtime.node.peer_errors import PeerError
-from runtime.node.queue import Database, Queue
+from runtime.node.queue import Queue
 from runtime.node.records import QUEUED
 from runtime.node.store import Store
 from runtime.node.worker import Worker

@@ -29,12 +29,13 @@ from runtime.node.archive import Archive
 from runtime.node.audit import Audit
 from runtime.node.completeness import Completeness
 from runtime.node.config import Complete, DicomPeer, Reconcile, Storage, Watch, WebPeer
+from runtime.node.database import Database
 from runtime.node.identity import Hasher, Redactor
 from runtime.node.loops import Loop
 from runtime.node.outbox import PullList
 from runtime.node.peer_errors import PeerError
 from runtime.node.pull import Puller, Reconciler
-from runtime.node.queue import Database, Queue
+from runtime.node.queue import Queue
 from runtime.node.records import ImageRecord
 from runtime.node.store import Store
 from runtime.node.watch import FolderWatch

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.errors import InputError
+from runtime.node.database import Database
 from runtime.node.identity import Hasher
 from runtime.node.outbox import Outbox, PullList
-from runtime.node.queue import Database, Queue
+from runtime.node.queue import Queue
 from runtime.node.records import DEAD, DELIVERED, QUEUED, READY, RECEIVED, RUNNING, ImageRecord, ResultFile
 
 HASHER = Hasher(bytes(32))

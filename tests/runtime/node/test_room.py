@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from runtime.node.audit import Audit
 from runtime.node.config import Storage
+from runtime.node.database import Database
 from runtime.node.identity import Hasher, Redactor
 from runtime.node.loops import FULL, log_defect
-from runtime.node.queue import Database, Queue
+from runtime.node.queue import Queue
 from runtime.node.records import FINAL, QUEUED, ImageRecord
 from runtime.node.retention import Retention
 from runtime.node.store import DiskFullError, Store, remove_files
