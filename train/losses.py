@@ -73,11 +73,27 @@ def vote_candidates(heatmap: Tensor, offsets: Tensor, *, heatmap_threshold: floa
 
 
 def cross_entropy(logits: Tensor, grades: Tensor, *, class_weights: Tensor | None = None) -> Tensor:
-    """Cross entropy of grade logits (n, c) and grades (n,); entries of -1 (no grade known) are left out."""
+    """Cross entropy of grade logits (n, c) and grades (n,); entries of -1 (no grade known) are left out.
+
+    ``class_weights`` are not used: see ``weighted_cross_entropy``.
+    """
     known = grades >= 0
     if not known.any():
         return logits.sum() * 0
-    return F.cross_entropy(logits[known], grades[known], weight=class_weights)
+    return F.cross_entropy(logits[known], grades[known])
+
+
+def weighted_cross_entropy(logits: Tensor, grades: Tensor, *, class_weights: Tensor | None = None) -> Tensor:
+    """Mean of each known grade's cross entropy times its class's weight; grades of -1 are left out.
+
+    It is divided by the number of samples and not by the sum of their weights, as torch's own ``weight`` would do: with
+    one sample in a batch that quotient knows no weights.
+    """
+    known = grades >= 0
+    if not known.any():
+        return logits.sum() * 0
+    loss = F.cross_entropy(logits[known], grades[known], reduction="none")
+    return (loss if class_weights is None else loss * class_weights[grades[known]]).mean()
 
 
 def focal(logits: Tensor, grades: Tensor, *, gamma: float = 2.0, class_weights: Tensor | None = None) -> Tensor:
@@ -123,6 +139,12 @@ def inverse_frequency(counts: Tensor) -> Tensor:
     """Class weights from class counts: inverse frequencies scaled to sum to 1 (thesis: normalised alpha_c)."""
     inverse = 1.0 / counts.clamp_min(1).to(torch.float32)
     return inverse / inverse.sum()
+
+
+def weights_of_mean_one(counts: Tensor) -> Tensor:
+    """Class weights from class counts: inverse frequencies whose mean over samples as frequent as the counts is 1."""
+    weights = inverse_frequency(counts)
+    return weights * counts.sum() / (weights * counts).sum()
 
 
 def _sums(probability: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -174,7 +196,7 @@ MaskLoss = Callable[[Tensor, Tensor], Tensor]
 """Takes probabilities and targets, both (n, k, z, y, x)."""
 GRADE_LOSSES: Mapping[str, GradeLoss] = {
     "cross_entropy": cross_entropy,
-    "weighted_cross_entropy": cross_entropy,
+    "weighted_cross_entropy": weighted_cross_entropy,
     "focal": focal,
     "focal_unweighted": focal_unweighted,
     "unified_focal": unified_focal_grades,

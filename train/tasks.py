@@ -181,9 +181,7 @@ class FracSegNetTask:
     def losses(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Weighted sum of mask, grade and height losses; what a sample doesn't know costs nothing."""
         run, out = self.run, network(batch["image"])
-        weights = None
-        if run.grade_loss != "cross_entropy":
-            weights = losses.inverse_frequency(torch.tensor(run.class_counts)).to(batch["image"].device)
+        weights = self._class_weights.to(batch["image"].device)
         parts = {"grade": losses.GRADE_LOSSES[run.grade_loss](out["grade"], batch["grade"], class_weights=weights)}
         total = run.grade_weight * parts["grade"]
         if "mask" in out:
@@ -197,6 +195,13 @@ class FracSegNetTask:
             parts["heights"] = (error * known_height).sum() / known_height.sum().clamp_min(1)
             total = total + run.height_weight * parts["heights"]
         return {"loss": total, **parts}
+
+    @cached_property
+    def _class_weights(self) -> Tensor:
+        """Of the grade loss, (4,): of mean 1 for the cross entropy, of sum 1 for the thesis's focal loss."""
+        counts = torch.tensor(self.run.class_counts)
+        weighted = self.run.grade_loss == "weighted_cross_entropy"
+        return losses.weights_of_mean_one(counts) if weighted else losses.inverse_frequency(counts)
 
     def _mask_loss(self, logits: Tensor, target: Tensor, known: Tensor) -> Tensor:
         if len(logits) == 0:

@@ -89,8 +89,19 @@ def test_cross_entropy_and_focal_by_hand() -> None:
     alpha = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)
     weighted = -(0.1 * 0.3**2 * math.log(0.7) + 0.3 * 0.8**2 * math.log(0.2)) / 2
     assert losses.focal(logits, grades, class_weights=alpha).item() == pytest.approx(weighted)
-    normalised = -(0.1 * math.log(0.7) + 0.3 * math.log(0.2)) / 0.4
-    assert losses.cross_entropy(logits, grades, class_weights=alpha).item() == pytest.approx(normalised)
+    by_weight = -(0.1 * math.log(0.7) + 0.3 * math.log(0.2)) / 2
+    assert losses.weighted_cross_entropy(logits, grades, class_weights=alpha).item() == pytest.approx(by_weight)
+    assert losses.cross_entropy(logits, grades, class_weights=alpha).item() == pytest.approx(expected), "has no weights"
+
+
+def test_weights_count_in_a_batch_of_one_and_average_one_over_the_classes() -> None:
+    counts, logits = torch.tensor([591, 63, 50, 22]), torch.zeros(1, 4)
+    weights = losses.weights_of_mean_one(counts)
+    assert ((weights * counts).sum() / counts.sum()).item() == pytest.approx(1)
+    severe, healthy = (
+        losses.weighted_cross_entropy(logits, torch.tensor([grade]), class_weights=weights).item() for grade in (3, 0)
+    )
+    assert severe / healthy == pytest.approx(591 / 22)
 
 
 def test_unified_focal_of_grades_by_hand() -> None:
@@ -110,7 +121,7 @@ def test_focal_without_alpha_is_cross_entropy_where_nothing_is_known() -> None:
     torch.testing.assert_close(losses.focal_unweighted(logits, grades, class_weights=ignored), expected)
 
 
-@pytest.mark.parametrize("loss", [losses.cross_entropy, losses.focal, losses.unified_focal_grades])
+@pytest.mark.parametrize("loss", [losses.cross_entropy, losses.weighted_cross_entropy, losses.focal, losses.unified_focal_grades])
 def test_unknown_grades_cost_nothing(loss) -> None:
     logits = torch.randn(3, 4, dtype=torch.float64)
     assert loss(logits, torch.tensor([-1, 2, -1])).item() == pytest.approx(loss(logits[1:2], torch.tensor([2])).item())
