@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,35 @@ from typing import Any
 from runtime.bundle import IntensityWindow
 from runtime.bundle_json import from_json, parse_json, to_json
 from runtime.errors import BundleError, InputError
+from train.losses import GRADE_LOSSES, MASK_LOSSES
 from train.networks import FracSegNetConfig, LevelNetConfig, LocNetConfig
+
+SCHEDULES = ("cosine", "step", "constant")
+OPTIMISERS = ("adamw", "adam")
+OFFSET_MASKS = ("predicted", "either")
+
+
+def _check_choice(what: str, met: str, known: Collection[str]) -> None:
+    if met not in known:
+        raise ValueError(f"The {what} is one of {', '.join(known)}; met {met!r}.")
+
+
+def _check_least(values: Any, least: float, *names: str) -> None:
+    for name in names:
+        if not getattr(values, name) >= least:
+            raise ValueError(f"{name} is a number from {least:g} on; met {getattr(values, name)}.")
+
+
+def _check_above_zero(values: Any, *names: str) -> None:
+    for name in names:
+        if not getattr(values, name) > 0:
+            raise ValueError(f"{name} must be more than 0; met {getattr(values, name)}.")
+
+
+def _check_share(values: Any, *names: str) -> None:
+    for name in names:
+        if not 0 <= getattr(values, name) <= 1:
+            raise ValueError(f"{name} is a share from 0 to 1; met {getattr(values, name)}.")
 
 
 @dataclass(frozen=True)
@@ -58,6 +86,20 @@ class LoopConfig:
     workers: int = 1
     seed: int = 0
     start_from: str = ""
+
+    def __post_init__(self) -> None:
+        _check_choice("schedule", self.schedule, SCHEDULES)
+        _check_choice("optimiser", self.optimiser, OPTIMISERS)
+        _check_above_zero(self, "learning_rate")
+        _check_least(self, 1, "steps", "batch", "decay_every", "validate_every", "validation_samples")
+        _check_least(self, 0, "warmup", "weight_decay", "clip_norm", "patience", "checkpoint_from", "workers", "seed")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema is a decay from 0 to below 1; met {self.ema}.")
+        if self.checkpoint_from > self.steps:
+            raise ValueError(
+                f"No checkpoint would be kept: checkpoint_from is {self.checkpoint_from} and the run has {self.steps} "
+                "steps; set loop.checkpoint_from to fewer, too."
+            )
 
 
 @dataclass(frozen=True)
@@ -108,6 +150,8 @@ class LocNetRun:
         thick_slices_fraction: share of them that were stored in slices of 3 to 6 mm.
         dense_blood_fraction: share of them with veins full of contrast agent.
         data: ``"phantoms"`` and folders in VerSe's layout.
+        data_before: what else its weights come from: see ``data_seen``.
+        grades: csv or json of Genant grades for the folders; ``""`` for those found beside them.
         distillation: from which network it learns, if any.
     """
 
@@ -136,7 +180,15 @@ class LocNetRun:
     thick_slices_fraction: float = 0.25
     dense_blood_fraction: float = 0.08
     data: tuple[str, ...] = ("phantoms",)
+    data_before: tuple[str, ...] = ()
+    grades: str = ""
     distillation: Distillation = Distillation()
+
+    def __post_init__(self) -> None:
+        _check_choice("mask of the offsets' loss", self.offset_mask, OFFSET_MASKS)
+        _check_above_zero(self, "spacing_mm", "sigma_voxels")
+        _check_share(self, "negative_fraction", "fractured_fraction", "narrow_field_fraction")
+        _check_share(self, "thick_slices_fraction", "dense_blood_fraction")
 
 
 SAMPLINGS = ("as_found", "class_counts", "balanced", "equal", "severe")
@@ -173,6 +225,8 @@ class FracSegNetRun:
         task_weighting: how the tasks' losses are joined: see ``train.balance``.
         nash_every: steps between two solutions of ``"nash"``, whose weights stay as they are between them.
         data: ``"phantoms"`` and folders in VerSe's layout.
+        data_before: what else its weights come from: see ``data_seen``.
+        grades: csv or json of Genant grades for the folders; ``""`` for those found beside them.
     """
 
     network: FracSegNetConfig = FracSegNetConfig()
@@ -192,14 +246,17 @@ class FracSegNetRun:
     task_weighting: str = "fixed"
     nash_every: int = 1
     data: tuple[str, ...] = ("phantoms",)
+    data_before: tuple[str, ...] = ()
+    grades: str = ""
 
     def __post_init__(self) -> None:
-        if self.sampling not in SAMPLINGS:
-            raise ValueError(f"The sampling is one of {', '.join(SAMPLINGS)}; met {self.sampling!r}.")
-        if self.task_weighting not in TASK_WEIGHTINGS:
-            raise ValueError(f"The task weighting is one of {', '.join(TASK_WEIGHTINGS)}; met {self.task_weighting!r}.")
-        if self.nash_every < 1:
-            raise ValueError(f"nash_every is a number of steps from 1 on; met {self.nash_every}.")
+        _check_choice("sampling", self.sampling, SAMPLINGS)
+        _check_choice("task weighting", self.task_weighting, TASK_WEIGHTINGS)
+        _check_choice("grade loss", self.grade_loss, GRADE_LOSSES)
+        _check_choice("mask loss", self.mask_loss, MASK_LOSSES)
+        _check_above_zero(self, "spacing_mm")
+        _check_least(self, 0, "centre_jitter_mm")
+        _check_least(self, 1, "nash_every")
 
 
 @dataclass(frozen=True)
@@ -218,6 +275,8 @@ class LevelNetRun:
             40 mm beyond the annotated spine, where a cut vertebra may be without a centre.
         label_smoothing: of the cross entropy.
         data: ``"phantoms"`` and folders in VerSe's layout.
+        data_before: what else its weights come from: see ``data_seen``.
+        grades: csv or json of Genant grades for the folders; ``""`` for those found beside them.
     """
 
     network: LevelNetConfig = LevelNetConfig()
@@ -230,6 +289,14 @@ class LevelNetRun:
     negative_distance_mm: float = 15.0
     label_smoothing: float = 0.02
     data: tuple[str, ...] = ("phantoms",)
+    data_before: tuple[str, ...] = ()
+    grades: str = ""
+
+    def __post_init__(self) -> None:
+        _check_above_zero(self, "spacing_mm")
+        _check_least(self, 1, "crops_per_scan")
+        _check_least(self, 0, "centre_jitter_mm", "negative_distance_mm")
+        _check_share(self, "negative_fraction", "label_smoothing")
 
 
 Run = LocNetRun | FracSegNetRun | LevelNetRun
@@ -297,6 +364,31 @@ def differences_in_images(one: Run, other: Run) -> list[str]:
     return [name for name in names if getattr(one, name, None) != getattr(other, name, None)]
 
 
+_VALIDATION = (
+    "crop_shapes", "heatmap_threshold", "negative_fraction", "fractured_fraction", "narrow_field_fraction",
+    "thick_slices_fraction", "dense_blood_fraction", "centre_jitter_mm", "class_counts", "sampling", "crops_per_scan",
+    "negative_distance_mm", "data", "grades",
+)  # fmt: skip
+_VALIDATION_LOOP = ("seed", "batch", "validation_samples")
+
+
+def differences_in_validation(one: Run, other: Run) -> list[str]:
+    """Which settings of the samples that validate differ between two runs: scores on others can't be compared."""
+    names = [name for name in _VALIDATION if getattr(one, name, None) != getattr(other, name, None)]
+    return names + [f"loop.{n}" for n in _VALIDATION_LOOP if getattr(one.loop, n) != getattr(other.loop, n)]
+
+
+def data_seen(run: Run) -> tuple[str, ...]:
+    """All data that a run's weights come from.
+
+    That is what it is trained on, what it was trained on before it was resumed with other data, and what was seen by
+    the weights that it began with and by its teacher.
+    """
+    taught = run.distillation.data if isinstance(run, LocNetRun) else ()
+    return tuple(dict.fromkeys((*run.data, *run.data_before, *taught)))
+
+
+_ADDED_LATER: Mapping[str, Any] = {"data_before": [], "grades": ""}
 _LOOP_ADDED_LATER: Mapping[str, Any] = {"start_from": ""}
 _LOCNET_ADDED_LATER: Mapping[str, Any] = {
     "fractured_fraction": 0.0,
@@ -317,17 +409,31 @@ def with_later_settings(run: Any) -> Any:
     """A run as read from JSON, in the settings of this version and doing the same; anything else as it is."""
     if not isinstance(run, Mapping) or not isinstance(run.get("loop"), Mapping):
         return run
-    values = {**run, "loop": {**_LOOP_ADDED_LATER, **run["loop"]}}
+    values = {**_ADDED_LATER, **run, "loop": _as_it_ran({**_LOOP_ADDED_LATER, **run["loop"]})}
     if "balanced" in values:  # what sampling was called when there were two
         values["sampling"] = "balanced" if values.pop("balanced") else "as_found"
     if "grade_loss" in values:
         return {**_FRACSEGNET_ADDED_LATER, **values}
     if "sigma_voxels" not in values:
         return values
+    if values.get("offset_mask", "either") not in OFFSET_MASKS:  # which earlier versions took for the thesis's
+        values["offset_mask"] = "predicted"
     distillation = values.get("distillation", {})
     if isinstance(distillation, Mapping):
         values["distillation"] = {**_DISTILLATION, **distillation}
     return {**_LOCNET_ADDED_LATER, **values}
+
+
+def _as_it_ran(loop: dict[str, Any]) -> dict[str, Any]:
+    """The values of a loop; for those that earlier versions took without a word and did not follow, what they did."""
+    as_it_ran = dict(loop)
+    for name, known, did in (("schedule", SCHEDULES, "cosine"), ("optimiser", OPTIMISERS, "adamw")):
+        if name in loop and loop[name] not in known:
+            as_it_ran[name] = did
+    steps, checkpoint_from = loop.get("steps"), loop.get("checkpoint_from")
+    if isinstance(steps, int) and isinstance(checkpoint_from, int):
+        as_it_ran["checkpoint_from"] = min(checkpoint_from, steps)
+    return as_it_ran
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,19 @@ def usable_precision(wanted: str, accelerator: str) -> str:
     return wanted
 
 
+def _fabric(accelerator: str, devices: int | str, precision: str, logger: Any) -> Fabric:
+    """Raises InputError where Fabric refuses: a device that is not there, a precision that it doesn't know."""
+    try:
+        return Fabric(
+            accelerator=accelerator, devices=devices, precision=precision, loggers=logger  # type: ignore[arg-type]
+        )  # fmt: skip
+    except (RuntimeError, ValueError) as error:
+        raise InputError(
+            f"Training on {devices} devices of the kind {accelerator} with loop.precision={precision} is not possible "
+            f"here ({error}); name others with --accelerator, --devices and --set loop.precision=32-true."
+        ) from error
+
+
 class Trainer:
     """One training run in one folder: ``config.json``, ``last.ckpt``, ``best.ckpt`` and TensorBoard's events."""
 
@@ -97,9 +110,7 @@ class Trainer:
         folder.mkdir(parents=True, exist_ok=True)
         self.logger = TensorBoardLogger(folder, name="", version="curves")
         precision = usable_precision(run.loop.precision, accelerator)
-        self.fabric = Fabric(
-            accelerator=accelerator, devices=devices, precision=precision, loggers=self.logger  # type: ignore[arg-type]
-        )  # fmt: skip
+        self.fabric = _fabric(accelerator, devices, precision, self.logger)
         self.fabric.launch()
         self.balancer = balancer_of(run, devices=self.fabric.world_size)
         self.fabric.seed_everything(run.loop.seed, verbose=False)
@@ -131,29 +142,68 @@ class Trainer:
 
     def _resume_or_start(self) -> None:
         config_path, last = self.folder / "config.json", self.folder / "last.ckpt"
-        if last.exists():
-            state = torch.load(last, map_location="cpu", weights_only=True)
+        resumed = last.exists()
+        earlier = configuration.load(config_path) if resumed and config_path.exists() else self.run
+        if resumed:
+            self._refuse_other_images(earlier)
+            self._resume(torch.load(last, map_location="cpu", weights_only=True))
+            self._begin_anew_with_other_validation(earlier)
+        elif self.loop.start_from:
+            self._start_from(Path(self.loop.start_from))
+        self.fabric.barrier()  # until all processes have read the earlier settings
+        if self.fabric.is_global_zero:
+            self._keep_earlier(earlier, config_path)
+            configuration.save(self.run, config_path)
+
+    def _refuse_other_images(self, earlier: Run) -> None:
+        """Raises InputError where the run saw other images until now: its best weights would pass for those of these."""
+        if differ := configuration.differences_in_images(earlier, self.run):
+            told = ", ".join(f"{n} from {getattr(earlier, n, None)} to {getattr(self.run, n, None)}" for n in differ)
+            raise InputError(
+                f"The images that the run in {self.folder} learns from can't be changed on the way ({told}); begin "
+                "another with -o, from these weights with --start-from."
+            )
+
+    def _resume(self, state: dict[str, Any]) -> None:
+        """Go on with what ``_save`` kept. Raises InputError where network, optimiser or average don't fit it."""
+        if self.average is not None and state["average"] is None:
+            raise InputError(
+                f"The run in {self.folder} has no moving average of its weights and can't begin one on the way; "
+                "resume it with --set loop.ema=0."
+            )
+        decays = [group["weight_decay"] for group in self.optimiser.param_groups]
+        try:
             self.network.module.load_state_dict(state["network"])
             self.optimiser.load_state_dict(state["optimiser"])
             if self.average is not None:
                 self.average.load_state_dict(state["average"])
-            self.step, self.best, self.since_best = state["step"], state["best"], state["since_best"]
-            self.best_metrics = state["best_metrics"]
-            self.balancer.load_state_dict(state.get("balancer", {}))  # runs of earlier versions have none
-            torch.set_rng_state(state["rng"])
-            if self._on_cuda and state.get("cuda_rng") is not None:
-                torch.cuda.set_rng_state(state["cuda_rng"], self.fabric.device)
-            log.info("resuming %s at step %d of %d", self.folder, self.step, self.loop.steps)
-        elif self.loop.start_from:
-            self._start_from(Path(self.loop.start_from))
-        if self.fabric.is_global_zero:
-            if last.exists() and config_path.exists():
-                self._keep_earlier(config_path)
-            configuration.save(self.run, config_path)
+        except (RuntimeError, ValueError) as error:
+            raise InputError(
+                f"{self.folder / 'last.ckpt'} is of another network or optimiser ({error}); resume the run with its "
+                "own, or name another folder with -o."
+            ) from error
+        for group, decay in zip(self.optimiser.param_groups, decays, strict=True):
+            group["weight_decay"] = decay  # as the settings say: the checkpoint has brought back the earlier one
+        self.step, self.best, self.since_best = state["step"], state["best"], state["since_best"]
+        self.best_metrics = state["best_metrics"]
+        self.balancer.load_state_dict(state.get("balancer", {}))  # runs of earlier versions have none
+        torch.set_rng_state(state["rng"])
+        if self._on_cuda and state.get("cuda_rng") is not None:
+            torch.cuda.set_rng_state(state["cuda_rng"], self.fabric.device)
+        log.info("resuming %s at step %d of %d", self.folder, self.step, self.loop.steps)
 
-    def _keep_earlier(self, config_path: Path) -> None:
+    def _begin_anew_with_other_validation(self, earlier: Run) -> None:
+        """Forget the best score where the samples that validate are others: it says nothing about these."""
+        if differ := configuration.differences_in_validation(earlier, self.run):
+            self.best, self.since_best = -math.inf, 0
+            log.warning(
+                "the validation samples are others (%s): the next validation's weights replace best.ckpt, whatever its "
+                "score", ", ".join(differ),
+            )  # fmt: skip
+
+    def _keep_earlier(self, earlier: Run, config_path: Path) -> None:
         """Say which settings are others than the run had until now, and keep those as ``config.before-step-N.json``."""
-        changes = configuration.differences(configuration.load(config_path), self.run)
+        changes = configuration.differences(earlier, self.run)
         if not changes:
             return
         kept = config_path.with_name(f"config.before-step-{self.step}.json")
@@ -200,14 +250,19 @@ class Trainer:
             parts = self._optimise(batch)
             self.step += 1
             bar.update()
+            is_last = self.step == self.loop.steps
+            validates = self.step % self.loop.validate_every == 0 or is_last
+            saves = time.monotonic() - last_saved > CHECKPOINT_SECONDS or is_last
+            if self.step % 10 == 0 or validates or saves:
+                self._refuse_what_is_no_number(parts["loss"], weights=validates or saves)
             if self.step % 10 == 0:
                 values = {f"train/{k}": float(v) for k, v in parts.items()}
                 values |= {f"train/weight_{task}": weight for task, weight in self.balancer.weights().items()}
                 self.fabric.log_dict(values, step=self.step)
                 bar.set_postfix({k.split("/")[1]: f"{v:.3f}" for k, v in values.items()})
-            if self.step % self.loop.validate_every == 0 or self.step == self.loop.steps:
+            if validates:
                 self._validate(bar)
-            if time.monotonic() - last_saved > CHECKPOINT_SECONDS or self.step == self.loop.steps:
+            if saves:
                 self._save()
                 last_saved = time.monotonic()
             if self._out_of_patience():
@@ -215,6 +270,19 @@ class Trainer:
         self._save()
         bar.close()
         return self.best_metrics
+
+    def _refuse_what_is_no_number(self, loss: torch.Tensor, *, weights: bool) -> None:
+        """Raises InputError where the loss, or a weight where those are about to be kept, is nan or infinite."""
+        is_finite = bool(loss.isfinite())
+        if is_finite and weights:
+            is_finite = all(bool(weight.isfinite().all()) for weight in self.network.module.parameters())
+        if not is_finite:
+            raise InputError(
+                f"The training diverged: at step {self.step}, with a learning rate of "
+                f"{learning_rate(self.loop, self.step - 1):g}, the loss is {float(loss):g} and the weights are no "
+                "numbers any more, or about to be. The last checkpoint is from before; go on with a lower rate, such "
+                f"as --set loop.learning_rate={self.loop.learning_rate / 10:g}, or with --set loop.clip_norm=1."
+            )
 
     def _out_of_patience(self) -> bool:
         """Whether the validations without a better score are as many as the run waits for; said in the log."""
@@ -248,7 +316,9 @@ class Trainer:
         parts["loss"] = self.balancer.total(self.network.module, parts)
         self.fabric.backward(parts["loss"])
         if self.loop.clip_norm:
-            self.fabric.clip_gradients(self.network, self.optimiser, max_norm=self.loop.clip_norm)
+            self.fabric.clip_gradients(  # what isn't finite is 16-mixed's scaler's to skip, else fit's to refuse
+                self.network, self.optimiser, max_norm=self.loop.clip_norm, error_if_nonfinite=False
+            )
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         if self.average is not None:
@@ -271,8 +341,10 @@ class Trainer:
         bar.write(f"{self.task.name} step {self.step}: " + ", ".join(f"{k} {v:.4f}" for k, v in metrics.items()))
         if not math.isfinite(metrics["score"]):
             raise InputError("The validation samples know neither grades nor masks, so no weights can be called best.")
+        if self.step < self.loop.checkpoint_from:
+            return
         self.since_best += 1
-        if metrics["score"] > self.best and self.step >= self.loop.checkpoint_from:
+        if metrics["score"] > self.best:
             self.best, self.since_best, self.best_metrics = metrics["score"], 0, metrics
             self._save_best()
 

@@ -153,11 +153,6 @@ class FracSegNetTask:
 
     def __init__(self, run: FracSegNetRun) -> None:
         self.run = run
-        if run.grade_loss not in losses.GRADE_LOSSES or run.mask_loss not in losses.MASK_LOSSES:
-            raise ValueError(
-                f"Unknown loss {run.grade_loss!r} or {run.mask_loss!r}; there are {sorted(losses.GRADE_LOSSES)} for "
-                f"grades and {sorted(losses.MASK_LOSSES)} for masks."
-            )
 
     def network(self) -> FracSegNet:
         """A new, initialised network."""

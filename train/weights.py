@@ -68,7 +68,11 @@ def run_told(bundle: Bundle, network: str, kind: type[R]) -> R:
         raise BundleError(
             f"The bundle in {bundle.folder} does not say how its {network} was trained (no {error})."
         ) from error
-    return from_json(kind, with_later_settings(values), at=f"{bundle.folder}: training: {network}: run")
+    at = f"{bundle.folder}: training: {network}: run"
+    try:
+        return from_json(kind, with_later_settings(values), at=at)
+    except ValueError as error:
+        raise BundleError(f"{at} holds what no run of this software has: {error}") from error
 
 
 def _is_bundle(folder: Path) -> bool:

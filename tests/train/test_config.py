@@ -1,6 +1,7 @@
 """Runs as JSON, settings from the command line, and what the thesis preset says."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,41 @@ def test_runs_of_versions_with_two_samplings_and_fixed_weights_are_read(
 def test_choices_that_do_not_exist_are_refused(setting: str) -> None:
     with pytest.raises(InputError, match="met"):
         override(FracSegNetRun(), [setting])
+
+
+@pytest.mark.parametrize(("network", "settings"), [
+    ("locnet", [
+        "loop.schedule=linear", "loop.optimiser=sgd", "offset_mask=eiter", "loop.learning_rate=-1",
+        "negative_fraction=7", "loop.batch=0", "loop.validate_every=0", "loop.steps=0", "loop.ema=1",
+        "loop.validation_samples=0", "loop.decay_every=0", "loop.clip_norm=-1", "spacing_mm=0", "loop.learning_rate=NaN",
+    ]),
+    ("fracsegnet", ["grade_loss=fcoal", "mask_loss=dise", "centre_jitter_mm=-1"]),
+    ("levelnet", ["crops_per_scan=0", "negative_fraction=1.5", "label_smoothing=2"]),
+])  # fmt: skip
+def test_what_no_training_could_follow_is_refused(network: str, settings: list[str]) -> None:
+    for setting in settings:
+        with pytest.raises(InputError, match="met") as refused:
+            override(presets()[network]["default"], [setting])
+        assert setting.partition("=")[2].lower() in str(refused.value).lower(), "the value that was met"
+
+
+def test_a_run_that_would_keep_no_checkpoint_is_refused() -> None:
+    with pytest.raises(InputError, match="checkpoint_from is 48000 and the run has 20000"):
+        override(presets()["locnet"]["thesis"], ["loop.steps=20000"])
+    both = override(presets()["locnet"]["thesis"], ["loop.steps=20000", "loop.checkpoint_from=20000"])
+    assert both.loop.checkpoint_from == 20000
+
+
+def test_runs_with_settings_that_earlier_versions_did_not_follow_are_read_as_they_ran(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    config.save(LocNetRun(), path)
+    old = json.loads(path.read_text())
+    del old["run"]["data_before"], old["run"]["grades"]
+    old["run"] |= {"offset_mask": "eiter"}
+    old["run"]["loop"] |= {"schedule": "linear", "optimiser": "sgd", "steps": 50, "checkpoint_from": 100}
+    path.write_text(json.dumps(old))
+    loop = replace(LocNetRun().loop, schedule="cosine", optimiser="adamw", steps=50, checkpoint_from=50)
+    assert config.load(path) == replace(LocNetRun(), loop=loop, offset_mask="predicted")
 
 
 def test_a_locnet_of_an_earlier_version_goes_on_as_it_began() -> None:

@@ -14,6 +14,7 @@ from train.config import FracSegNetRun, LocNetRun, LoopConfig
 from train.loop import Trainer, learning_rate, save_atomically, usable_precision
 from train.networks import FracSegNetConfig, LocNetConfig, UNetConfig
 from train.sources import VertebraSample
+from train.tasks import LocNetTask
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:.*isinstance.*LeafSpec.*")
 TINY = UNetConfig((4, 4), 4)
@@ -153,19 +154,84 @@ def test_settings_changed_on_the_way_are_said_and_the_earlier_ones_kept(tmp_path
     Trainer(loc_run(), Balls(), tmp_path, accelerator="cpu")
     assert said_by_the_loop(caplog) == []
     assert [path.name for path in tmp_path.glob("config*")] == ["config.json"], "nothing was changed"
-    changed = replace(loc_run(steps=8, learning_rate=0.5), spacing_mm=4.0)
+    changed = replace(loc_run(steps=8, learning_rate=0.5), foreground_weight=4.0)
     Trainer(loc_run(steps=7), Balls(), tmp_path, accelerator="cpu")
     caplog.clear()
     train(changed, tmp_path)
     (said,) = said_by_the_loop(caplog)
     assert "from step 6 on" in said
-    for change in ("loop.steps from 7 to 8", "loop.learning_rate from 0.001 to 0.5", "spacing_mm from 3.0 to 4.0"):
+    for change in ("loop.steps from 7 to 8", "loop.learning_rate from 0.001 to 0.5", "foreground_weight from 10.0 to 4.0"):
         assert change in said
     assert configuration.load(tmp_path / "config.json") == changed
     assert configuration.load(tmp_path / "config.before-step-6.json") == loc_run(), "what made these six steps"
     train(replace(changed, loop=replace(changed.loop, steps=9)), tmp_path)
     assert configuration.load(tmp_path / "config.before-step-8.json") == changed
     assert configuration.load(tmp_path / "config.before-step-6.json") == loc_run()
+
+
+@pytest.mark.parametrize("setting", [{"spacing_mm": 2.0}, {"sigma_voxels": 3.0}])
+def test_the_images_of_a_run_cannot_be_changed_on_the_way(tmp_path: Path, setting: dict) -> None:
+    train(loc_run(), tmp_path)
+    before = (tmp_path / "config.json").read_bytes()
+    with pytest.raises(InputError, match=next(iter(setting))):
+        Trainer(replace(loc_run(steps=8), **setting), Balls(), tmp_path, accelerator="cpu")
+    assert (tmp_path / "config.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("changed", [{"seed": 3}, {"batch": 2}, {"validation_samples": 3}, {"learning_rate": 0.1}])
+def test_a_score_on_other_validation_samples_is_not_waited_for(tmp_path: Path, monkeypatch, changed: dict) -> None:
+    scores = iter([2.0, 1.0, 1.0])
+    monkeypatch.setattr("train.tasks.LocNetTask.metrics", lambda *_: {"score": next(scores)})
+    train(loc_run(), tmp_path)
+    train(loc_run(steps=8, **changed), tmp_path)
+    kept = torch.load(tmp_path / "best.ckpt", weights_only=True)
+    assert kept["step"] == (3 if "learning_rate" in changed else 8)
+
+
+def test_weight_decay_is_what_the_resumed_run_says(tmp_path: Path) -> None:
+    train(loc_run(), tmp_path)
+    groups = Trainer(loc_run(weight_decay=0.3), Balls(), tmp_path, accelerator="cpu").optimiser.param_groups
+    assert [group["weight_decay"] for group in groups] == [0.3, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("began", "changed", "says"),
+    [({}, {"optimiser": "adam"}, "another network or optimiser"), ({"ema": 0.0}, {"ema": 0.9}, "loop.ema=0")],
+)
+def test_what_a_checkpoint_does_not_hold_is_said(tmp_path: Path, began: dict, changed: dict, says: str) -> None:
+    train(loc_run(**began), tmp_path)
+    with pytest.raises(InputError, match=says):
+        Trainer(loc_run(steps=8, **(began | changed)), Balls(), tmp_path, accelerator="cpu")
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, 1.0])
+@pytest.mark.parametrize("spoilt", ["loss", "gradient"])
+def test_what_is_no_number_is_noticed_and_not_kept(tmp_path: Path, monkeypatch, clip_norm: float, spoilt: str) -> None:
+    """Also where the loss was a number and its gradient none: the weights then are none any more."""
+    losses = LocNetTask.losses
+
+    def diverge(task, network, batch):
+        parts = losses(task, network, batch)
+        if trainer.step < 4:
+            return parts
+        nothing = sum(weight.sum() for weight in network.parameters()) * 0
+        return parts | {"loss": parts["loss"] * math.nan if spoilt == "loss" else parts["loss"] + nothing.sqrt()}
+
+    monkeypatch.setattr(LocNetTask, "losses", diverge)
+    trainer = Trainer(loc_run(clip_norm=clip_norm, warmup=0), Balls(), tmp_path, accelerator="cpu")
+    with pytest.raises(InputError, match="diverged: at step 6, with a learning rate"):
+        trainer.fit(progress=False)
+    for weight in weights(tmp_path / "best.ckpt").values():
+        assert weight.isfinite().all()
+    assert not (tmp_path / "last.ckpt").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_devices_and_precisions_that_are_not_there_are_said(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="kind cuda"):
+        Trainer(loc_run(), Balls(), tmp_path, accelerator="cuda")
+    with pytest.raises(InputError, match="precision=fp16"):
+        Trainer(loc_run(precision="fp16"), Balls(), tmp_path, accelerator="cpu")
 
 
 def test_a_score_that_is_no_number_is_said_not_kept(tmp_path: Path, monkeypatch) -> None:
@@ -179,6 +245,13 @@ def test_nothing_is_kept_as_best_before_its_time(tmp_path: Path, monkeypatch) ->
     monkeypatch.setattr("train.tasks.LocNetTask.metrics", lambda *_: {"score": next(scores)})
     train(loc_run(validate_every=2, checkpoint_from=4), tmp_path)
     assert torch.load(tmp_path / "best.ckpt", weights_only=True)["step"] == 4
+
+
+def test_patience_begins_when_checkpoints_do(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("train.tasks.LocNetTask.metrics", lambda *_: {"score": 0.0})
+    trainer = train(loc_run(steps=50, validate_every=1, patience=3, checkpoint_from=10), tmp_path)
+    assert trainer.step == 13
+    assert torch.load(tmp_path / "best.ckpt", weights_only=True)["step"] == 10
 
 
 def test_what_could_not_be_measured_is_not_kept(tmp_path: Path, monkeypatch) -> None:
