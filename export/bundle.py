@@ -29,7 +29,7 @@ from runtime.bundle import (
 from runtime.bundle_checks import BUNDLE_JSON
 from runtime.bundle_json import to_json
 from runtime.errors import InputError
-from train.config import FracSegNetRun, LevelNetRun, LocNetRun, Run
+from train.config import FracSegNetRun, LevelNetRun, LocNetRun, Run, data_seen
 
 SYNTHETIC_USE = (
     "Research and engineering only. The networks were trained on synthetic phantoms alone and have not been validated "
@@ -246,10 +246,8 @@ def _levelnet_spec(trained: Trained, choices: Choices) -> LevelNetSpec:
 
 
 def _data(networks: _Networks) -> set[str]:
-    """What any of the networks was trained on, or the one that taught it."""
-    runs = [trained.run for trained in networks.by_name().values()]
-    taught = [run.distillation.data for run in runs if isinstance(run, LocNetRun)]
-    return {name for names in (*(run.data for run in runs), *taught) for name in names}
+    """What any of the networks, the weights that it began with or the one that taught it were trained on."""
+    return {name for trained in networks.by_name().values() for name in data_seen(trained.run)}
 
 
 def _default_use(networks: _Networks) -> str:

@@ -17,8 +17,8 @@ from runtime.extras import stop_interrupted, stop_without
 from runtime.locks import try_lock
 
 try:
-    from train.config import FracSegNetRun, LocNetRun, Run, differences_in_images, load, override
-    from train.presets import presets
+    from train.config import FracSegNetRun, LocNetRun, Run, data_seen, differences_in_images, load, override
+    from train.presets import TAUGHT, presets
 except ModuleNotFoundError as error:
     stop_without("train", error)
 except KeyboardInterrupt:
@@ -86,13 +86,16 @@ def _train(args: argparse.Namespace) -> int:
     import torch
 
     from train.loop import Trainer
+    from train.real_scans import check_grades
     from train.sources import make_source
 
     out = args.out or Path("runs") / args.network
     run = run_of(args, out)
     if args.threads:
         torch.set_num_threads(args.threads)
-    source = make_source(run.data, grades=args.grades, cache=args.cache)
+    source = make_source(run.data, grades=Path(run.grades) if run.grades else None, cache=args.cache)
+    if isinstance(run, FracSegNetRun):
+        check_grades(run, source)
     with sole_run_in(out):
         trainer = Trainer(run, source, out, accelerator=args.accelerator, devices=args.devices)
         best = trainer.fit(progress=not args.quiet)
@@ -131,37 +134,84 @@ def sole_run_in(folder: Path) -> Iterator[None]:
 
 
 def run_of(args: argparse.Namespace, out: Path) -> Run:
-    """What the folder's interrupted run was started with, or the preset; then the settings."""
-    known = presets()[args.network]
-    preset = args.preset or ("default" if "default" in known else "thesis")
-    if preset not in known:
-        raise InputError(f"{args.network} has no preset {preset!r}; there are {', '.join(known)}.")
-    start: Run = known[preset]
-    resumed = (out / "last.ckpt").is_file()
-    if resumed:
-        found = load(out / "config.json")
-        if type(found) is not type(start) or (args.preset and not _is_one_recipe(start, found, args.set)):
-            raise InputError(
-                f"{out} holds an interrupted run of a {type(found).__name__.removesuffix('Run')}. Resume it with its "
-                "own network and settings, with its own preset or without --preset, or name another folder with -o."
-            )
-        start = found
-    elif args.start_from and not args.preset:
-        start = _going_on_with(args.start_from, start, args.set)
+    """What the folder's interrupted run was started with, or the preset; then the settings.
+
+    Raises InputError where these can't be followed: another network's run, a preset that wants a teacher and has none.
+    """
+    start, resumed = _beginning(args, out)
     run = override(start, args.set)
     if resumed and run.network != start.network:
         raise InputError(f"The network of the interrupted run in {out} can't be changed; name another folder with -o.")
     if args.start_from:
         run = replace(run, loop=replace(run.loop, start_from=str(args.start_from)))
-    if args.teacher:
-        from train.distillation import taught_by
+    if args.data:
+        run = replace(run, data=tuple(args.data))
+    if args.grades:
+        run = replace(run, grades=str(args.grades))
+    if run.grades and set(run.data) == {"phantoms"} and (args.grades or run.grades != start.grades):
+        raise InputError("--grades belongs to scans named with --data; phantoms know their grades.")
+    run = _taught(run, args, start if resumed else None)
+    return replace(run, data_before=_data_before(run, start if resumed else None))
 
-        if not isinstance(run, LocNetRun):
+
+def _beginning(args: argparse.Namespace, out: Path) -> tuple[Run, bool]:
+    """The run before any setting, and whether it is the folder's interrupted one."""
+    known = presets()[args.network]
+    preset = args.preset or ("default" if "default" in known else "thesis")
+    if preset not in known:
+        raise InputError(f"{args.network} has no preset {preset!r}; there are {', '.join(known)}.")
+    start: Run = known[preset]
+    if (out / "last.ckpt").is_file():
+        found = load(out / "config.json")
+        if _kind(found) != _kind(start) or (args.preset and not _is_one_recipe(start, found, args.set)):
+            raise InputError(
+                f"{out} holds an interrupted run of a {_kind(found)}. Resume it with its own network and settings, "
+                "with its own preset or without --preset, or name another folder with -o."
+            )
+        return found, True
+    if args.start_from and not args.preset:
+        return _going_on_with(args.start_from, start, args.set), False
+    return start, False
+
+
+def _kind(run: Run) -> str:
+    """The network's name: a FracSegNet without masks is a FracNet."""
+    if isinstance(run, FracSegNetRun) and not run.network.mask_channels:
+        return "FracNet"
+    return type(run).__name__.removesuffix("Run")
+
+
+def _taught(run: Run, args: argparse.Namespace, resumed: Run | None) -> Run:
+    """The run with its teacher's digest and data, if it has a teacher: one named now, or the resumed run's."""
+    if not isinstance(run, LocNetRun):
+        if args.teacher:
             raise InputError(f"Only locnet has a --teacher; met {args.network}.")
-        kept = run.distillation
-        if not resumed or kept.teacher != str(args.teacher):  # the same one has to have the weights that it had
-            run = replace(run, distillation=taught_by(args.teacher, kept))
-    return replace(run, data=tuple(args.data)) if args.data else run
+        return run
+    teacher = str(args.teacher or run.distillation.teacher)
+    if not teacher:
+        if args.preset in TAUGHT and resumed is None and not run.loop.start_from:
+            raise InputError(
+                f"The preset {args.preset} learns from another LocNet and none is named: train one with python -m "
+                "train locnet -o RUN and name it with --teacher RUN, or begin with weights of its shape: --start-from."
+            )
+        return run
+    if isinstance(resumed, LocNetRun) and resumed.distillation.teacher == teacher:
+        return run  # the same one has to have the weights that it had
+    from train.distillation import taught_by
+
+    return replace(run, distillation=taught_by(Path(teacher), run.distillation))
+
+
+def _data_before(run: Run, resumed: Run | None) -> tuple[str, ...]:
+    """The data that the run's weights come from beside its own and its teacher's: see ``data_seen``."""
+    seen = (*run.data_before, *(data_seen(resumed) if resumed is not None else ()))
+    if resumed is None and run.loop.start_from:
+        from train.tasks import task_of
+        from train.weights import run_in
+
+        seen += data_seen(run_in(Path(run.loop.start_from), task_of(run).name, type(run)))
+    told = data_seen(replace(run, data_before=()))
+    return tuple(name for name in dict.fromkeys(seen) if name not in told)
 
 
 def _going_on_with(folder: Path, start: Run, settings: list[str]) -> Run:
@@ -186,7 +236,7 @@ def _going_on_with(folder: Path, start: Run, settings: list[str]) -> Run:
 
 
 def _is_one_recipe(one: Run, other: Run, settings: list[str]) -> bool:
-    """Whether two runs, both changed by the settings, differ at most in how long they run and in what they learn from.
+    """Whether two runs, both changed by the settings, differ at most in how they run and in what they learn from.
 
     Args:
         one: a run.
@@ -194,7 +244,8 @@ def _is_one_recipe(one: Run, other: Run, settings: list[str]) -> bool:
         settings: as ``override``.
     """
     first, second = (vars(override(run, settings)) for run in (one, other))
-    return all(first[name] == second[name] for name in first if name not in ("loop", "data", "distillation"))
+    apart = ("loop", "data", "data_before", "grades", "distillation")
+    return all(first[name] == second[name] for name in first if name not in apart)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from runtime.errors import InputError
-from train.config import Distillation, LocNetRun, differences_in_images
+from train.config import Distillation, LocNetRun, data_seen, differences_in_images
 from train.networks import LocNet, LocNetConfig
 from train.processor import processor_has_bf16
 from train.weights import digest_of_weights, fitting, run_in, weights_to_start_from
@@ -54,7 +54,7 @@ class Teacher:
         if run.distillation.weights_sha256 not in ("", digest_of_weights(folder, "locnet")):
             raise InputError(
                 f"The LocNet in {folder} is not the one that this run began to learn from: its weights are others. "
-                "Put those back, or name the new ones with --teacher."
+                "Put those back, or name the new ones with --teacher under another path."
             )
         for name in differences_in_images(theirs, run):
             raise InputError(
@@ -141,6 +141,6 @@ class _InOneTuple(nn.Module):
 
 
 def taught_by(folder: Path, settings: Distillation) -> Distillation:
-    """Settings for learning from the LocNet in a run's folder or a bundle, and from the data that it learnt from."""
-    data = run_in(folder, "locnet", LocNetRun).data
+    """Settings for learning from the LocNet in a run's folder or a bundle, with all data that its weights come from."""
+    data = data_seen(run_in(folder, "locnet", LocNetRun))
     return replace(settings, teacher=str(folder), weights_sha256=digest_of_weights(folder, "locnet"), data=data)

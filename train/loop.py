@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from runtime.errors import InputError
+from runtime.errors import InputError, VertscanError
 from train import config as configuration
 from train.balance import balancer_of
 from train.config import LoopConfig, Run
@@ -96,6 +96,12 @@ def _fabric(accelerator: str, devices: int | str, precision: str, logger: Any) -
         ) from error
 
 
+def _without_workers_trace(error: VertscanError) -> VertscanError:
+    """An error as it was raised: one that comes from a worker process holds that process's trace as text."""
+    kind = type(error)
+    return kind(str(error).rsplit(f"{kind.__module__}.{kind.__qualname__}: ", 1)[-1].strip())
+
+
 class Trainer:
     """One training run in one folder: ``config.json``, ``last.ckpt``, ``best.ckpt`` and TensorBoard's events."""
 
@@ -156,7 +162,7 @@ class Trainer:
             configuration.save(self.run, config_path)
 
     def _refuse_other_images(self, earlier: Run) -> None:
-        """Raises InputError where the run saw other images until now: its best weights would pass for those of these."""
+        """Raises InputError where the run saw other images until now: its best weights belong to those."""
         if differ := configuration.differences_in_images(earlier, self.run):
             told = ", ".join(f"{n} from {getattr(earlier, n, None)} to {getattr(self.run, n, None)}" for n in differ)
             raise InputError(
@@ -305,8 +311,11 @@ class Trainer:
             multiprocessing_context="spawn" if self.loop.workers else None,
             generator=torch.Generator(),  # its own: the global one is dropout's, which a resumed run goes on with
         )
-        for batch in loader:
-            yield to_device(batch, self.fabric.device)
+        try:
+            for batch in loader:
+                yield to_device(batch, self.fabric.device)
+        except VertscanError as error:
+            raise _without_workers_trace(error) from error
 
     def _optimise(self, batch: Batch) -> dict[str, torch.Tensor]:
         for group in self.optimiser.param_groups:

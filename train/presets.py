@@ -29,6 +29,8 @@ def presets() -> Mapping[str, Mapping[str, Run]]:
     }
 
 
+TAUGHT = ("half",)
+"""Presets of LocNet that learn from another one, which ``--teacher`` names."""
 _THESIS_UNET = UNetConfig(channels=(16, 32, 64, 128, 256), bottleneck=256)
 """Five encoder blocks; the thesis gives no widths."""
 _TRAINING_SCANS, _TRAINING_CROPS = 80, 726

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import tempfile
+import zlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -21,7 +22,7 @@ from train.config import GRADE_FIRST, FracSegNetRun, LevelNetRun, LocNetRun
 from train.label_maps import read_labels, sample_nearest
 from train.level_crops import AIR_HU, LevelSample, block, crop_start, level_crops
 from train.scan_grades import Grades, match_grades
-from train.sources import VertebraSample, grade_shares
+from train.sources import MixedSource, Source, VertebraSample, grade_shares, held_out
 from train.verse import LEVELS, Case, find_cases, find_grades, of_split, read_centroids
 
 log = logging.getLogger(__name__)
@@ -78,6 +79,11 @@ class RealSource:
         self._splits_elsewhere = splits_elsewhere
         self.grades: Mapping[str, Grades] = match_grades(every_case, find_grades(root, grades))
 
+    @property
+    def graded_scans(self) -> int:
+        """How many of the split's scans have grades."""
+        return sum(case.name in self.grades for case in self.cases)
+
     def validation(self) -> RealSource:
         """The same data set's scans for validation: other subjects. Raises InputError when there are none."""
         return RealSource(
@@ -112,7 +118,7 @@ class RealSource:
         return vary_intensity(hu, rng), points
 
     def vertebra(self, rng: np.random.Generator, run: FracSegNetRun) -> VertebraSample:
-        """See Source: a vertebra with a known grade or mask; how often each grade, ``run.sampling`` says."""
+        """See Source: any vertebra that has a centre; how often one of each grade, ``run.sampling`` says."""
         case, label, grade = self._choose(rng, run)
         scan = self.prepared(case, run.spacing_mm)
         shape = (run.network.crop,) * 3
@@ -163,6 +169,28 @@ class RealSource:
         return groups
 
 
+def check_grades(run: FracSegNetRun, source: Source) -> None:
+    """Say which data sets have no grades at all and teach masks alone.
+
+    Raises InputError where the network has no masks to learn, and no grade would be known in training or validation.
+    """
+    for data in _parts(source):
+        if isinstance(data, RealSource) and not data.graded_scans:
+            log.warning("no grades for %d scans in %s; name them with --grades", len(data.cases), data._root)
+    if run.network.mask_channels:
+        return
+    for drawn, what in ((source, "training"), (held_out(source), "validation")):
+        if not any(not isinstance(data, RealSource) or data.graded_scans for data in _parts(drawn)):
+            raise InputError(
+                f"FracNet learns grades alone, and no scan for {what} has any: name a csv or json file of grades with "
+                "--grades."
+            )
+
+
+def _parts(source: Source) -> tuple[Source, ...]:
+    return source.sources if isinstance(source, MixedSource) else (source,)
+
+
 def group_shares(present: Collection[int], wanted: Sequence[float]) -> dict[int, float]:
     """How often a vertebra of each grade that is present is drawn, of ``UNKNOWN_GRADE`` too; they add up to 1.
 
@@ -196,11 +224,16 @@ def vary_intensity(hu: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _grid_of(case: Case) -> Grid:
-    """The scan's own grid, without reading its voxels."""
+    """The scan's own grid, without reading its voxels. Raises InputError where the file can't be read."""
     import nibabel
+    from nibabel.filebasedimages import ImageFileError
+    from nibabel.spatialimages import HeaderDataError
 
-    header = nibabel.load(case.ct)
-    x, y, z = header.shape[:3]
+    try:
+        header = nibabel.load(case.ct)
+        x, y, z = header.shape[:3]
+    except (OSError, EOFError, ValueError, OverflowError, zlib.error, ImageFileError, HeaderDataError) as error:
+        raise InputError(f"{case.ct} cannot be read as a scan ({error}); fetch it anew or take it out.") from error
     return Grid((z, y, x), header.affine)
 
 

@@ -28,6 +28,7 @@ from runtime.bundle import open_bundle, write_bundle
 from runtime.errors import BundleError, InputError
 from tests.export.tiny import LOC, trained
 from train import networks
+from train.config import Distillation
 from train.evaluation.fit_grading import NEUTRAL
 from train.networks import LocNet
 from train.stored_grading import with_grading
@@ -199,6 +200,16 @@ def test_networks_that_saw_real_scans_are_not_called_synthetic(tmp_path: Path, r
     assert spec.levelnet is None
     assert "levelnet" not in spec.training
     assert spec.training["note"] == "a note"
+
+
+@pytest.mark.parametrize("seen", [{"data_before": ("/data/verse",)}, {"distillation": Distillation(data=("verse",))}])
+def test_networks_whose_weights_come_from_real_scans_are_not_called_synthetic(tmp_path: Path, runs, seen) -> None:
+    """Though the run itself was on phantoms: what it began with, or its teacher, was not."""
+    run = replace(LOC, **seen)
+    folder = trained(run, LocNet(run.network), tmp_path / "taught")
+    spec = make_bundle(folder, runs[1], tmp_path / "b", name="r", version="1", choices=Choices()).spec
+    assert "synthetic" not in spec.intended_use
+    assert sorted(spec.training["data"].split(", ")) == ["phantoms", "verse"]
 
 
 def test_deployed_outputs_are_probabilities_and_millimetres(bundle) -> None:

@@ -1,5 +1,6 @@
 """``python -m train``: trains, resumes, and refuses what it can't do."""
 
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,8 +12,8 @@ from runtime.bundle import DEFAULT_BUNDLE
 from runtime.errors import InputError
 from train import config
 from train.__main__ import build_parser, run_of, sole_run_in
-from train.config import override
-from train.presets import presets
+from train.config import LocNetRun, data_seen, override
+from train.presets import TAUGHT, presets
 from train.tasks import task_of
 from train.weights import fitting, weights_to_start_from
 
@@ -63,21 +64,92 @@ def run_named(*words: str) -> config.Run:
     return run_of(arguments, arguments.out)
 
 
+def teacher(folder: Path, *, data: tuple[str, ...] = ("phantoms",), data_before: tuple[str, ...] = ()) -> Path:
+    """The folder of a LocNet that can teach, by its words and not by its weights, which are none."""
+    folder.mkdir()
+    config.save(LocNetRun(data=data, data_before=data_before), folder / "config.json")
+    (folder / "best.ckpt").touch()
+    return folder
+
+
 @pytest.mark.parametrize(("network", "preset"), [(name, one) for name, known in presets().items() for one in known])
 def test_the_same_command_resumes_a_run_of_a_preset(network: str, preset: str, tmp_path: Path) -> None:
     """With the settings that it was started with, or with more steps; another preset is refused."""
     words = [network, "--preset", preset, "-o", str(tmp_path), "--set", "loop.batch=1"]
-    begun = run_named(*words)
+    begun = run_named(*words, *(["--teacher", str(teacher(tmp_path / "teacher"))] if preset in TAUGHT else []))
     assert begun.loop.batch == 1
-    assert begun == override(presets()[network][preset], ["loop.batch=1"])
+    expected = override(presets()[network][preset], ["loop.batch=1"])
+    if preset in TAUGHT:
+        assert isinstance(begun, LocNetRun)
+        expected = replace(expected, distillation=begun.distillation)
+    assert begun == expected
     config.save(begun, tmp_path / "config.json")
     (tmp_path / "last.ckpt").touch()
     assert run_named(*words) == begun
     assert run_named(*words[:1], *words[3:]) == begun
-    assert run_named(*words, "--set", "loop.steps=7").loop.steps == 7
+    longer = begun.loop.steps + 7
+    assert run_named(*words, "--set", f"loop.steps={longer}").loop.steps == longer
     for other in presets()[network].keys() - {preset}:
         with pytest.raises(InputError, match="its own preset"):
             run_named(network, "--preset", other, *words[3:])
+
+
+def test_a_preset_that_is_meant_for_a_teacher_is_not_trained_without(tmp_path: Path) -> None:
+    words = ["locnet", "--preset", "half", "-o", str(tmp_path / "run")]
+    with pytest.raises(InputError, match="--teacher RUN"):
+        run_named(*words)
+    tutor = teacher(tmp_path / "teacher")
+    for named in (["--teacher", str(tutor)], ["--set", f"distillation.teacher={tutor}"]):
+        run = run_named(*words, *named)
+        assert isinstance(run, LocNetRun)
+        assert run.distillation.teacher == str(tutor)
+        assert len(run.distillation.weights_sha256) == 64
+    assert run_named(*words, "--start-from", str(tutor)).loop.start_from == str(tutor)
+
+
+def test_a_run_knows_all_data_that_its_weights_come_from(tmp_path: Path) -> None:
+    """Its own, what it was trained on before, and what its start and its teacher saw, and their starts."""
+    real = teacher(tmp_path / "verse", data=("verse",), data_before=("other",))
+    words = ["locnet", "-o", str(tmp_path / "run")]
+    assert run_named(*words).data_before == ()
+    assert run_named(*words, "--start-from", str(real)).data_before == ("verse", "other")
+    assert run_named(*words, "--set", f"loop.start_from={real}").data_before == ("verse", "other")
+    taught = run_named(*words, "--preset", "half", "--teacher", str(real))
+    assert data_seen(taught) == ("phantoms", "verse", "other")
+    began = run_named(*words, "--data", "verse", "--data", "phantoms", "--start-from", str(real))
+    assert began.data_before == ("other",)
+    (tmp_path / "run").mkdir()
+    config.save(began, tmp_path / "run" / "config.json")
+    (tmp_path / "run" / "last.ckpt").touch()
+    shutil.rmtree(real)
+    assert run_named(*words) == began, "what it started from is not needed any more"
+    assert run_named(*words, "--data", "phantoms").data_before == ("other", "verse")
+
+
+def test_grades_stay_with_their_run_and_belong_to_scans(tmp_path: Path) -> None:
+    words = ["fracsegnet", "-o", str(tmp_path)]
+    with pytest.raises(InputError, match="--grades belongs to scans"):
+        run_named(*words, "--grades", "list.csv")
+    with pytest.raises(InputError, match="--grades belongs to scans"):
+        run_named(*words, "--data", "phantoms", "--set", "grades=list.csv")
+    began = run_named(*words, "--data", "verse", "--grades", "list.csv")
+    assert began.grades == "list.csv"
+    config.save(began, tmp_path / "config.json")
+    (tmp_path / "last.ckpt").touch()
+    assert run_named(*words) == began
+    assert run_named(*words, "--grades", "new.csv").grades == "new.csv"
+    assert run_named(*words, "--data", "phantoms").grades == "list.csv", "for when the scans come back"
+
+
+@pytest.mark.parametrize(("network", "other"), [("fracnet", "fracsegnet"), ("fracsegnet", "fracnet")])
+def test_a_network_with_masks_and_one_without_do_not_resume_each_other(
+    network: str, other: str, tmp_path: Path
+) -> None:
+    config.save(presets()[other]["thesis"], tmp_path / "config.json")
+    (tmp_path / "last.ckpt").touch()
+    with pytest.raises(InputError, match="interrupted run of a Frac"):
+        run_named(network, "-o", str(tmp_path))
+    assert run_named(other, "-o", str(tmp_path)) == presets()[other]["thesis"]
 
 
 def test_what_a_run_starts_from_brings_its_networks_shape(tmp_path: Path) -> None:
@@ -128,6 +200,7 @@ def test_what_it_cannot_do_is_said_without_a_trace(tmp_path: Path) -> None:
         (["locnet", "--preset", "none"], "no preset"),
         (["locnet", "--set", "loop.nothing=1"], "no setting"),
         (["locnet", "--data", str(tmp_path)], "rawdata"),
+        (["fracsegnet", "--set", "grade_loss=fcoal"], "grade loss is one of cross_entropy, "),
     ):
         done = run(*arguments, "-o", str(tmp_path / "run"))
         assert done.returncode == 2

@@ -94,7 +94,8 @@ def test_choices_that_do_not_exist_are_refused(setting: str) -> None:
     ("locnet", [
         "loop.schedule=linear", "loop.optimiser=sgd", "offset_mask=eiter", "loop.learning_rate=-1",
         "negative_fraction=7", "loop.batch=0", "loop.validate_every=0", "loop.steps=0", "loop.ema=1",
-        "loop.validation_samples=0", "loop.decay_every=0", "loop.clip_norm=-1", "spacing_mm=0", "loop.learning_rate=NaN",
+        "loop.validation_samples=0", "loop.decay_every=0", "loop.clip_norm=-1", "loop.learning_rate=NaN",
+        "spacing_mm=0",
     ]),
     ("fracsegnet", ["grade_loss=fcoal", "mask_loss=dise", "centre_jitter_mm=-1"]),
     ("levelnet", ["crops_per_scan=0", "negative_fraction=1.5", "label_smoothing=2"]),

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch._utils import ExceptionWrapper
 
 from runtime.errors import InputError
 from train import config as configuration
@@ -160,7 +161,11 @@ def test_settings_changed_on_the_way_are_said_and_the_earlier_ones_kept(tmp_path
     train(changed, tmp_path)
     (said,) = said_by_the_loop(caplog)
     assert "from step 6 on" in said
-    for change in ("loop.steps from 7 to 8", "loop.learning_rate from 0.001 to 0.5", "foreground_weight from 10.0 to 4.0"):
+    for change in (
+        "loop.steps from 7 to 8",
+        "loop.learning_rate from 0.001 to 0.5",
+        "foreground_weight from 10.0 to 4.0",
+    ):
         assert change in said
     assert configuration.load(tmp_path / "config.json") == changed
     assert configuration.load(tmp_path / "config.before-step-6.json") == loc_run(), "what made these six steps"
@@ -232,6 +237,21 @@ def test_devices_and_precisions_that_are_not_there_are_said(tmp_path: Path) -> N
         Trainer(loc_run(), Balls(), tmp_path, accelerator="cuda")
     with pytest.raises(InputError, match="precision=fp16"):
         Trainer(loc_run(precision="fp16"), Balls(), tmp_path, accelerator="cpu")
+
+
+def test_an_error_of_a_worker_process_is_said_without_its_trace(tmp_path: Path, monkeypatch) -> None:
+    """As torch hands it over: of the same class, with the other process's trace in its words."""
+
+    def damaged(*_):
+        try:
+            raise InputError("the scan is damaged: fetch it anew")
+        except InputError:
+            ExceptionWrapper(where="in DataLoader worker process 0").reraise()
+
+    monkeypatch.setattr("train.loop.Batches.__getitem__", damaged)
+    with pytest.raises(InputError) as refused:
+        train(loc_run(), tmp_path)
+    assert str(refused.value) == "the scan is damaged: fetch it anew"
 
 
 def test_a_score_that_is_no_number_is_said_not_kept(tmp_path: Path, monkeypatch) -> None:

@@ -121,7 +121,9 @@ def test_focal_without_alpha_is_cross_entropy_where_nothing_is_known() -> None:
     torch.testing.assert_close(losses.focal_unweighted(logits, grades, class_weights=ignored), expected)
 
 
-@pytest.mark.parametrize("loss", [losses.cross_entropy, losses.weighted_cross_entropy, losses.focal, losses.unified_focal_grades])
+@pytest.mark.parametrize(
+    "loss", [losses.cross_entropy, losses.weighted_cross_entropy, losses.focal, losses.unified_focal_grades]
+)
 def test_unknown_grades_cost_nothing(loss) -> None:
     logits = torch.randn(3, 4, dtype=torch.float64)
     assert loss(logits, torch.tensor([-1, 2, -1])).item() == pytest.approx(loss(logits[1:2], torch.tensor([2])).item())

@@ -19,11 +19,12 @@ from train.level_crops import block, crop_start
 from train.phantom import Anatomy, PhantomConfig, PhantomScan, make_scan, sample_appearance
 from train.phantom.tables import Tissue
 from train.phantom.verse import write_verse
-from train.real_scans import UNKNOWN_GRADE, UNKNOWN_SHARE, RealSource, group_shares
+from train.real_scans import UNKNOWN_GRADE, UNKNOWN_SHARE, RealSource, check_grades, group_shares
 from train.sources import (
     AIR_HU,
     MixedSource,
     PhantomSource,
+    Source,
     cut_by_edges,
     dense_blood,
     find_vertebra,
@@ -280,6 +281,48 @@ def test_validation_draws_from_other_subjects(verse_folder: Path, tmp_path: Path
 def test_one_subject_is_not_enough_to_validate_on(verse_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="more subjects"):
         held_out(RealSource(verse_folder, grades=verse_folder / "grades.json", cache=tmp_path / "cache"))
+
+
+def test_scans_without_grades_are_said_and_teach_no_fracnet(
+    verse_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for part in ("rawdata", "derivatives"):
+        shutil.copytree(verse_folder / part / "sub-a", verse_folder / part / "sub-b")
+        for path in (verse_folder / part / "sub-b").iterdir():
+            path.rename(path.with_name(path.name.replace("sub-a", "sub-b")))
+    network = replace(FRAC.network, mask_channels=(), grade_head="pooled")
+    fracnet, cache = replace(FRAC, network=network), tmp_path / "cache"
+
+    def source(*data: str, grades: str = "") -> Source:
+        return make_source(data or (str(verse_folder),), grades=Path(grades) if grades else None, cache=cache)
+
+    check_grades(FRAC, source())
+    assert f"no grades for 1 scans in {verse_folder}; name them with --grades" in caplog.text
+    with pytest.raises(InputError, match="no scan for training has any"):
+        check_grades(fracnet, source())
+    check_grades(fracnet, source(str(verse_folder), "phantoms"))
+    graded = source().cases[0].name  # type: ignore[attr-defined]
+    (tmp_path / "some.json").write_text(json.dumps({f"{graded}_20": 1}))
+    with pytest.raises(InputError, match="no scan for validation has any"):
+        check_grades(fracnet, source(grades=str(tmp_path / "some.json")))
+    (tmp_path / "all.json").write_text(json.dumps({"sub-a_20": 1, "sub-b_20": 1}))
+    caplog.clear()
+    for run in (FRAC, fracnet):
+        check_grades(run, source(grades=str(tmp_path / "all.json")))
+    assert not caplog.records
+
+
+def test_a_damaged_scan_is_named(verse_folder: Path, tmp_path: Path) -> None:
+    for letter in "bc":
+        for part in ("rawdata", "derivatives"):
+            shutil.copytree(verse_folder / part / "sub-a", verse_folder / part / f"sub-{letter}")
+            for path in (verse_folder / part / f"sub-{letter}").iterdir():
+                path.rename(path.with_name(path.name.replace("sub-a", f"sub-{letter}")))
+    for scan in verse_folder.glob("rawdata/*/*.nii.gz"):
+        scan.write_bytes(b"no scan")
+    source = RealSource(verse_folder, grades=None, cache=tmp_path / "cache")
+    with pytest.raises(InputError, match=r"sub-._ct\.nii\.gz cannot be read as a scan"):
+        source.vertebra(np.random.default_rng(0), FRAC)
 
 
 def test_training_and_evaluation_have_the_grades_of_both_scans(tmp_path: Path) -> None:
