@@ -41,6 +41,10 @@ UNVALIDATED_USE = (
     "for clinical use."
 )
 
+PEAK_VOTES, PEAK_HEAT = 2.0, 0.7
+"""What a peak of the vote map, and of the heatmap itself (thesis 4.1), has to exceed where nothing else is asked for."""
+SCOUT_SPACING_MM = 6.0
+"""Of a first look at twice the spacing of a network of 3 mm."""
 _CHECKED_ON = 8
 """Phantom inputs on which the ONNX files are compared with torch."""
 FEW_SAMPLES = Samples(ranges=_CHECKED_ON - 2, gate=2)
@@ -49,18 +53,24 @@ FEW_SAMPLES = Samples(ranges=_CHECKED_ON - 2, gate=2)
 
 @dataclass(frozen=True)
 class Choices:
-    """What training does not fix: how the networks are run. See the specs in runtime.bundle for the meanings."""
+    """What training does not fix: how the networks are run. See the specs in runtime.bundle for the meanings.
+
+    Args:
+        peak_threshold: None for 2.0 votes, or of a LocNet-H for 0.7 of the heatmap.
+        scout_spacing_mm: 0 to run the localisation network everywhere; so it is, too, where its own spacing is not
+            below this. None for 6 mm where that is at most twice the network's spacing, and for 0 elsewhere: the other
+            constants of the scout were measured with a network of 3 mm.
+    """
 
     window_zyx: tuple[int, int, int] | None = None
     overlap: float = 0.5
     heatmap_threshold: float = 0.2
-    peak_threshold: float = 2.0
+    peak_threshold: float | None = None
     peak_separation_mm: float = 10.0
     refine_radius_mm: float = 6.0
     min_confidence: float = 0.55
     skip_below_hu: float = 100.0
-    scout_spacing_mm: float = 6.0
-    """0 to run the localisation network everywhere; so it is, too, where its own spacing is not below this."""
+    scout_spacing_mm: float | None = None
     scout_overlap: float = 0.125
     scout_threshold: float = 0.1
     scout_margin_mm: float = 6.0
@@ -183,7 +193,9 @@ def _export(trained: Trained, path: Path, images: list[Any]) -> dict[str, float]
 def _locnet_spec(trained: Trained, choices: Choices) -> LocNetSpec:
     run = trained.run
     assert isinstance(run, LocNetRun)
-    is_f = run.network.variant == "F"
+    peak_threshold = choices.peak_threshold
+    if peak_threshold is None:
+        peak_threshold = PEAK_VOTES if run.network.variant == "F" else PEAK_HEAT
     return LocNetSpec(
         file="locnet.onnx",
         variant=run.network.variant,
@@ -192,7 +204,7 @@ def _locnet_spec(trained: Trained, choices: Choices) -> LocNetSpec:
         overlap=choices.overlap,
         intensity=run.intensity,
         heatmap_threshold=choices.heatmap_threshold,
-        peak_threshold=choices.peak_threshold if is_f else 0.7,
+        peak_threshold=peak_threshold,
         peak_separation_voxels=choices.peak_separation_mm / run.spacing_mm,
         refine_radius_voxels=choices.refine_radius_mm / run.spacing_mm,
         min_confidence=choices.min_confidence,
@@ -202,10 +214,13 @@ def _locnet_spec(trained: Trained, choices: Choices) -> LocNetSpec:
 
 
 def _scout_spec(spacing_mm: float, choices: Choices) -> ScoutSpec | None:
-    if choices.scout_spacing_mm <= spacing_mm:
+    scout_mm = choices.scout_spacing_mm
+    if scout_mm is None:
+        scout_mm = SCOUT_SPACING_MM if SCOUT_SPACING_MM <= 2 * spacing_mm + 1e-6 else 0.0
+    if scout_mm <= spacing_mm:
         return None
     return ScoutSpec(
-        spacing_mm=choices.scout_spacing_mm,
+        spacing_mm=scout_mm,
         overlap=choices.scout_overlap,
         threshold=choices.scout_threshold,
         margin_mm=choices.scout_margin_mm,

@@ -201,15 +201,16 @@ def _run(items: Sequence[ScanItem], store: ScanStore, extras: Extras, args: argp
 
 
 def _share_out(args: argparse.Namespace, given: Sequence[str]) -> int:
-    """Run one process for each shard; returns the first exit status that isn't 0."""
+    """Run one process for each part of this process's shard; returns the first exit status that isn't 0."""
+    part, parts = args.shard
     threads = args.threads or max(1, (os.cpu_count() or 1) // args.jobs)
     own = ["--jobs", "1", "--threads", str(threads), "--quiet"]
     children = [
         subprocess.Popen(
-            [sys.executable, "-m", "train.evaluate", *given, *own, "--shard", f"{k}/{args.jobs}"],
+            [sys.executable, "-m", "train.evaluate", *given, *own, "--shard", f"{part + k * parts}/{parts * args.jobs}"],
             stdout=subprocess.DEVNULL,
         )
-        for k in range(1, args.jobs + 1)
+        for k in range(args.jobs)
     ]
     try:
         return next((status for status in [child.wait() for child in children] if status), 0)

@@ -199,14 +199,17 @@ class FracSegNetTask:
         return losses.weights_of_mean_one(counts) if weighted else losses.inverse_frequency(counts)
 
     def _mask_loss(self, logits: Tensor, target: Tensor, known: Tensor) -> Tensor:
+        """Mean over samples (n, k, z, y, x), each of which counts the channels that are known of it (n, k) alike."""
         if len(logits) == 0:
             return logits.sum() * 0
-        probability = torch.sigmoid(logits) * known[:, :, None, None, None]
-        loss: Tensor = losses.MASK_LOSSES[self.run.mask_loss](probability, target * known[:, :, None, None, None])
+        of_each = [self._mask_loss_of(logits[i : i + 1, k], target[i : i + 1, k]) for i, k in enumerate(known)]
+        return torch.stack(of_each).mean()
+
+    def _mask_loss_of(self, logits: Tensor, target: Tensor) -> Tensor:
+        loss: Tensor = losses.MASK_LOSSES[self.run.mask_loss](torch.sigmoid(logits), target)
         if self.run.mask_entropy_weight:  # Dice alone gives empty or tiny masks hardly any gradient
-            loss = loss + nn.functional.binary_cross_entropy_with_logits(
-                logits, target, weight=known[:, :, None, None, None].expand_as(target).float()
-            ) * self.run.mask_entropy_weight  # fmt: skip
+            entropy = nn.functional.binary_cross_entropy_with_logits(logits, target)
+            loss = loss + self.run.mask_entropy_weight * entropy
         return loss
 
     def metrics(self, network: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:

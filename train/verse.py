@@ -4,8 +4,8 @@
 and the centres ``..._seg-subreg_ctd.json`` (older releases: ``..._seg-vb_ctd.json``).
 Labels: 1-7 C1-C7, 8-19 T1-T12, 20-25 L1-L6, 26 sacrum, 27 coccyx, 28 T13.
 
-Splits: a folder between the root and ``rawdata`` whose name ends in ``training``, ``validation`` or ``test`` says of
-which its scans are, as in VerSe's own archives. Where no folder says ``validation``, every tenth subject, chosen by a
+Splits: a folder above ``rawdata``, the root itself included, whose name ends in ``training``, ``validation`` or ``test``
+says of which its scans are, as in VerSe's own archives; of several the lowest one does. Where no folder says ``validation``, every tenth subject, chosen by a
 hash of its name, is held out of training for it. Scans of one subject are never on both sides: VerSe 2020 holds the
 patients of VerSe 2019 again, in other splits, so a subject that is in a test folder anywhere is for test alone, and one
 in a validation folder is not trained on. Of scans of the same name one is used. Among several data sets that are
@@ -106,8 +106,9 @@ def of_split(cases: Sequence[Case], split: str | None, root: Path | str) -> tupl
     if not chosen:
         counts = ", ".join(f"{sum(c.split == name for c in cases)} for {name}" for name in SPLITS)
         raise InputError(
-            f"{root} has no scan for {split}: its {len(cases)} scans are {counts}. Name a folder with other splits, "
-            "or with more subjects: every tenth is held out for validation where no folder is named so."
+            f"{root} has no scan for {split}: its {len(cases)} scans are {counts}. Name the folder above where this one "
+            "is of one split, as dataset-verse19test is, or one with more subjects: every tenth is held out for "
+            "validation where no folder is named so."
         )
     return chosen
 
@@ -183,7 +184,7 @@ def _case(ct: Path, root: Path) -> Case:
         body_mask=first("_seg-body_msk.nii*"),
         centroids=first("_seg-subreg_ctd.json", "_seg-vb_ctd.json"),
         heights=first("_heights.json"),
-        split=_split_named(rawdata.relative_to(root).parts[:-1]),
+        split=_split_named((root.absolute().name, *rawdata.relative_to(root).parts[:-1])),
     )
 
 

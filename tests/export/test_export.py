@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from export.__main__ import build_parser, levelnet_folder, main
-from export.bundle import Choices, make_bundle
+from export.bundle import Choices, _scout_spec, make_bundle
 from export.checkpoint import Trained, load_trained
 from export.onnx_export import (
     ExportError,
@@ -228,6 +228,18 @@ def test_heatmap_only_networks_search_peaks_on_the_heatmap(tmp_path: Path, runs)
     folder = trained(run, LocNet(run.network), tmp_path / "h")
     spec = make_bundle(folder, runs[1], tmp_path / "b", name="h", version="1", choices=Choices()).spec
     assert (spec.locnet.variant, spec.locnet.peak_threshold) == ("H", 0.7)
+    spec = make_bundle(folder, runs[1], tmp_path / "b", name="h", version="1", choices=Choices(peak_threshold=0.5)).spec
+    assert spec.locnet.peak_threshold == 0.5
+
+
+@pytest.mark.parametrize(
+    ("spacing_mm", "asked_mm", "expected_mm"),
+    [(3.0, None, 6.0), (4.0, None, 6.0), (1.0, None, None), (2.9, None, None), (6.0, None, None), (1.0, 6.0, 6.0),
+     (3.0, 0.0, None)],
+)  # fmt: skip
+def test_a_first_look_is_for_networks_that_it_was_measured_with(spacing_mm, asked_mm, expected_mm) -> None:
+    scout = _scout_spec(spacing_mm, Choices(scout_spacing_mm=asked_mm))
+    assert (None if scout is None else scout.spacing_mm) == expected_mm
 
 
 def test_the_command_line(runs, tmp_path: Path, capsys) -> None:

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from train.config import FracSegNetRun, LocNetRun
+from train.losses import MASK_LOSSES
 from train.networks import HEIGHT_UNIT_MM
 from train.sources import PhantomSource
 from train.tasks import FracSegNetTask, LocNetTask
@@ -49,6 +50,20 @@ def test_samples_without_truth_cost_nothing() -> None:
     half = batch | {"mask_known": torch.tensor([[True, False], [True, False]])}
     other = half | {"mask": torch.cat([batch["mask"][:, :1], 1 - batch["mask"][:, 1:]], dim=1)}
     assert torch.equal(task.losses(Says(out), half)["mask"], task.losses(Says(out), other)["mask"])
+
+
+@pytest.mark.parametrize("mask_loss", sorted(MASK_LOSSES))
+def test_a_mask_costs_the_same_beside_one_that_is_not_known(mask_loss: str) -> None:
+    """Of each sample, in a batch of samples that know different ones."""
+    task = FracSegNetTask(FracSegNetRun(mask_loss=mask_loss))
+    torch.manual_seed(0)
+    logits, target = torch.randn(3, 2, 8, 8, 8), (torch.rand(3, 2, 8, 8, 8) > 0.5).float()
+    alone = [float(task._mask_loss(logits[i:i+1, c:c+1], target[i:i+1, c:c+1], torch.ones(1, 1, dtype=torch.bool)))
+             for i, c in ((0, 0), (1, 1))]  # fmt: skip
+    known = torch.tensor([[True, False], [False, True], [True, True]])
+    both = float(task._mask_loss(logits[2:], target[2:], known[2:]))
+    assert float(task._mask_loss(logits[:1], target[:1], known[:1])) == pytest.approx(alone[0])
+    assert float(task._mask_loss(logits, target, known)) == pytest.approx(np.mean([*alone, both]))
 
 
 def test_without_grades_the_masks_decide() -> None:

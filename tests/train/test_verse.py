@@ -11,7 +11,7 @@ import pytest
 from runtime.errors import InputError
 from runtime.volume import Grid
 from train.label_maps import read_labels, sample_nearest
-from train.real_scans import body_centres
+from train.real_scans import RealSource, body_centres
 from train.verse import (
     LABELS,
     LEVELS,
@@ -77,9 +77,22 @@ def test_folders_named_for_splits_are_the_splits(tmp_path: Path) -> None:
     assert names == {"training": ["004", "005", "008"], "validation": ["006"], "test": ["007"]}
     assert len(find_cases(tmp_path)) == 5
     alone = tmp_path / "test"
-    assert [c.split for c in find_cases(alone)] == ["training"], "a root's own name says nothing"
-    with pytest.raises(InputError, match="1 for training, 0 for validation"):
-        find_cases(alone, split="validation")
+    assert [c.split for c in find_cases(alone)] == ["test"], "named by itself it is for test all the same"
+    with pytest.raises(InputError, match="0 for training, 0 for validation, 1 for test. Name the folder above"):
+        find_cases(alone, split="training")
+    assert [c.split for c in find_cases(tmp_path / "dataset-02validation")] == ["validation"]
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_a_folder_of_one_split_named_by_itself_is_not_trained_on(
+    tmp_path: Path, split: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / f"dataset-verse19{split}"
+    make(root, *(f"rawdata/sub-{n}/sub-{n}_ct.nii.gz" for n in range(12)))
+    monkeypatch.chdir(root)
+    for named in (root, Path()):
+        with pytest.raises(InputError, match=f"12 scans are 0 for training.*{'12 for ' + split}.*folder above"):
+            RealSource(named, grades=None, cache=tmp_path / "cache")
 
 
 def test_without_a_validation_folder_every_tenth_subject_is_held_out(tmp_path: Path) -> None:
