@@ -13,7 +13,7 @@ from typing import Any
 from runtime.console import INTERRUPTED, complain
 from runtime.errors import InputError, VertscanError
 from runtime.extras import stop_without
-from train.stored_grading import read_grading, with_grading
+from train.stored_grading import read_grading
 
 DEFAULT_LEVELNET = Path("runs/levelnet")
 
@@ -89,7 +89,6 @@ def _export(args: argparse.Namespace) -> int:
     if args.calibration_samples < 1:
         raise InputError(f"Calibration needs samples; met --calibration-samples {args.calibration_samples}.")
     accuracy = _read_accuracy(args.accuracy) if args.accuracy else None
-    grading = read_grading(args.grading) if args.grading else None
     bundle = make_bundle(
         args.locnet,
         args.fracsegnet,
@@ -103,9 +102,8 @@ def _export(args: argparse.Namespace) -> int:
         note=args.note,
         accuracy=accuracy,
         samples=Samples(ranges=args.calibration_samples),
+        grading=read_grading(args.grading) if args.grading else None,
     )
-    if grading is not None:
-        bundle = with_grading(bundle, bundle.folder, *grading)
     print(f"{bundle.folder}: {bundle.spec.name} {bundle.spec.version}, sha256 {bundle.sha256[:16]}")
     print(summary(bundle.spec.precision))
     print(json.dumps(bundle.spec.training["largest_difference_from_torch_with_exact_norms"], indent=2))

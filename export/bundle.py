@@ -23,12 +23,15 @@ from runtime.bundle import (
     LevelNetSpec,
     LocNetSpec,
     ScoutSpec,
+    check_replaceable,
     open_bundle,
+    sha256_of,
     write_bundle,
 )
 from runtime.bundle_checks import BUNDLE_JSON
 from runtime.bundle_json import to_json
 from runtime.errors import InputError
+from runtime.grading import GradingSpec
 from train.config import FracSegNetRun, LevelNetRun, LocNetRun, Run, data_seen
 
 SYNTHETIC_USE = (
@@ -42,7 +45,7 @@ UNVALIDATED_USE = (
 )
 
 PEAK_VOTES, PEAK_HEAT = 2.0, 0.7
-"""What a peak of the vote map, and of the heatmap itself (thesis 4.1), has to exceed where nothing else is asked for."""
+"""What a peak of the vote map, and of the heatmap itself (thesis 4.1), has to exceed unless something else is set."""
 SCOUT_SPACING_MM = 6.0
 """Of a first look at twice the spacing of a network of 3 mm."""
 _CHECKED_ON = 8
@@ -100,6 +103,7 @@ def make_bundle(
     locnet: Path, fracsegnet: Path, folder: Path, *, name: str, version: str, choices: Choices,
     levelnet: Path | None = None, clinical: bool = False, intended_use: str | None = None,
     note: str = "", accuracy: Mapping[str, Any] | None = None, samples: Samples = FEW_SAMPLES,
+    grading: tuple[GradingSpec, Mapping[str, Any]] | None = None,
 ) -> Bundle:  # fmt: skip
     """Export the best weights of two runs, or of three, calibrate them, and write the bundle, whole or not at all.
 
@@ -107,8 +111,12 @@ def make_bundle(
     of the combined grade, which were fitted to it, where it is used as it was. ``verified`` is not: what is new has to
     be verified anew.
 
-    Raises InputError when a run is of the wrong kind, ExportError when a graph isn't what torch says.
+    ``accuracy`` is a summary of train.evaluate, ``grading`` what train.fit_grades has fitted and where that comes from.
+
+    Raises InputError when a run is of the wrong kind, the folder can't be written, or the figures or constants are of
+    other networks; ExportError when a graph isn't what torch says.
     """
+    check_writable(folder)
     networks = _load(locnet, fracsegnet, levelnet, choices)
     loc, frac, level = networks.locnet, networks.fracsegnet, networks.levelnet
     with tempfile.TemporaryDirectory() as scratch:
@@ -121,6 +129,7 @@ def make_bundle(
             network: _export(trained, files[f"{network}.onnx"], images[network][:_CHECKED_ON])
             for network, trained in networks.by_name().items()
         }
+        _check_of_these_networks(accuracy, grading, files)
         spec = BundleSpec(
             name=name,
             version=version,
@@ -138,7 +147,51 @@ def make_bundle(
             network.file: calibrate(files[network.file], network, images[Path(network.file).stem], samples)
             for network in spec.networks
         }
-        return write_bundle(replace(_with_grading_of(fracsegnet, spec), precision=plans), files, folder)
+        spec = _with_grading_of(fracsegnet, spec) if grading is None else _with_given(grading, spec)
+        return write_bundle(replace(spec, precision=plans), files, folder)
+
+
+def check_writable(folder: Path) -> None:
+    """Raises InputError where no bundle can be written to the folder, BundleError where it holds something else.
+
+    That is told before the networks are exported and calibrated, which takes minutes.
+    """
+    check_replaceable(folder)
+    there = next(parent for parent in folder.absolute().parents if parent.exists())
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=there):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"The bundle's folder {folder} cannot be written ({error.strerror}: {there}); name another one with -o."
+        ) from error
+
+
+def _check_of_these_networks(
+    accuracy: Mapping[str, Any] | None, grading: tuple[GradingSpec, Mapping[str, Any]] | None, files: Mapping[str, Path]
+) -> None:
+    """Raises InputError where figures were measured, or constants fitted, with other networks than these files hold.
+
+    The constants go with FracSegNet alone. Where no digests are told, as by earlier versions, nothing can be said.
+    """
+    digests = {name: sha256_of(path) for name, path in files.items()}
+    evaluated = ((accuracy or {}).get("provenance") or {}).get("network_sha256")
+    if evaluated and (differ := sorted(n for n in evaluated | digests if evaluated.get(n) != digests.get(n))):
+        raise InputError(
+            f"The accuracy was measured with other networks than those that are exported ({', '.join(differ)}). "
+            "Export without --accuracy, evaluate that bundle, and hand over its summary.json."
+        )
+    fitted = {} if grading is None else grading[1].get("network_sha256") or {}
+    if fitted and fitted.get("fracsegnet.onnx") != digests["fracsegnet.onnx"]:
+        raise InputError(
+            "The grading's constants were fitted to another FracSegNet than the one that is exported. Export without "
+            "--grading, and run python -m train.fit_grades on that bundle."
+        )
+
+
+def _with_given(grading: tuple[GradingSpec, Mapping[str, Any]], spec: BundleSpec) -> BundleSpec:
+    constants, made = grading
+    return replace(spec, grading=constants, training={**spec.training, "grading": dict(made)})
 
 
 def _with_grading_of(fracsegnet: Path, spec: BundleSpec) -> BundleSpec:
@@ -161,7 +214,14 @@ def _load(locnet: Path, fracsegnet: Path, levelnet: Path | None, choices: Choice
     if any(size % multiple for size in loc.example_zyx):
         raise InputError(f"Windows' sizes must be multiples of {multiple} voxels; met {list(loc.example_zyx)}.")
     level = None if levelnet is None else _of_kind(levelnet, LevelNetRun, "LevelNet")
-    return _Networks(loc, _of_kind(fracsegnet, FracSegNetRun, "FracSegNet"), level)
+    frac = _of_kind(fracsegnet, FracSegNetRun, "FracSegNet")
+    assert isinstance(frac.run, FracSegNetRun)
+    if not frac.run.network.mask_channels:
+        raise InputError(
+            f"{fracsegnet} holds a FracNet, which outlines nothing; a bundle needs a FracSegNet, as python -m train "
+            "fracsegnet makes it."
+        )
+    return _Networks(loc, frac, level)
 
 
 def _of_kind(folder: Path, kind: type[Run], what: str) -> Trained:
@@ -216,7 +276,7 @@ def _locnet_spec(trained: Trained, choices: Choices) -> LocNetSpec:
 def _scout_spec(spacing_mm: float, choices: Choices) -> ScoutSpec | None:
     scout_mm = choices.scout_spacing_mm
     if scout_mm is None:
-        scout_mm = SCOUT_SPACING_MM if SCOUT_SPACING_MM <= 2 * spacing_mm + 1e-6 else 0.0
+        scout_mm = SCOUT_SPACING_MM if 2 * spacing_mm + 1e-6 >= SCOUT_SPACING_MM else 0.0
     if scout_mm <= spacing_mm:
         return None
     return ScoutSpec(

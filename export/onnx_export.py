@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from export.checkpoint import Trained
+from runtime.errors import VertscanError
 
 OPSET = 20
 TOLERANCES = {"heatmap": 1e-4, "offsets": 1e-3, "mask": 1e-3, "grade": 1e-3, "heights": 5e-2, "level": 1e-3}
@@ -23,7 +24,7 @@ OFFSET_HEAT = 0.1
 """Offsets are compared where the heatmap exceeds this: elsewhere nobody reads them."""
 
 
-class ExportError(RuntimeError):
+class ExportError(VertscanError):
     """The exported graph is not what the torch network is."""
 
 

@@ -23,9 +23,8 @@ from runtime.bundle import DEFAULT_BUNDLE, Bundle, BundleSpec, open_bundle
 from runtime.console import INTERRUPTED, complain
 from runtime.crops import crop_grid
 from runtime.engines import ONLY_BY_NAME, EngineChoice, engine_module, preflights, select_engine
-from runtime.engines.base import EngineInfo, Session
-from runtime.engines.parity import Parity, joined, network_spec
-from runtime.engines.parity import short_gate as gate_with_reference
+from runtime.engines.base import EngineInfo
+from runtime.engines.parity import Parity, joined
 from runtime.errors import EngineError, InputError, OutOfMemoryError, VertscanError
 from runtime.extras import stop_interrupted, stop_without
 from runtime.readers import read_scan
@@ -141,20 +140,6 @@ def verify(
         for outcome in outcomes:
             outcome.with_itself = joined([outcome.with_itself, Parity(failed=said)])
     return [*outcomes, *refused]
-
-
-def short_gate(onnx: Path, candidate: Session, *, precision: str) -> Parity:
-    """``runtime.engines.parity.short_gate`` with torch as the reference, for engines that are built at export.
-
-    Raises:
-        EngineError: the engine is past the limits of its precision.
-        BundleError: the bundle can't be read, or doesn't say how it was trained.
-    """
-    bundle = open_bundle(onnx.parent)
-    names = ("locnet", "fracsegnet", "levelnet")
-    networks = reference_networks(bundle)
-    position = [network.file for network in bundle.spec.networks].index(network_spec(onnx).file)
-    return gate_with_reference(onnx, candidate, precision=precision, reference=getattr(networks, names[position]))
 
 
 def candidates(spec: BundleSpec, engine: str | None, precision: str | None, *, device: int = 0) -> list[EngineChoice]:

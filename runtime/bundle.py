@@ -295,8 +295,7 @@ def write_bundle(spec: BundleSpec, files: Mapping[str, Path], folder: Path) -> B
         BundleError: the spec is not sound, a file is missing, or the folder holds something else.
     """
     folder = Path(folder)
-    if folder.exists() and not (folder / BUNDLE_JSON).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise BundleError(f"{folder} exists and is no bundle; name an empty or new folder.")
+    check_replaceable(folder)
     missing = [str(path) for path in files.values() if not Path(path).is_file()]
     if missing:
         raise BundleError(f"Files for the bundle are missing: {', '.join(missing)}.")
@@ -314,6 +313,12 @@ def write_bundle(spec: BundleSpec, files: Mapping[str, Path], folder: Path) -> B
             folder.rename(Path(scratch) / "old")
         fresh.rename(folder)
     return _open_folder(folder)
+
+
+def check_replaceable(folder: Path) -> None:
+    """Raises BundleError where the folder holds something else than a bundle, which none may take the place of."""
+    if folder.exists() and not (folder / BUNDLE_JSON).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise BundleError(f"{folder} exists and is no bundle; name an empty or new folder.")
 
 
 def sha256_of(path: Path) -> str:

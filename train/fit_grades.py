@@ -100,7 +100,7 @@ def _fit(args: argparse.Namespace, command: str) -> int:
         return status
     fit = fit_grading(samples_of(_records(neutral, args)), reach=args.reach)
     print(as_text(fit))
-    made = _origin(fit, args, command)
+    made = {**_origin(fit, args, command), "network_sha256": dict(bundle.spec.files)}
     write_grading(args.out / "fit.json", fit.spec, made)
     if not args.dry_run:
         with_grading(bundle, bundle.folder, fit.spec, made)

@@ -1,6 +1,7 @@
 """ONNX says what torch says, keeps its normalisations, and goes into a bundle that the runtime opens."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from export.__main__ import build_parser, levelnet_folder, main
-from export.bundle import Choices, _scout_spec, make_bundle
+from export.bundle import Choices, _check_of_these_networks, _scout_spec, make_bundle
 from export.checkpoint import Trained, load_trained
 from export.onnx_export import (
     ExportError,
@@ -24,13 +25,13 @@ from export.onnx_export import (
 )
 from export.reload import torch_levelnet, torch_locnet
 from runtime.anatomy import LEVEL_NAMES
-from runtime.bundle import open_bundle, write_bundle
+from runtime.bundle import open_bundle, sha256_of, write_bundle
 from runtime.errors import BundleError, InputError
-from tests.export.tiny import LOC, trained
+from tests.export.tiny import FRAC, LOC, trained
 from train import networks
 from train.config import Distillation
 from train.evaluation.fit_grading import NEUTRAL
-from train.networks import LocNet
+from train.networks import FracSegNet, LocNet
 from train.stored_grading import with_grading
 from train.weights import fitting, weights_to_start_from
 
@@ -253,6 +254,66 @@ def test_the_command_line(runs, tmp_path: Path, capsys) -> None:
     assert main(["--locnet", str(tmp_path), "-o", str(tmp_path / "c")]) == 2
     assert "best.ckpt" in capsys.readouterr().err
     assert not (tmp_path / "c").exists()
+
+
+def test_a_bundle_is_exported_again_with_what_was_found_of_its_networks(bundle, runs, levelnet, tmp_path: Path) -> None:
+    digests = dict(bundle.spec.files)
+    accuracy, made = {"scans": 2, "provenance": {"network_sha256": digests}}, {"network_sha256": digests}
+    again = make_bundle(
+        *runs, tmp_path / "b", levelnet=levelnet, name="x", version="1", choices=Choices(),
+        accuracy=accuracy, grading=(NEUTRAL, made),
+    ).spec  # fmt: skip
+    assert (again.files, again.accuracy, again.grading) == (digests, accuracy, NEUTRAL)
+    assert again.training["grading"] == made
+
+
+def test_figures_and_constants_of_other_networks_are_refused(tmp_path: Path) -> None:
+    files = {name: tmp_path / name for name in ("locnet.onnx", "fracsegnet.onnx")}
+    for name, path in files.items():
+        path.write_text(name)
+    right = {name: sha256_of(path) for name, path in files.items()}
+    other_locnet, other_fracsegnet = right | {"locnet.onnx": "0"}, right | {"fracsegnet.onnx": "0"}
+
+    def check(evaluated: dict, fitted: dict) -> None:
+        _check_of_these_networks(
+            {"provenance": {"network_sha256": evaluated}}, (NEUTRAL, {"network_sha256": fitted}), files
+        )
+
+    check(right, right)
+    check(right, other_locnet)
+    check({}, {})
+    _check_of_these_networks({"provenance": None}, None, files)
+    for evaluated in (other_locnet, other_fracsegnet, right | {"levelnet.onnx": "0"}):
+        (name,) = {name for name in evaluated if evaluated[name] != right.get(name)}
+        with pytest.raises(InputError, match=rf"with other networks.*\({re.escape(name)}\)"):
+            check(evaluated, right)
+    with pytest.raises(InputError, match="another FracSegNet"):
+        check(right, other_fracsegnet)
+
+
+def test_what_cannot_be_exported_is_said_before_the_work(runs, tmp_path: Path, capsys, monkeypatch) -> None:
+    fracnet = replace(FRAC, network=replace(FRAC.network, mask_channels=(), grade_head="pooled"))
+    no_masks = trained(fracnet, FracSegNet(fracnet.network), tmp_path / "fracnet")
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("export.bundle.phantom_images", lambda *_: pytest.fail("images were drawn"))
+    words = ["--locnet", str(runs[0]), "--no-levelnet"]
+    for fracsegnet, out, status, says in (
+        (no_masks, "b", 2, "holds a FracNet"),
+        (runs[1], "file/b", 2, "cannot be written"),
+        (runs[1], "fracnet", 3, "exists and is no bundle"),
+    ):
+        assert main([*words, "--fracsegnet", str(fracsegnet), "-o", str(tmp_path / out)]) == status
+        assert says in capsys.readouterr().err
+
+
+def test_a_graph_that_differs_is_said_without_a_trace(runs, tmp_path: Path, capsys, monkeypatch) -> None:
+    def differ(*_):
+        raise ExportError("heatmap differs from torch")
+
+    monkeypatch.setattr("export.bundle._export", differ)
+    words = ["--locnet", str(runs[0]), "--fracsegnet", str(runs[1]), "--no-levelnet", "-o", str(tmp_path / "b")]
+    assert main(words) == 1
+    assert "export: heatmap differs from torch" in capsys.readouterr().err
 
 
 def test_networks_in_the_wrong_place_are_refused(runs, tmp_path: Path) -> None:

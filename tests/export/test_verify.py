@@ -10,10 +10,10 @@ import pytest
 from export import parity_on_scans, timed_session
 from export import verify as command
 from export.parity_on_scans import Networks, compare_on_scan, opened, prepare, said_together
-from export.verify import candidates, main, phantoms, reference_networks, short_gate
+from export.verify import candidates, main, phantoms, reference_networks
 from runtime.bundle import open_bundle
 from runtime.engines import open_session, select_engine
-from runtime.engines.parity import LIMITS, Parity, faults, probe_images, processor_session
+from runtime.engines.parity import LIMITS, Parity, faults, probe_images, processor_session, short_gate
 from runtime.errors import EngineError, OutOfMemoryError
 from runtime.localise import Centre
 from runtime.looks import looks_together
@@ -355,11 +355,12 @@ def test_int8_is_computed_in_int8(tmp_path):
 
 
 def test_the_short_gate_with_torch_as_reference(bundle):
-    onnx = bundle.path_of(bundle.spec.levelnet.file)
+    onnx, torch_s = bundle.path_of(bundle.spec.levelnet.file), reference_networks(bundle).levelnet
     with processor_session(onnx) as session:
-        assert short_gate(onnx, session, precision="fp32").levels > 0
+        assert short_gate(onnx, session, precision="fp32", reference=torch_s).levels > 0
+        wrong = Broken(session, lambda output: np.roll(output, 1, axis=1))
         with pytest.raises(EngineError, match="levels changed"):
-            short_gate(onnx, Broken(session, lambda output: np.roll(output, 1, axis=1)), precision="bf16")
+            short_gate(onnx, wrong, precision="bf16", reference=torch_s)
 
 
 def test_sessions_are_closed_in_the_end(bundle):
