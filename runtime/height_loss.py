@@ -185,6 +185,8 @@ def _counted(level: str | None, below: int) -> str:
     """The level ``below`` steps under another one, held between T1 and L5."""
     column = [name for name in LEVELS if name not in ("T13", "L6")]
     start = {"T13": "T12", "L6": "L5"}.get(str(level), str(level))
+    if start != level and below < 0:
+        below += 1  # what lies above these two is the very one that stands for them
     place = column.index(start) + below - column.index("T1")
     return _USUAL[min(max(place, 0), len(_USUAL) - 1)]
 

@@ -31,7 +31,7 @@ from train.evaluation.records import ScanRecord
 from train.evaluation.report import as_markdown
 from train.evaluation.run import Extras, SingleNetworks, evaluate_scan
 from train.evaluation.store import ScanStore
-from train.evaluation.summary import Provenance, Summary, code_version, summarise, training_note
+from train.evaluation.summary import Provenance, Summary, code_version, left_out_note, summarise, training_note
 from train.evaluation.truth import (
     HELD_OUT_SEED,
     ScanItem,
@@ -40,6 +40,7 @@ from train.evaluation.truth import (
     made_ahead,
     phantom_items,
     verse_items,
+    without_centres,
 )
 from train.phantom import PhantomConfig
 from train.verse import SPLITS
@@ -134,8 +135,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _evaluate(args: argparse.Namespace, given: Sequence[str]) -> int:
     items = _items(args)
     splits = _splits(items)
+    left_out = tuple(without_centres(args.data, split=args.split)) if args.data else ()
     if args.shard == (1, 1):  # shards share one report, which says it too
-        for warning in training_note(splits):
+        for warning in (*training_note(splits), *left_out_note(left_out)):
             print(f"evaluate: {warning}", file=sys.stderr)
     folder = _folder(args)
     if args.report:
@@ -155,7 +157,8 @@ def _evaluate(args: argparse.Namespace, given: Sequence[str]) -> int:
     if len(records) < len(items):
         print(f"{len(records)} of {len(items)} scans are done; the figures come with the last of them.")
         return 0
-    summary = summarise(records, provenance=replace(_provenance(records, args, given, bundle, engine), splits=splits))
+    provenance = replace(_provenance(records, args, given, bundle, engine), splits=splits, without_centres=left_out)
+    summary = summarise(records, provenance=provenance)
     _write(summary, records, folder, args)
     return 0
 
@@ -205,12 +208,12 @@ def _share_out(args: argparse.Namespace, given: Sequence[str]) -> int:
     part, parts = args.shard
     threads = args.threads or max(1, (os.cpu_count() or 1) // args.jobs)
     own = ["--jobs", "1", "--threads", str(threads), "--quiet"]
+    shards = [f"{part + k * parts}/{parts * args.jobs}" for k in range(args.jobs)]
     children = [
         subprocess.Popen(
-            [sys.executable, "-m", "train.evaluate", *given, *own, "--shard", f"{part + k * parts}/{parts * args.jobs}"],
-            stdout=subprocess.DEVNULL,
+            [sys.executable, "-m", "train.evaluate", *given, *own, "--shard", own_shard], stdout=subprocess.DEVNULL
         )
-        for k in range(args.jobs)
+        for own_shard in shards
     ]
     try:
         return next((status for status in [child.wait() for child in children] if status), 0)

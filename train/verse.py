@@ -4,12 +4,12 @@
 and the centres ``..._seg-subreg_ctd.json`` (older releases: ``..._seg-vb_ctd.json``).
 Labels: 1-7 C1-C7, 8-19 T1-T12, 20-25 L1-L6, 26 sacrum, 27 coccyx, 28 T13.
 
-Splits: a folder above ``rawdata``, the root itself included, whose name ends in ``training``, ``validation`` or ``test``
-says of which its scans are, as in VerSe's own archives; of several the lowest one does. Where no folder says ``validation``, every tenth subject, chosen by a
-hash of its name, is held out of training for it. Scans of one subject are never on both sides: VerSe 2020 holds the
-patients of VerSe 2019 again, in other splits, so a subject that is in a test folder anywhere is for test alone, and one
-in a validation folder is not trained on. Of scans of the same name one is used. Among several data sets that are
-drawn from together a subject has one split likewise.
+Splits: a folder above ``rawdata``, the root among them, whose name ends in ``training``, ``validation`` or ``test``
+says of which its scans are, as in VerSe's own archives; of several the lowest one. Where no folder says ``validation``,
+every tenth subject, chosen by a hash of its name, is held out of training for it. Scans of one subject are never on
+both sides: VerSe 2020 holds the patients of VerSe 2019 again, in other splits, so a subject that is in a test folder
+anywhere is for test alone, and one in a validation folder is not trained on. Of scans of the same name one is used.
+Among several data sets that are drawn from together a subject has one split likewise.
 """
 
 from __future__ import annotations
@@ -106,8 +106,8 @@ def of_split(cases: Sequence[Case], split: str | None, root: Path | str) -> tupl
     if not chosen:
         counts = ", ".join(f"{sum(c.split == name for c in cases)} for {name}" for name in SPLITS)
         raise InputError(
-            f"{root} has no scan for {split}: its {len(cases)} scans are {counts}. Name the folder above where this one "
-            "is of one split, as dataset-verse19test is, or one with more subjects: every tenth is held out for "
+            f"{root} has no scan for {split}: its {len(cases)} scans are {counts}. Name the folder above where this "
+            "one is of one split, as dataset-verse19test is, or one with more subjects: every tenth is held out for "
             "validation where no folder is named so."
         )
     return chosen

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from runtime.height_loss import grade_of, measure_loss, shape_of
+from runtime.height_loss import _counted, grade_of, measure_loss, shape_of
 from runtime.heights import BodyHeights
 
 LEVELS = [f"T{n}" for n in range(4, 13)] + [f"L{n}" for n in range(1, 6)]
@@ -108,6 +108,15 @@ def test_an_unknown_level_between_known_ones_is_counted():
     gaps = measure_loss(heights, [None if n % 3 == 1 else level for n, level in enumerate(levels)])
     for a, b in zip(whole, gaps, strict=True):
         assert a == b
+
+
+@pytest.mark.parametrize(
+    ("level", "below", "expected"),
+    [("L6", -1, "L5"), ("L6", -2, "L4"), ("L6", 1, "L5"), ("T13", -1, "T12"), ("T13", -2, "T11"), ("T13", 1, "L1"),
+     ("L1", -1, "T12"), ("T12", 1, "L1"), ("C7", 1, "T1")],
+)  # fmt: skip
+def test_levels_are_counted_from_those_that_few_have(level, below, expected):
+    assert _counted(level, below) == expected
 
 
 def test_cervical_and_unmeasured_vertebrae_get_nothing():

@@ -1,6 +1,7 @@
 """The evaluation command: resumable, shareable, honest about what is missing, with figures that others can read."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -257,6 +258,21 @@ def test_scans_that_were_trained_on_are_not_mixed_in_unsaid(
     assert "by split" not in met.out + met.err
 
 
+def test_scans_that_nothing_is_known_of_are_left_out_and_said(
+    fake: Fake, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = shutil.copytree(tiny_data, tmp_path / "data")
+    next(root.glob(f"derivatives/*{2**31 + 5}*/*_ctd.json")).unlink()
+    fake.found = ()
+    assert main(["--data", str(root), "--quiet", "-o", str(tmp_path / "out")]) == 0
+    met = capsys.readouterr()
+    note = f"1 scans without a centroid file were left out, e.g. sub-p{2**31 + 5}"
+    assert note in met.err
+    assert f"Note: {note}" in met.out
+    accuracy = _read_accuracy(tmp_path / "out" / "summary.json")
+    assert (accuracy["scans"], accuracy["provenance"]["without_centres"]) == (1, [f"sub-p{2**31 + 5}"])
+
+
 def test_items_change_with_their_files_and_grades(tiny_data: Path, tmp_path: Path) -> None:
     before = [item.fingerprint for item in verse_items(tiny_data, None)]
     assert before == [item.fingerprint for item in verse_items(tiny_data, None)]
@@ -325,6 +341,10 @@ def test_several_jobs_are_shards_of_one_folder(
     monkeypatch.setattr(evaluate, "subprocess", SimpleNamespace(Popen=Child, DEVNULL=None))
     assert main(["--phantoms", "3", "--jobs", "2", "-o", str(tmp_path), "--quiet"]) == 0
     assert sorted(fake.seen) == ["s0", "s1", "s2"]
+    assert main(["--phantoms", "9", "--jobs", "2", "--shard", "2/3", "-o", str(tmp_path / "part"), "--quiet"]) == 0
+    assert sorted(fake.seen[3:]) == ["s1", "s4", "s7"], "this machine's part and no other"
+    assert "3 of 9 scans are done" in capsys.readouterr().out
+    assert main(["--phantoms", "3", "--jobs", "2", "-o", str(tmp_path), "--quiet"]) == 0
     assert _read_accuracy(tmp_path / "summary.json")["provenance"]["command"].count("--shard") == 0
     assert "Evaluation of 3 scans" in capsys.readouterr().out
 

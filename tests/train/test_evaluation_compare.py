@@ -53,7 +53,7 @@ def called(
 
 
 def record(true: TrueScan, comparison: Comparison, patient: str = "one") -> ScanRecord:
-    return ScanRecord("scan", patient, true.shows_junction, 1.0, "v", comparison)
+    return ScanRecord("scan", patient, true.shows_junction, 1.0, "v", comparison, has_mask=true.mask is not None)
 
 
 def records(true: TrueScan, found: Sequence[Called]) -> list[ScanRecord]:
@@ -242,10 +242,17 @@ def test_masks_by_hand_and_misses_count_as_zero() -> None:
     assert (first.dice, first.hausdorff_mm, first.accuracy) == (1, 0, 1)
     assert (second.precision, second.recall, second.dice) == (0.8, 0.8, 0.8)
     assert second.accuracy == pytest.approx(1 - 2 * 144 / (129 * 144)), "in the block of 128 mm"
-    figures = summarise_masks([met])
+    figures = summarise_masks([record(true, met)], [met])
     assert [f.vertebrae for f in figures.by_grade] == [0, 1, 1, 0]
     assert figures.overall.dice == pytest.approx(0.9)
     assert figures.dice_misses_as_zero == pytest.approx(0.6)
+    nothing = compare(true, [])
+    of_both = summarise_masks([record(true, met), record(true, nothing)], [met, nothing])
+    assert of_both.dice_misses_as_zero == pytest.approx(0.3), "a scan in which nothing was found is missed altogether"
+    assert of_both.overall.dice == pytest.approx(0.9)
+    unmasked = replace(true, mask=None)
+    without = summarise_masks([record(true, met), record(unmasked, nothing)], [met, nothing])
+    assert without.dice_misses_as_zero == pytest.approx(0.6), "whose mask nobody knows is no miss"
     assert np.isnan(figures.by_grade[3].dice)
 
 

@@ -97,6 +97,15 @@ def test_newton_finds_what_a_general_optimiser_finds() -> None:
     assert [spec.network_weight, spec.measured_weight, *spec.prior[1:]] == pytest.approx(oracle.x, abs=0.01)
 
 
+def test_a_witness_that_is_not_heard_has_no_weight() -> None:
+    """A network that rules out what is true tells nothing; the ridge towards 1 is no weight of its."""
+    wrong = [tuple(0.04 if n == grade else 0.32 for n in range(4)) for grade in range(4)]
+    group = [replace(s, network=wrong[s.grade]) for s in samples(200, network_noise=0.05, loss_noise=0.03)]
+    _, spec = fitting._powers(group, replace(NEUTRAL, loss_sd=0.05))
+    assert spec.network_weight == 0
+    assert spec.measured_weight > 0.3
+
+
 @pytest.mark.parametrize("few", [samples(30, network_noise=0.1, loss_noise=0.1), []])
 def test_too_little_to_fit_to_is_refused(few: list[Sample]) -> None:
     with pytest.raises(InputError, match="evaluate more scans"):

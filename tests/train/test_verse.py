@@ -78,7 +78,7 @@ def test_folders_named_for_splits_are_the_splits(tmp_path: Path) -> None:
     assert len(find_cases(tmp_path)) == 5
     alone = tmp_path / "test"
     assert [c.split for c in find_cases(alone)] == ["test"], "named by itself it is for test all the same"
-    with pytest.raises(InputError, match="0 for training, 0 for validation, 1 for test. Name the folder above"):
+    with pytest.raises(InputError, match=r"0 for training, 0 for validation, 1 for test\. Name the folder above"):
         find_cases(alone, split="training")
     assert [c.split for c in find_cases(tmp_path / "dataset-02validation")] == ["validation"]
 

@@ -184,10 +184,11 @@ def _powers(samples: Sequence[Sample], spec: GradingSpec) -> tuple[float, Gradin
     grades = np.array([s.grade for s in samples])
     towards = np.array([1.0, 0.0, 0.0, 0.0, 0.0])
     weights, cost = _newton(features, grades, towards)
-    if (weights[:2] < 0).any():
-        features[:, :, :2] *= weights[:2] >= 0
+    heard = weights[:2] >= 0
+    if not heard.all():
+        features[:, :, :2] *= heard
         weights, cost = _newton(features, grades, towards)
-    powers = np.maximum(weights[:2], 0.0)
+    powers = np.maximum(weights[:2], 0.0) * heard  # of a column of zeros the ridge alone makes a weight
     prior = tuple(round(float(w), 4) for w in (0.0, *weights[2:]))
     return cost, replace(
         spec,

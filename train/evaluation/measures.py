@@ -29,7 +29,7 @@ class MaskFigures:
 class MaskSummary:
     """Masks of all vertebrae and by true grade 0..3 (thoracic and lumbar ones).
 
-    ``dice_misses_as_zero``: mean over all true vertebrae, those that were not found counting 0.
+    ``dice_misses_as_zero``: mean over all true vertebrae of scans with a true mask, those not found counting 0.
     """
 
     overall: MaskFigures
@@ -37,10 +37,10 @@ class MaskSummary:
     dice_misses_as_zero: float
 
 
-def summarise_masks(comparisons: Sequence[Comparison]) -> MaskSummary:
-    """Masks of one way of finding vertebrae, over all scans."""
+def summarise_masks(records: Sequence[ScanRecord], comparisons: Sequence[Comparison]) -> MaskSummary:
+    """Masks of one way of finding vertebrae, over all scans; ``comparisons[i]`` is that of ``records[i]``."""
     vertebrae = [v for c in comparisons for v in c.vertebrae]
-    measured = [v for c in comparisons if any(v.mask for v in c.vertebrae) for v in c.vertebrae]
+    measured = [v for r, c in zip(records, comparisons, strict=True) if r.has_mask for v in c.vertebrae]
     return MaskSummary(
         _masks([v.mask for v in vertebrae if v.mask is not None]),
         tuple(

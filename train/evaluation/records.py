@@ -181,6 +181,7 @@ class ScanRecord:
         voted: LocNet-F, centres of the vote map, before any mask refines them, where it was asked for.
         heatmap: LocNet-H, peaks of the same network's heatmap, where it was asked for.
         voxel_mm: the scan's largest voxel side.
+        has_mask: whether its truth has a mask, also where nothing was found to hold against it.
     """
 
     name: str
@@ -193,6 +194,7 @@ class ScanRecord:
     voted: Comparison | None = None
     heatmap: Comparison | None = None
     voxel_mm: float = 0.0
+    has_mask: bool = False
 
     @property
     def vertebrae(self) -> tuple[VertebraRecord, ...]:

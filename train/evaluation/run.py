@@ -99,6 +99,7 @@ def evaluate_scan(pipeline: Pipeline, scan: TrueScan, *, code_version: str = "")
         code_version,
         compare(scan, called),
         voxel_mm=max(scan.volume.grid.spacing_xyz_mm),
+        has_mask=scan.mask is not None,
     )
 
 

@@ -15,7 +15,7 @@ from train.evaluation.records import ScanRecord
 from train.evaluation.run import Extras
 from train.evaluation.truth import ScanItem, fingerprint_digest
 
-RECORD_FORMAT = 2
+RECORD_FORMAT = 3
 """Changes with the fields of a record, so that a folder of older ones is evaluated anew."""
 
 

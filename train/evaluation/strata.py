@@ -65,7 +65,7 @@ def _stratum(above_mm: float, up_to_mm: float | None, records: Sequence[ScanReco
         localisation.overall.vertebrae,
         localisation.overall.recall_10mm,
         localisation.false_positives_per_scan,
-        summarise_masks(whole).overall.dice,
+        summarise_masks(records, whole).overall.dice,
         tuple(f.f1 for f in grades.by_grade),
         tuple(sum(row) for row in grades.confusion_rows_true),
         summarise_heights(whole).mean_absolute_error_mm,

@@ -36,11 +36,12 @@ class Provenance:
         bundle: name and version.
         bundle_sha256: of its ``bundle.json``.
         network_sha256: of its other files.
-        engine: name, version and precision.
+        engine: name and precision.
         data: ``"phantoms"``, or the name of the data set's folder.
         first_seed: of the phantoms; the others follow on. None for a data set.
         phantoms: their configuration; empty for a data set.
         splits: how many scans of the data set are in each split; empty for phantoms.
+        without_centres: names of its scans that were left out, since no centroid file says where their vertebrae are.
     """
 
     command: str
@@ -54,6 +55,7 @@ class Provenance:
     first_seed: int | None
     phantoms: Mapping[str, Any]
     splits: Mapping[str, int] = field(default_factory=dict)
+    without_centres: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def summarise(records: Sequence[ScanRecord], *, provenance: Provenance | None = 
         summarise_localisation(whole),
         summarise_levels(records),
         summarise_grades(records, whole),
-        summarise_masks(whole),
+        summarise_masks(records, whole),
         summarise_heights(whole),
         summarise_calibration(records, whole),
         _witness(records, [as_by(c, lambda one: one.network) for c in whole]),
@@ -123,7 +125,7 @@ def summarise(records: Sequence[ScanRecord], *, provenance: Provenance | None = 
         None if heatmap is None else summarise_localisation(heatmap),
         by_voxel(records),
         float(np.median([r.seconds for r in records])) if records else float("nan"),
-        (*training_note({} if provenance is None else provenance.splits), *notes(records)),
+        (*(() if provenance is None else data_notes(provenance)), *notes(records)),
         provenance,
     )
 
@@ -141,10 +143,22 @@ def _witness(records: Sequence[ScanRecord], comparisons: Sequence[Comparison]) -
 def _alone(records: Sequence[ScanRecord], alone: Sequence[Comparison]) -> NetworkAlone:
     return NetworkAlone(
         summarise_grades(records, alone),
-        summarise_masks(alone),
+        summarise_masks(records, alone),
         summarise_heights(alone),
         summarise_calibration(records, alone),
     )
+
+
+def data_notes(provenance: Provenance) -> tuple[str, ...]:
+    """What is to be known of the choice of scans: those that are trained on, and those that were left out."""
+    return (*training_note(provenance.splits), *left_out_note(provenance.without_centres))
+
+
+def left_out_note(names: Sequence[str]) -> tuple[str, ...]:
+    """A warning of scans that can't be evaluated, or nothing."""
+    if not names:
+        return ()
+    return (f"{len(names)} scans without a centroid file were left out, e.g. {names[0]}: nothing says what they show.",)
 
 
 def training_note(splits: Mapping[str, int]) -> tuple[str, ...]:
@@ -175,7 +189,7 @@ def notes(records: Sequence[ScanRecord]) -> tuple[str, ...]:
 
 
 def _lacks(record: ScanRecord, known: Callable[[Any], object]) -> bool:
-    """Whether vertebrae with a grade were found and of none of them this is known."""
+    """Whether vertebrae were found and of none of them this is known."""
     found = [v for v in record.vertebrae if v.found]
     return bool(found) and all(known(v) is None for v in found)
 

@@ -106,7 +106,7 @@ def _phantom(seed: int) -> TrueScan:
 
 
 def verse_items(root: Path, grades: Path | None, *, split: str | None = None) -> list[ScanItem]:
-    """The scans under ``root`` (of one split) that have a centroid file.
+    """The scans under ``root`` (of one split) that have a centroid file; ``without_centres`` names the others.
 
     Args:
         root: a folder in VerSe's layout.
@@ -132,6 +132,11 @@ def verse_items(root: Path, grades: Path | None, *, split: str | None = None) ->
             "so nothing says where their vertebrae are."
         )
     return [_verse_item(case, matched.get(case.name, {})) for case in located]
+
+
+def without_centres(root: Path, *, split: str | None = None) -> list[str]:
+    """The names of the scans that ``verse_items`` leaves out: nothing says where their vertebrae are."""
+    return [case.name for case in find_cases(root, split=split) if case.centroids is None]
 
 
 def _verse_item(case: Case, grades: Mapping[int, int]) -> ScanItem:
