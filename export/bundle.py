@@ -32,7 +32,8 @@ from runtime.bundle_checks import BUNDLE_JSON
 from runtime.bundle_json import to_json
 from runtime.errors import InputError
 from runtime.grading import GradingSpec
-from train.config import FracSegNetRun, LevelNetRun, LocNetRun, Run, data_seen
+from train.config import FracSegNetRun, LevelNetRun, LocNetRun, Run
+from train.run_differences import data_seen
 
 SYNTHETIC_USE = (
     "Research and engineering only. The networks were trained on synthetic phantoms alone and have not been validated "

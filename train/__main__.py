@@ -17,8 +17,9 @@ from runtime.extras import stop_interrupted, stop_without
 from runtime.locks import try_lock
 
 try:
-    from train.config import FracSegNetRun, LocNetRun, Run, data_seen, differences_in_images, load, override
+    from train.config import FracSegNetRun, LocNetRun, Run, load, override
     from train.presets import TAUGHT, presets
+    from train.run_differences import data_seen, differences_in_images
 except ModuleNotFoundError as error:
     stop_without("train", error)
 except KeyboardInterrupt:

@@ -150,7 +150,7 @@ class LocNetRun:
         thick_slices_fraction: share of them that were stored in slices of 3 to 6 mm.
         dense_blood_fraction: share of them with veins full of contrast agent.
         data: ``"phantoms"`` and folders in VerSe's layout.
-        data_before: what else its weights come from: see ``data_seen``.
+        data_before: what else its weights come from: see ``train.run_differences.data_seen``.
         grades: csv or json of Genant grades for the folders; ``""`` for those found beside them.
         distillation: from which network it learns, if any.
     """
@@ -225,7 +225,7 @@ class FracSegNetRun:
         task_weighting: how the tasks' losses are joined: see ``train.balance``.
         nash_every: steps between two solutions of ``"nash"``, whose weights stay as they are between them.
         data: ``"phantoms"`` and folders in VerSe's layout.
-        data_before: what else its weights come from: see ``data_seen``.
+        data_before: what else its weights come from: see ``train.run_differences.data_seen``.
         grades: csv or json of Genant grades for the folders; ``""`` for those found beside them.
     """
 
@@ -275,7 +275,7 @@ class LevelNetRun:
             40 mm beyond the annotated spine, where a cut vertebra may be without a centre.
         label_smoothing: of the cross entropy.
         data: ``"phantoms"`` and folders in VerSe's layout.
-        data_before: what else its weights come from: see ``data_seen``.
+        data_before: what else its weights come from: see ``train.run_differences.data_seen``.
         grades: csv or json of Genant grades for the folders; ``""`` for those found beside them.
     """
 
@@ -323,24 +323,6 @@ def override(run: Run, settings: list[str]) -> Run:
     return _checked(type(run), values, at="the settings")
 
 
-def differences(before: Run, after: Run) -> list[str]:
-    """Each setting that is not the same in both, as ``"loop.steps from 3000 to 4000"``."""
-    earlier, later = (_flat(json.loads(to_json(run))) for run in (before, after))
-    return [
-        f"{name} from {json.dumps(earlier.get(name))} to {json.dumps(later.get(name))}"
-        for name in earlier | later
-        if earlier.get(name) != later.get(name)
-    ]
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values under ``key.subkey``, as ``override`` takes them."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
-
-
 def save(run: Run, path: Path) -> None:
     """Write the run as indented JSON."""
     path.write_text(to_json(SavedRun(type(run).__name__, dataclasses.asdict(run))), encoding="utf-8")
@@ -356,36 +338,6 @@ def load(path: Path) -> Run:
     if not isinstance(values, dict) or values.get("network") not in _KINDS:
         raise InputError(f"{path} is no training configuration of this software.")
     return _checked(_KINDS[values["network"]], with_later_settings(values.get("run")), at=str(path))
-
-
-def differences_in_images(one: Run, other: Run) -> list[str]:
-    """Which settings of what a network sees and is to say differ between two runs: its weights belong to them."""
-    names = ("spacing_mm", "intensity", "sigma_voxels", "crop_shift_mm")
-    return [name for name in names if getattr(one, name, None) != getattr(other, name, None)]
-
-
-_VALIDATION = (
-    "crop_shapes", "heatmap_threshold", "negative_fraction", "fractured_fraction", "narrow_field_fraction",
-    "thick_slices_fraction", "dense_blood_fraction", "centre_jitter_mm", "class_counts", "sampling", "crops_per_scan",
-    "negative_distance_mm", "data", "grades",
-)  # fmt: skip
-_VALIDATION_LOOP = ("seed", "batch", "validation_samples")
-
-
-def differences_in_validation(one: Run, other: Run) -> list[str]:
-    """Which settings of the samples that validate differ between two runs: scores on others can't be compared."""
-    names = [name for name in _VALIDATION if getattr(one, name, None) != getattr(other, name, None)]
-    return names + [f"loop.{n}" for n in _VALIDATION_LOOP if getattr(one.loop, n) != getattr(other.loop, n)]
-
-
-def data_seen(run: Run) -> tuple[str, ...]:
-    """All data that a run's weights come from.
-
-    That is what it is trained on, what it was trained on before it was resumed with other data, and what was seen by
-    the weights that it began with and by its teacher.
-    """
-    taught = run.distillation.data if isinstance(run, LocNetRun) else ()
-    return tuple(dict.fromkeys((*run.data, *run.data_before, *taught)))
 
 
 _ADDED_LATER: Mapping[str, Any] = {"data_before": [], "grades": ""}

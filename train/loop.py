@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from lightning.fabric import Fabric
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Dataset
@@ -23,6 +24,7 @@ from train import config as configuration
 from train.balance import balancer_of
 from train.config import LoopConfig, Run
 from train.processor import processor_has_bf16
+from train.run_differences import differences, differences_in_images, differences_in_validation
 from train.sources import Source, held_out
 from train.tasks import Batch, Task, task_of, to_device
 from train.weights import fitting, weights_to_start_from
@@ -89,7 +91,7 @@ def _fabric(accelerator: str, devices: int | str, precision: str, logger: Any) -
         return Fabric(
             accelerator=accelerator, devices=devices, precision=precision, loggers=logger  # type: ignore[arg-type]
         )  # fmt: skip
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, MisconfigurationException) as error:
         raise InputError(
             f"Training on {devices} devices of the kind {accelerator} with loop.precision={precision} is not possible "
             f"here ({error}); name others with --accelerator, --devices and --set loop.precision=32-true."
@@ -163,7 +165,7 @@ class Trainer:
 
     def _refuse_other_images(self, earlier: Run) -> None:
         """Raises InputError where the run saw other images until now: its best weights belong to those."""
-        if differ := configuration.differences_in_images(earlier, self.run):
+        if differ := differences_in_images(earlier, self.run):
             told = ", ".join(f"{n} from {getattr(earlier, n, None)} to {getattr(self.run, n, None)}" for n in differ)
             raise InputError(
                 f"The images that the run in {self.folder} learns from can't be changed on the way ({told}); begin "
@@ -200,7 +202,7 @@ class Trainer:
 
     def _begin_anew_with_other_validation(self, earlier: Run) -> None:
         """Forget the best score where the samples that validate are others: it says nothing about these."""
-        if differ := configuration.differences_in_validation(earlier, self.run):
+        if differ := differences_in_validation(earlier, self.run):
             self.best, self.since_best = -math.inf, 0
             log.warning(
                 "the validation samples are others (%s): the next validation's weights replace best.ckpt, whatever its "
@@ -209,7 +211,7 @@ class Trainer:
 
     def _keep_earlier(self, earlier: Run, config_path: Path) -> None:
         """Say which settings are others than the run had until now, and keep those as ``config.before-step-N.json``."""
-        changes = configuration.differences(earlier, self.run)
+        changes = differences(earlier, self.run)
         if not changes:
             return
         kept = config_path.with_name(f"config.before-step-{self.step}.json")

@@ -12,8 +12,9 @@ from runtime.bundle import DEFAULT_BUNDLE
 from runtime.errors import InputError
 from train import config
 from train.__main__ import build_parser, run_of, sole_run_in
-from train.config import LocNetRun, data_seen, override
+from train.config import LocNetRun, override
 from train.presets import TAUGHT, presets
+from train.run_differences import data_seen
 from train.tasks import task_of
 from train.weights import fitting, weights_to_start_from
 
