@@ -10,16 +10,27 @@ import numpy as np
 
 from runtime.errors import InputError
 from runtime.readers.checks import VoxelCollector, check_grid, check_shape, fits_int16, tell_of
-from runtime.readers.itk_files import check_nrrd_header, data_files, metaimage_fields, sha256_of
+from runtime.readers.itk_files import (
+    check_metaimage_axes,
+    check_nrrd_header,
+    data_files,
+    metaimage_fields,
+    sha256_of,
+)
 from runtime.readers.options import ReadOptions, ScanHeader
 from runtime.volume import LPS_FROM_RAS, Grid, Volume
+
+_NO_MEMORY = "Failed to allocate memory for image."
+"""ITK raises one kind of error for all that it meets; this is what it says where the voxels found no room."""
 
 
 def read(path: Path, name: str, options: ReadOptions) -> Volume:
     """Reads one file; see :func:`runtime.readers.read_scan`."""
     import SimpleITK
 
+    _check_name(path)
     check_nrrd_header(path)
+    check_metaimage_axes(path)
     sha256 = sha256_of(path)
     reader = SimpleITK.ImageFileReader()
     reader.SetFileName(str(path))
@@ -33,6 +44,8 @@ def read(path: Path, name: str, options: ReadOptions) -> Volume:
         image = reader.Execute()
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1].strip()
+        if reason == _NO_MEMORY:
+            raise MemoryError(reason) from error
         raise InputError(f"{path.name} is damaged or cut off ({reason}). Copy or export the file again.") from error
     if image.GetDimension() > 3:
         image = image[(slice(None),) * 3 + (0,) * (image.GetDimension() - 3)]
@@ -42,6 +55,16 @@ def read(path: Path, name: str, options: ReadOptions) -> Volume:
         voxels.put(first, values[first : first + voxels.planes_per_slab])
     array = voxels.finish(options.lowest_hu)
     return Volume(array, grid, name, sha256, tuple(voxels.notes))
+
+
+def _check_name(path: Path) -> None:
+    """Refuses names that are no UTF-8: SimpleITK ends the whole process over them."""
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"The path {str(path)!a} is not UTF-8, and ITK can't open it. Rename the file, or the folder it is in."
+        ) from error
 
 
 def _require_scalars(reader: Any, file_name: str) -> None:

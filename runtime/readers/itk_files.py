@@ -6,12 +6,15 @@ import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from runtime.errors import InputError
 
 _MOST_LINES = 10_000
 """Of a header, and files of a scan; ITK's time for the lines of an NRRD header grows with their square."""
 _LONGEST_LINE = 2**20
+_METAIMAGE_AXES = ("2", "3", "4")
+"""What a MetaImage may state as its NDims; ITK's reader writes beyond its memory for absurd ones."""
 _PATTERN = re.compile(r"(?P<before>[^%]*)%(?P<width>0?\d?)d(?P<after>[^%]*)")
 """Of numbered files, such as ``slice%03d.raw``."""
 
@@ -42,6 +45,8 @@ def data_files(path: Path) -> tuple[Path, ...]:
     names = _NAMES[path.suffix.lower()](path) if path.suffix.lower() in _NAMES else ()
     files = tuple(path.parent / name for name in names)
     for file, name in zip(files, names, strict=True):
+        if "\0" in name:
+            raise InputError(f"{path.name} names {name!r} as its voxels' file, which is no name. Export it again.")
         if file.exists() and not file.is_file():
             raise InputError(f"{path.name} names {name} as the file of its voxels, which is none. Export it again.")
     return files
@@ -52,17 +57,36 @@ def metaimage_fields(path: Path) -> dict[str, str]:
     return _metaimage_header(path)[0]
 
 
+def check_metaimage_axes(path: Path) -> None:
+    """Raise InputError for a MetaImage that states no NDims, or anywhere one that ITK's reader doesn't survive."""
+    if path.suffix.lower() not in (".mha", ".mhd"):
+        return
+    with path.open("rb") as file:
+        stated = [value for key, value in _metaimage_lines(file, path) if key == "ndims"]
+    wrong = [value for value in stated if value not in _METAIMAGE_AXES]
+    if wrong or not stated:
+        met = f"its NDims is {wrong[0][:20]!r}" if wrong else "it states no NDims"
+        raise InputError(f"{path.name} is damaged or no MetaImage: {met}; a scan has 3. Copy or export it again.")
+
+
+def _metaimage_lines(file: BinaryIO, path: Path) -> Iterator[tuple[str, str]]:
+    """Names in lower case and values, as ITK's reader separates them, up to the one that says where the voxels are."""
+    for count, raw in enumerate(iter(lambda: file.readline(4096), b""), start=1):
+        _check_count(count, path)
+        if not raw.strip():
+            continue
+        key, *values = re.split("[=:]", raw.decode("utf-8", "surrogateescape"), maxsplit=1)
+        if not values:
+            return
+        yield key.strip().lower(), values[0].strip()
+        if key.strip().lower() == "elementdatafile":
+            return
+
+
 def _metaimage_header(path: Path) -> tuple[dict[str, str], list[str]]:
     """The fields, and where the last one says that they follow, the names of the data files."""
-    fields: dict[str, str] = {}
     with path.open("rb") as file:
-        for raw in iter(lambda: file.readline(4096), b""):
-            key, equals, value = raw.decode("utf-8", "surrogateescape").partition("=")
-            if not equals:
-                break
-            fields[key.strip().lower()] = value.strip()
-            if key.strip().lower() == "elementdatafile":
-                break
+        fields = dict(_metaimage_lines(file, path))
         listed = []
         if _is_list(fields.get("elementdatafile", "")):
             for raw in iter(lambda: file.readline(4096), b""):

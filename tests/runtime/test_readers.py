@@ -215,6 +215,7 @@ DETACHED = {
     "list.mhd": f"{METAIMAGE}{LISTED}",
     "numbered.mhd": f"{METAIMAGE}s%02d.raw 1 4 1\n",
     "counted.mhd": f"{METAIMAGE}s%02d.raw\n",
+    "colons.mhd": f"\n{METAIMAGE}s.raw\n".replace(" =", ":"),
 }
 """Headers without voxels, of the same scan of four slices in ``s.raw``, ``s01.raw`` ... or ``back4.raw`` ..."""
 
@@ -424,6 +425,38 @@ def test_a_metaimage_whose_voxels_are_no_file(tmp_path):
     refused(path, "/dev/zero as the file of its voxels, which is none")
 
 
+@pytest.mark.parametrize("header", [f"{NRRD}data file: ", METAIMAGE], ids=["nrrd", "metaimage"])
+def test_a_data_file_whose_name_cannot_be_one(tmp_path, header):
+    path = tmp_path / ("a.nrrd" if header.startswith("NRRD") else "a.mhd")
+    path.write_text(f"{header}s\0.raw\n")
+    refused(path, r"'s\x00.raw' as its voxels' file, which is no name")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs names of any bytes")
+@pytest.mark.parametrize("ending", [".nrrd", ".mha", ".mhd"])
+def test_a_name_that_is_no_utf8_is_refused_where_itk_reads(tmp_path, ending):
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(ct_array()), str(tmp_path / f"a{ending}"))
+    path = tmp_path / os.fsdecode(b"a\xff" + ending.encode())
+    (tmp_path / f"a{ending}").rename(path)
+    refused(path, rf"a\udcff{ending}' is not UTF-8", "Rename the file")
+    folder = tmp_path / os.fsdecode(b"b\xff")
+    folder.mkdir()
+    refused(path.rename(folder / f"a{ending}"), r"b\udcff", "or the folder it is in")
+
+
+@pytest.mark.parametrize("stated", ["NDims = 300", "NDims = 73", "NDims = -3", "NDims : -3", "NDims = 3\nNDims = -3"])
+def test_a_metaimage_of_absurdly_many_axes_is_refused_before_itk_reads_it(tmp_path, stated):
+    path = tmp_path / "a.mhd"
+    write_slices(tmp_path, np.zeros((4, 5, 6)))
+    path.write_text(METAIMAGE.replace("NDims = 3", stated) + "s.raw\n")
+    refused(path, f"a.mhd is damaged or no MetaImage: its NDims is {stated.split()[-1]!r}", "export it again")
+
+
+def test_a_metaimage_without_its_number_of_axes(tmp_path):
+    (tmp_path / "a.mhd").write_text(METAIMAGE.replace("NDims = 3\n", "") + "s.raw\n")
+    refused(tmp_path / "a.mhd", "it states no NDims")
+
+
 def test_no_permission(tmp_path, monkeypatch):
     path = save_nifti(tmp_path / "a.nii", ct_array())
     path.chmod(0)
@@ -445,6 +478,34 @@ def test_no_memory(tmp_path, monkeypatch):
     monkeypatch.setattr("runtime.readers.nifti.VoxelCollector", full)
     with pytest.raises(OutOfMemoryError, match="does not fit in memory"):
         read_scan(path)
+
+
+LIMITED = """
+import resource, sys
+import SimpleITK
+from runtime.errors import OutOfMemoryError
+from runtime.readers import read_scan
+pages = int(open("/proc/self/statm").read().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**28,) * 2)
+try:
+    read_scan(sys.argv[1])
+except OutOfMemoryError as error:
+    sys.exit(str(error))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on memory")
+@pytest.mark.parametrize("name", ["a.nrrd", "a.mhd"])
+def test_no_memory_for_the_voxels_that_itk_reads(tmp_path, name):
+    header = f"{NRRD}data file: " if name.endswith(".nrrd") else METAIMAGE
+    (tmp_path / name).write_text(header.replace("6 5 4", "1024 1024 256") + "s.raw\n")
+    with (tmp_path / "s.raw").open("wb") as file:
+        file.truncate(2**29)
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, tmp_path / name], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+    assert f"The scan {tmp_path / name} does not fit in memory" in done.stderr
 
 
 def test_two_and_four_dimensions(tmp_path):
