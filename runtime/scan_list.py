@@ -11,6 +11,7 @@ from pathlib import Path
 from runtime.errors import InputError
 from runtime.output import FINDINGS_FILE, RESULT_FILES
 from runtime.readers import READERS
+from runtime.readers.dicom_damage import damage, quiet
 
 logger = logging.getLogger(__name__)
 
@@ -125,18 +126,24 @@ def _belong_together(folders: Sequence[Path]) -> bool:
     """Whether the folders, by their first DICOM files, hold one study, or any two of them pieces of one series."""
     if len(folders) < 2:
         return False
-    import pydicom
-    from pydicom.errors import InvalidDicomError
-
     series, studies = [], set()
     for folder in folders:
-        first = _first_dicom(sorted(file for file in folder.iterdir() if file.is_file()))
-        if first is None or first.name.lower() == "dicomdir":
-            continue
         try:
-            header = pydicom.dcmread(first, stop_before_pixels=True, specific_tags=list(_UIDS))
-        except (InvalidDicomError, EOFError):  # reading it as a scan tells what is wrong
+            first = _first_dicom(sorted(file for file in folder.iterdir() if file.is_file()))
+            if first is None or first.name.lower() == "dicomdir":
+                continue
+            own_series, study = _series_and_study_of(first)
+        except (OSError, *damage()):  # reading it as a scan tells what is wrong
             continue
-        series.append(str(header.get("SeriesInstanceUID", "")) or str(folder))
-        studies.add(str(header.get("StudyInstanceUID", "")) or series[-1])
+        series.append(own_series or str(folder))
+        studies.add(study or series[-1])
     return len(set(series)) < len(series) or len(studies) == 1 < len(series)
+
+
+def _series_and_study_of(file: Path) -> list[str]:
+    """The UIDs of a DICOM file's series and study; empty where it has none."""
+    import pydicom
+
+    with quiet():
+        header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(_UIDS))
+        return [str(header.get(keyword, "")) for keyword in _UIDS]

@@ -95,6 +95,22 @@ def test_the_series_of_one_study_are_one_scan_and_studies_are_scans_of_their_own
     assert listed(tmp_path / "patient1") == ([(tmp_path / "patient1", Path())], False)
 
 
+def test_a_damaged_dicom_file_or_one_that_may_not_be_read_stops_no_other_patient(tmp_path, monkeypatch):
+    for patient in (1, 2):
+        dicom(tmp_path / f"patient{patient}" / "IM1.dcm", f"1.{patient}.1", f"1.{patient}")
+    whole = (tmp_path / "patient2" / "IM1.dcm").read_bytes()
+    both = [tmp_path / "patient1", tmp_path / "patient2"]
+    for size in range(len(whole)):
+        (tmp_path / "patient2" / "IM1.dcm").write_bytes(whole[:size])
+        assert [scan.path for scan in list_scans([tmp_path])[0]] == both, size
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pydicom.dcmread", refuse)
+    assert [scan.path for scan in list_scans([tmp_path])[0]] == both
+
+
 def test_a_folder_without_scans_is_given_as_it_is_so_that_reading_tells(tmp_path):
     touch(tmp_path / "notes.txt")
     assert list_scans([tmp_path]) == ((ListedScan(tmp_path),), False)
