@@ -23,6 +23,10 @@ class GeometryError(InputError):
     """The scan's grid cannot be used: singular affine, absurd spacing, missing or uneven slices."""
 
 
+class OutputError(InputError):
+    """The results can't be written, such as to a disk that is full; nothing is wrong with the scan."""
+
+
 class BundleError(VertscanError):
     """The model bundle is missing, damaged, of another schema, or a file's hash differs."""
 

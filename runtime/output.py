@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from runtime.dicom import BINARY
 from runtime.dicom import FILES as DICOM_FILES
 from runtime.disk import flush_folder, flush_with_files
-from runtime.errors import InputError
+from runtime.errors import InputError, OutputError
 from runtime.findings import Findings, to_json
 from runtime.memory import peak_memory_mb
 from runtime.readers import scan_name
@@ -95,8 +95,8 @@ def write_results(
         findings' own file, and bringing all onto the disk and to its name, which come after the time was stated.
 
     Raises:
-        InputError: the folder holds something else or can't be written, or DICOM objects are asked for and can't be
-            made of this scan.
+        OutputError: the folder can't be written.
+        InputError: the folder holds something else, or DICOM objects are asked for and can't be made of this scan.
     """
     from runtime.writers import write_label_volume
 
@@ -145,16 +145,21 @@ def _resolved(path: Path) -> Path:
 
 
 def check_replaceable(folder: Path) -> None:
-    """Raise InputError unless ``folder`` is free and can be made, is empty, or is a result folder to be replaced."""
+    """Do nothing if ``folder`` is free and can be made, is empty, or is a result folder to be replaced.
+
+    Raises:
+        OutputError: it can't be written.
+        InputError: it holds something else.
+    """
     try:
         home = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists() or p.is_symlink())
         if not home.is_dir() or not os.access(home, os.W_OK):
-            raise InputError(f"Nothing can be written to {home}; name another folder with -o.")
+            raise OutputError(f"Nothing can be written to {home}; name another folder with -o.")
         if not folder.exists():
             return
         others = sorted(e.name for e in folder.iterdir() if e.name not in RESULT_FILES and not _is_scratch(e))
     except OSError as error:
-        raise InputError(f"{folder} can't be used ({error.strerror or error}); name another one with -o.") from error
+        raise OutputError(f"{folder} can't be used ({error.strerror or error}); name another one with -o.") from error
     if others:
         raise InputError(f"{folder} holds other files ({', '.join(others[:3])}); name another folder with -o.")
 
@@ -169,17 +174,18 @@ def replaced_whole(folder: Path, *, scratch: str = SCRATCH) -> Iterator[Path]:
     whole or not its own, not even after a power cut.
 
     Raises:
-        InputError: ``folder`` may not be replaced, or can't be written.
+        OutputError: ``folder`` can't be written.
+        InputError: it may not be replaced.
     """
     check_replaceable(folder)
     folder = folder.absolute()
-    with _said_as_input_error(folder):
+    with _said_as_output_error(folder):
         home = folder if folder.exists() else folder.parent
         home.mkdir(parents=True, exist_ok=True)
         made = Path(tempfile.mkdtemp(prefix=scratch, dir=home))
     try:
         fresh = made / "new"
-        with _said_as_input_error(folder):
+        with _said_as_output_error(folder):
             fresh.mkdir()
             yield fresh
             check_replaceable(folder)
@@ -260,11 +266,20 @@ def _move(names: Sequence[str], source: Path, target: Path) -> None:
 
 
 @contextmanager
-def _said_as_input_error(folder: Path) -> Iterator[None]:
+def _said_as_output_error(folder: Path) -> Iterator[None]:
+    """Name the folder of the results in errors of writing, not the one that they are written to first."""
     try:
         yield
+    except OutputError as error:
+        if not isinstance(error.__cause__, OSError):
+            raise
+        raise _unwritable(folder, error.__cause__) from error.__cause__
     except OSError as error:
-        raise InputError(
-            f"The results can't be written to {folder} ({error.strerror or error}); "
-            "choose a folder with -o that is writable and has room."
-        ) from error
+        raise _unwritable(folder, error) from error
+
+
+def _unwritable(folder: Path, error: OSError) -> OutputError:
+    return OutputError(
+        f"The results can't be written to {folder} ({error.strerror or error}); "
+        "choose a folder with -o that is writable and has room."
+    )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime.errors import InputError
+from runtime.errors import OutputError
 from runtime.volume import Grid
 
 DESCRIPTION = b"vertebrae, 0 background, 1..n cranial to caudal"
@@ -27,7 +27,7 @@ def write_label_volume(path: Path | str, labels_zyx: np.ndarray, grid: Grid) -> 
         grid: of the labels.
 
     Raises:
-        InputError: the file cannot be written.
+        OutputError: the file cannot be written.
         ValueError: the labels do not match the grid or do not fit in a byte.
     """
     from isal import igzip
@@ -43,7 +43,7 @@ def write_label_volume(path: Path | str, labels_zyx: np.ndarray, grid: Grid) -> 
                 packed.write(plane.data)
         temporary.replace(path)
     except OSError as error:
-        raise InputError(
+        raise OutputError(
             f"The mask {path} can't be written ({error.strerror or error}); choose a folder that is writable "
             "and has room."
         ) from error

@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING, Literal
 
 from runtime.dicom import SEG
-from runtime.errors import InputError, OutOfMemoryError, VertscanError
+from runtime.errors import InputError, OutOfMemoryError, OutputError, VertscanError
 from runtime.output import Outputs, write_results
 from runtime.serve.job_progress import JobProgress, StoppedError
 from runtime.serve.jobs import INPUT, RESULTS, JobRecord, Jobs
@@ -76,6 +76,11 @@ class Worker:
             return self._jobs.stop(job.id)
         except RefusedRequestError as error:
             return self._jobs.fail(job.id, _error(InputError.exit_status, error.detail))
+        except OutputError as error:
+            reason = getattr(error.__cause__, "strerror", None) or "it is not writable"
+            logger.error("job %s: its results can't be written (%s); see to the disk of --work-dir", job.id[:8], reason)
+            message = f"The server can't write the results ({reason}). Try again later, or tell who runs the server."
+            return self._jobs.fail(job.id, _error(1, message))
         except VertscanError as error:
             return self._jobs.fail(job.id, _error(error.exit_status, _told(error, job)))
         except MemoryError:
@@ -106,6 +111,8 @@ class Worker:
             write_results(
                 analysis, folder, outputs=Outputs(options.overview, kinds, options.seg_type), progress=progress
             )
+        except OutputError:  # not of the scan's: without a segmentation it would be the same
+            raise
         except InputError as error:
             if options.dicom is not None or not kinds:
                 raise

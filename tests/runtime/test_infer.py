@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import io
 import json
 import logging
@@ -177,6 +178,20 @@ def test_a_write_that_fails_keeps_the_result_that_was_there(there, run, monkeypa
     assert content("two.vertebrae") == RESULTS
     assert Path("two.vertebrae/findings.json").read_bytes() == before
     assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("writes", ["isal.igzip.IGzipFile.write", "runtime.png.write_png"])
+def test_a_full_disk_is_told_by_the_folder_that_the_user_named(there, run, monkeypatch, capsys, writes):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(writes, full)
+    assert run(there / "two.nii.gz", "-o", "out") == 2
+    said = "results can't be written to out (No space left on device); choose a folder with -o"
+    err = capsys.readouterr().err.replace(f"{Path.cwd()}{os.sep}", "")
+    assert said in err
+    assert ".vertscan-" not in err
+    assert content(".") == set()
 
 
 def test_a_defect_is_told_without_a_trace_unless_asked_for(there, run, monkeypatch, capsys):

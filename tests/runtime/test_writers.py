@@ -6,7 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from runtime.errors import InputError
+from runtime.errors import InputError, OutputError
 from runtime.volume import Grid
 from runtime.writers import write_label_volume
 
@@ -50,7 +50,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_rest(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("isal.igzip.IGzipFile.write", full)
-    with pytest.raises(InputError, match=r"a\.nii\.gz can't be written \(No space left on device\); choose a folder"):
+    with pytest.raises(OutputError, match=r"a\.nii\.gz can't be written \(No space left on device\); choose a folder"):
         write_label_volume(path, labels, grid)
     assert os.listdir(tmp_path) == ["a.nii.gz"]
     assert path.read_bytes() == b"old"

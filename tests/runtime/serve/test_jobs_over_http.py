@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import json
@@ -198,6 +199,22 @@ def test_a_series_that_allows_no_segmentation_is_done_without_and_says_why(serve
     assert set(job["results"]) == {"findings", "mask", "overview"}
     assert "Frame of Reference" in job["notes"][0]
     assert running.ended(running.submitted(*files, dicom="seg"))["state"] == "failed"
+
+
+@pytest.mark.parametrize("writes", ["runtime.dicom.encode.dcmwrite", "isal.igzip.IGzipFile.write"])
+def test_a_full_disk_is_the_servers_not_the_scans(serve, scans, monkeypatch, caplog, writes):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    running = serve()
+    monkeypatch.setattr(writes, full)
+    job = running.ended(running.submitted(*sorted((scans / "series").iterdir())))
+    assert (job["state"], job["notes"]) == ("failed", [])
+    assert (job["error"]["kind"], job["error"]["exit_status"]) == ("internal", 1)
+    assert job["error"]["message"].startswith("The server can't write the results (No space left on device).")
+    assert "-o" not in job["error"]["message"]
+    assert "No space left on device" in caplog.text
+    assert running.left() == []
 
 
 def test_a_job_that_waits_and_one_that_runs_are_cancelled_and_leave_nothing(serve, scans, pipeline):
