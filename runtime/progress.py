@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import time
+from contextlib import suppress
 from typing import Protocol, TextIO
-
-_MOST_CHARACTERS = 100
 
 
 class Progress(Protocol):
@@ -42,8 +43,9 @@ class TerminalLine:
 
     def show(self, text: str) -> None:
         """Put the text in the place of what the line shows; what is too long for it is cut."""
-        shown = self._encodable(text)[:_MOST_CHARACTERS]
-        self._write("\r" + shown.ljust(self._width))
+        room = self._room()
+        shown = self._encodable(text)[:room]
+        self._write("\r" + shown.ljust(min(self._width, room)))
         self._width = len(shown)
 
     def leave(self, text: str) -> None:
@@ -56,6 +58,13 @@ class TerminalLine:
         if self._width:
             self._write("\r" + " " * self._width + "\r")
             self._width = 0
+
+    def _room(self) -> int:
+        """So many characters don't wrap; the last column stays free, since some terminals wrap behind it."""
+        columns = 0
+        with suppress(OSError):  # the stream is no terminal
+            columns = os.get_terminal_size(self._stream.fileno()).columns
+        return (columns or shutil.get_terminal_size().columns) - 1
 
     def _encodable(self, text: str) -> str:
         """With letters that the terminal can't show escaped."""

@@ -10,6 +10,7 @@ from runtime.dicom import BINARY, LABELMAP, LABELMAP_RLE, SEG
 from runtime.errors import InputError
 from runtime.findings import Findings, from_json
 from runtime.output import DICOM_FILES, FINDINGS_FILE, MASK_FILE, OVERVIEW_FILE, Outputs
+from runtime.readers.dicom_damage import damage, quiet
 from runtime.readers.itk_files import sha256_of
 
 if TYPE_CHECKING:
@@ -119,15 +120,15 @@ def _seg_type_of(file: Path) -> str | None:
         OSError: it can't be read.
     """
     from pydicom import dcmread
-    from pydicom.errors import InvalidDicomError
     from pydicom.uid import RLELossless
 
     try:
-        header = dcmread(file, stop_before_pixels=True, specific_tags=["SegmentationType"])
-        if header.SegmentationType == BINARY:
-            return BINARY
-        return LABELMAP_RLE if header.file_meta.TransferSyntaxUID == RLELossless else LABELMAP
-    except (InvalidDicomError, AttributeError, EOFError):
+        with quiet():
+            header = dcmread(file, stop_before_pixels=True, specific_tags=["SegmentationType"])
+            if header.SegmentationType == BINARY:
+                return BINARY
+            return LABELMAP_RLE if header.file_meta.TransferSyntaxUID == RLELossless else LABELMAP
+    except damage():
         return None
 
 

@@ -11,12 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, SegmentationStorage
 
 from runtime import infer
 from runtime.errors import OutOfMemoryError
 from runtime.findings import from_json
 from runtime.infer import main
+from runtime.output import Outputs
 from runtime.pipeline import Pipeline
+from runtime.resume import Named, finished_findings
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -173,6 +177,30 @@ def test_resume_runs_again_what_was_made_otherwise_than_is_asked_for_by_name(
     settings = from_json(Path("out/findings.json").read_text()).settings
     if runs_again:
         assert settings.exhaustive == ("--exhaustive" in options)
+
+
+def test_a_damaged_segmentation_is_not_complete(scans, run):
+    assert run(scans / "a.nii.gz", "-o", "out") == 0
+    bundle_sha256 = from_json(Path("out/findings.json").read_text()).bundle.sha256
+    seg, dataset = Path("out/seg.dcm"), Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = SegmentationStorage
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = "1.2.3.4"
+    dataset.SegmentationType = "BINARY"
+    dataset.save_as(seg, enforce_file_format=True)
+    whole = seg.read_bytes()
+    complete = []
+    for size in range(len(whole) + 1):
+        seg.write_bytes(whole[:size])
+        before = finished_findings(
+            Path("out"),
+            bundle_sha256=bundle_sha256,
+            outputs=Outputs(overview=False, dicom=("seg",), seg_type="BINARY"),
+            named=Named("auto", "auto", exhaustive=False),
+        )
+        complete += [size] if before is not None else []
+    assert complete == [len(whole)]
 
 
 @pytest.mark.parametrize("name", ["findings.json", "vertebrae.nii.gz", "overview.png"])

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import io
+import os
+import struct
+import sys
 from dataclasses import replace
 
 import pytest
 
 from runtime.engines.base import EngineInfo
 from runtime.findings import COMBINED, BundleInfo, Findings, Heights, Measured, NetworkOpinion, ScanInfo, Vertebra
-from runtime.progress import NoProgress, TerminalProgress, format_duration
+from runtime.progress import NoProgress, TerminalLine, TerminalProgress, format_duration
 from runtime.remarks import on_a_page
 from runtime.report import LEGEND, table
 
@@ -151,6 +154,32 @@ def test_progress_rewrites_one_line_and_leaves_it_clean():
     last_shown = text.rstrip("\r").split("\r")[-1]
     assert last_shown.strip() == ""
     assert len(last_shown) >= len("scan: locate 4/4")
+
+
+@pytest.mark.parametrize("columns", [20, 80, 200])
+def test_progress_keeps_to_one_line_of_the_terminal(monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    stream = io.StringIO()
+    line = TerminalLine(stream)
+    line.show("x" * 300)
+    monkeypatch.setenv("COLUMNS", "30")  # the window is made smaller
+    line.show("y" * 300)
+    shown = stream.getvalue().split("\r")[1:]
+    assert [len(text) for text in shown] == [columns - 1, 29]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a terminal")
+def test_progress_takes_the_width_of_its_own_terminal_wherever_stdout_goes(monkeypatch):
+    import fcntl
+    import termios
+
+    monkeypatch.setenv("COLUMNS", "200")
+    master, terminal = os.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 40, 0, 0))
+    with os.fdopen(terminal, "w") as stream:
+        TerminalLine(stream).show("x" * 300)
+        assert os.read(master, 1000) == b"\r" + b"x" * 39
+    os.close(master)
 
 
 def test_progress_is_not_slowed_down_by_many_steps():
