@@ -20,7 +20,7 @@ DEFECT = 1
 
 
 def say(text: str, *, else_say: str = "") -> None:
-    """Print on stdout; when its reader has gone, say no more.
+    """Print on stdout, letters that it can't show escaped; when its reader has gone, say no more.
 
     Args:
         text: the lines.
@@ -30,12 +30,22 @@ def say(text: str, *, else_say: str = "") -> None:
         InputError: stdout can't be written, such as to a disk that is full.
     """
     try:
-        print(text, flush=True)
+        print(_printable(text), flush=True)
     except OSError as error:
         # What is still buffered must go somewhere, or the interpreter complains when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):
             raise InputError(f"stdout can't be written ({error.strerror}){else_say}.") from error
+
+
+def _printable(text: str) -> str:
+    """The text as it is where stdout can encode it, such as to the code page of a console, else with escapes."""
+    encoding = sys.stdout.encoding or "utf-8"  # none: a stream of text in memory
+    try:
+        text.encode(encoding, sys.stdout.errors or "strict")
+    except UnicodeEncodeError:
+        return text.encode(encoding, "backslashreplace").decode(encoding)
+    return text
 
 
 def complain(text: str) -> None:

@@ -15,6 +15,7 @@ from runtime.findings import Findings, to_json
 from runtime.memory import give_back_memory
 from runtime.memory_limit import GIB, MemoryLimit
 from runtime.output import Outputs, write_results
+from runtime.progress import NoProgress, Progress, TerminalProgress
 from runtime.read_ahead import Begun, one_ahead
 from runtime.readers import scan_name
 from runtime.report import table
@@ -23,7 +24,6 @@ from runtime.series import reading_options
 
 if TYPE_CHECKING:
     from runtime.pipeline import Analysis, Pipeline, PreparedScan
-    from runtime.progress import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -50,17 +50,20 @@ class ScanRunner:
         self._limit: MemoryLimit | None = None
         if arguments.memory is not None:
             self._limit = MemoryLimit(arguments.memory * GIB, pipeline.spec, writes_dicom=bool(outputs.dicom))
-        self._progress: Progress
+        self._progress: Progress = NoProgress()
 
     def run(self, jobs: Sequence[Job]) -> int:
         """The status of the first scan that failed, else 0."""
         statuses, skipped = [], 0
-        for job, begun in one_ahead(self._prepare, jobs, on_wait=self._show):
-            status, was_done = self._finish(job, begun)
-            if self._limit is not None:
-                self._limit.through(job)
-            statuses.append(status)
-            skipped += was_done
+        try:
+            for job, begun in one_ahead(self._prepare, jobs, on_wait=self._show):
+                status, was_done = self._finish(job, begun)
+                if self._limit is not None:
+                    self._limit.through(job)
+                statuses.append(status)
+                skipped += was_done
+        finally:  # an interrupt may come while a scan is waited for
+            self._progress.finish()
         if len(jobs) > 1 and not self._arguments.json:
             failed = sum(status != 0 for status in statuses)
             parts = [f"{len(jobs) - failed - skipped} scans done", f"{skipped} were done before", f"{failed} failed"]
@@ -68,8 +71,6 @@ class ScanRunner:
         return next((status for status in statuses if status), 0)
 
     def _show(self, job: Job) -> None:
-        from runtime.progress import NoProgress, TerminalProgress
-
         self._progress = TerminalProgress(sys.stderr, scan_name(job[0])) if self._talks else NoProgress()
         self._progress.stage("read")
 

@@ -20,6 +20,7 @@ import pytest
 from PIL import Image
 
 from runtime import infer, output, scan_access
+from runtime.console import say
 from runtime.errors import InputError, OutOfMemoryError
 from runtime.findings import from_json, schema
 from runtime.infer import build_parser, main
@@ -120,6 +121,18 @@ def test_progress_and_log_are_for_terminals_that_want_them(there, run, monkeypat
     else:
         assert err == ""
     assert not [h for h in logging.getLogger().handlers if type(h) in (logging.StreamHandler, logging.NullHandler)]
+
+
+def test_an_interrupt_while_a_scan_is_read_leaves_a_clean_line(there, run, monkeypatch, capsys):
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr("runtime.read_ahead.Begun.wait", interrupt)
+    assert run(there / "two.nii.gz") == 130
+    assert capsys.readouterr().err.endswith(
+        f"\rtwo: read\r{' ' * len('two: read')}\rerror: interrupted; no half-written result was left\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -348,6 +361,31 @@ def test_odd_scans_do_not_stop_the_others(there, run, capsys):
     assert "internal error" not in err
     assert len(err.splitlines()) == 3
     assert content(".") == {"all"}
+
+
+def test_a_scan_that_cannot_be_looked_at_is_no_defect_where_dicom_is_asked_for(there, run, monkeypatch, capsys):
+    real = Path.is_file
+
+    def is_file(self):
+        if self.name == "two.nii.gz":
+            raise PermissionError(errno.EACCES, "Permission denied", str(self))
+        return real(self)
+
+    monkeypatch.setattr(Path, "is_file", is_file)
+    assert run(there / "two.nii.gz", "--output", "seg") == 2
+    err = capsys.readouterr().err
+    assert "No permission to read" in err
+    assert "internal error" not in err
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+def test_what_stdout_cannot_encode_is_escaped(monkeypatch, encoding):
+    stdout = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", stdout)
+    say("Wirbelsäule ✓ \udcff")
+    said = stdout.buffer.getvalue().decode(encoding)
+    expected = {"ascii": r"Wirbels\xe4ule \u2713 \udcff", "cp1252": r"Wirbelsäule \u2713 \udcff"}
+    assert said == expected.get(encoding, r"Wirbelsäule ✓ \udcff") + "\n"
 
 
 @pytest.mark.skipif(os.name != "posix", reason="elsewhere the working directory can't vanish")
