@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from runtime.engines import openvino_library, ort_library
 from runtime.engines.file_lock import file_lock
-from runtime.engines.ort_library import refuse_telemetry
 
-refuse_telemetry()  # tests import onnxruntime themselves, and before all else
+for library in (openvino_library, ort_library):  # tests import both themselves, and before all else
+    library.refuse_telemetry()
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers take all cores: more threads of OpenMP would spin beside each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -18,6 +18,7 @@ from runtime.engines.base import EngineInfo, Preflight
 from runtime.engines.checks import check_image, check_model_file, check_signature, resolve_precision
 from runtime.engines.openvino_cache import compiled_network
 from runtime.engines.openvino_graph import FORM, simplified
+from runtime.engines.openvino_library import refuse_telemetry
 from runtime.errors import EngineError
 from runtime.precision_plan import PrecisionPlan
 from runtime.quantised_graph import check_offered, quantise, quantised_convolutions
@@ -34,6 +35,7 @@ def preflight(*, device: int = 0) -> Preflight:
     """Whether OpenVINO is installed and finds a processor it can use."""
     if find_spec("openvino") is None:
         return Preflight(False, "OpenVINO is not installed; install it with: pip install openvino")
+    refuse_telemetry()
     try:
         import openvino
     except ImportError as error:

@@ -246,6 +246,24 @@ def test_a_named_engine_is_never_replaced(monkeypatch):
         select_engine("a")
 
 
+@pytest.mark.parametrize("package", ["runtime", "train"])
+def test_openvino_sends_nothing_and_leaves_nothing_in_the_users_home(tmp_path, package):
+    """Its own default writes an identifier there as soon as it is imported, and sends it to Google Analytics."""
+    imported = {
+        "runtime": "from runtime.engines import openvino_cpu; openvino_cpu.preflight()",
+        "train": "import train",
+    }
+    program = (
+        f"import sys; {imported[package]}; import openvino; print(openvino.__version__)\n"
+        "assert sys.modules['openvino_telemetry'] is None"
+    )
+    environment = {"HOME": str(tmp_path), "PATH": "", "LOCALAPPDATA": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout
+    assert list(tmp_path.rglob("*")) == []
+
+
 @pytest.mark.parametrize(("name", "library"), [("openvino", "openvino"), ("onnxruntime", "onnxruntime")])
 def test_a_library_that_is_not_installed_is_named_with_its_package(monkeypatch, name, library):
     module = engine_module(name)
