@@ -8,7 +8,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from runtime.errors import InputError, OutOfMemoryError, VertscanError
@@ -49,8 +49,9 @@ def _printable(text: str) -> str:
 
 
 def complain(text: str) -> None:
-    """One line on stderr that says what went wrong."""
-    print(f"error: {text}", file=sys.stderr)
+    """One line on stderr that says what went wrong; nothing where the terminal has gone."""
+    with suppress(OSError):
+        print(f"error: {text}", file=sys.stderr)
 
 
 def internal_error(error: Exception, *, debug: bool | None) -> int:
@@ -89,16 +90,25 @@ def status_after(
 
 
 @contextmanager
-def interrupted_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM, by which service managers and schedulers end a process, do what Ctrl-C does."""
+def interrupted_by_sigterm(*, and_sighup: bool = False) -> Iterator[None]:
+    """Let SIGTERM, by which service managers and schedulers end a process, do what Ctrl-C does.
+
+    Args:
+        and_sighup: likewise SIGHUP, by which a terminal that is closed ends what runs in it, unless that is ignored, as
+            under ``nohup``.
+    """
     if threading.current_thread() is not threading.main_thread():  # there only signals can be set
         yield
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    numbers = [signal.SIGTERM]
+    if and_sighup and sys.platform != "win32" and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def shown(path: Path) -> str:

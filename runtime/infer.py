@@ -12,7 +12,7 @@ import logging
 import sys
 from collections.abc import Iterator, Sequence
 
-from runtime.console import status_after
+from runtime.console import interrupted_by_sigterm, status_after
 from runtime.errors import InputError
 from runtime.infer_options import build_parser, outputs_of, server_of
 from runtime.memory import keep_freed_memory
@@ -27,7 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = build_parser().parse_args(argv)
         debug = arguments.debug
         talks = sys.stderr.isatty() and not arguments.quiet
-        with _log_to(logging.StreamHandler(sys.stderr) if talks else logging.NullHandler()):
+        handler = logging.StreamHandler(sys.stderr) if talks else logging.NullHandler()
+        with interrupted_by_sigterm(and_sighup=True), _log_to(handler):
             return _run(arguments, talks=talks)
     except (KeyboardInterrupt, Exception) as error:  # noqa: BLE001  users get a message, never a trace
         return status_after(

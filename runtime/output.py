@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
+import platform
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +16,7 @@ from runtime.dicom import FILES as DICOM_FILES
 from runtime.disk import flush_folder, flush_with_files
 from runtime.errors import InputError, OutputError
 from runtime.findings import Findings, to_json
+from runtime.locked_folder import locked_folder, remove_leftovers
 from runtime.memory import peak_memory_mb
 from runtime.readers import scan_name
 
@@ -171,7 +171,8 @@ def replaced_whole(folder: Path, *, scratch: str = SCRATCH) -> Iterator[Path]:
     A new ``folder`` comes into being complete, by one rename. One that is there stays itself, since it may be a mount
     point or the working directory: its results are exchanged for the new ones by renames, undone if one fails. All is
     on the disk before it gets its name, and ``findings.json`` comes last, so it never lies beside files that are not
-    whole or not its own, not even after a power cut.
+    whole or not its own, not even after a power cut. Fresh folders that killed processes of this machine left in the
+    same place are removed first, where locks tell that they are nobody's.
 
     Raises:
         OutputError: ``folder`` can't be written.
@@ -179,20 +180,17 @@ def replaced_whole(folder: Path, *, scratch: str = SCRATCH) -> Iterator[Path]:
     """
     check_replaceable(folder)
     folder = folder.absolute()
-    with _said_as_output_error(folder):
+    with _said_as_output_error(folder), ExitStack() as stack:
         home = folder if folder.exists() else folder.parent
         home.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(prefix=scratch, dir=home))
-    try:
+        remove_leftovers(home, SCRATCH, mark=platform.node())
+        made = stack.enter_context(locked_folder(home, scratch, mark=platform.node()))
         fresh = made / "new"
-        with _said_as_output_error(folder):
-            fresh.mkdir()
-            yield fresh
-            check_replaceable(folder)
-            flush_with_files(fresh)
-            _put(fresh, folder, made / "old")
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
+        fresh.mkdir()
+        yield fresh
+        check_replaceable(folder)
+        flush_with_files(fresh)
+        _put(fresh, folder, made / "old")
 
 
 def _is_scratch(entry: Path) -> bool:

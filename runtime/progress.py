@@ -72,8 +72,9 @@ class TerminalLine:
         return text.encode(encoding, "backslashreplace").decode(encoding)
 
     def _write(self, text: str) -> None:
-        self._stream.write(text)
-        self._stream.flush()
+        with suppress(OSError):  # the terminal was closed
+            self._stream.write(text)
+            self._stream.flush()
 
 
 class TerminalProgress:

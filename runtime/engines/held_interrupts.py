@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,8 +27,10 @@ def held_interrupts() -> Iterator[Held]:
     """
     held, ours = Held(), []
     if threading.current_thread() is threading.main_thread():
-        both = (signal.SIGINT, signal.SIGTERM)
-        ours = [number for number in both if signal.getsignal(number) is signal.default_int_handler]
+        ending = [signal.SIGINT, signal.SIGTERM]
+        if sys.platform != "win32":
+            ending.append(signal.SIGHUP)
+        ours = [number for number in ending if signal.getsignal(number) is signal.default_int_handler]
 
     def note(*_: object) -> None:
         held.interrupted = True

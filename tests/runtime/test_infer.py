@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -20,10 +21,11 @@ import pytest
 from PIL import Image
 
 from runtime import infer, output, scan_access
-from runtime.console import say
+from runtime.console import interrupted_by_sigterm, say
 from runtime.errors import InputError, OutOfMemoryError
 from runtime.findings import from_json, schema
 from runtime.infer import build_parser, main
+from runtime.locks import HAS_POSIX_LOCKS
 from runtime.output import check_replaceable, replaced_whole, result_folders
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -498,6 +500,99 @@ def test_the_real_process_stops_at_an_interrupt_and_leaves_nothing(there, ball_b
     assert out == ""
     assert err == "error: interrupted; no half-written result was left\n"
     assert content(".") == set()
+
+
+WRITES_AND_WAITS = (
+    "import sys, time, runtime.overview as o; from runtime.infer import main;"
+    "o.draw_overview = lambda *_, **__: (print('here', flush=True), time.sleep(100));"
+    "sys.exit(main(sys.argv[1:]))"
+)
+
+
+def that_writes(scan, bundle, **streams):
+    """A process that waits while it writes its results, once it says ``here``."""
+    command = [sys.executable, "-c", WRITES_AND_WAITS, str(scan), "--bundle", str(bundle)]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    return subprocess.Popen(command, env=environment, text=True, **{"stdout": subprocess.PIPE, **streams})
+
+
+def half_written():
+    return [name for name in content(".") if name.startswith(output.SCRATCH)]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends POSIX signals")
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_process_that_is_ended_leaves_nothing_half_written(there, ball_bundle, name):
+    with that_writes(there / "two.nii.gz", ball_bundle, stderr=subprocess.PIPE) as child:
+        assert child.stdout.readline() == "here\n"
+        assert len(half_written()) == 1
+        child.send_signal(getattr(signal, name))
+        _, err = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert err == "error: interrupted; no half-written result was left\n"
+    assert content(".") == set()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a terminal")
+def test_a_terminal_that_is_closed_ends_the_run_and_nothing_is_left_half_written(there, ball_bundle):
+    import fcntl
+    import termios
+
+    master, terminal = os.openpty()
+    with that_writes(
+        there / "two.nii.gz",
+        ball_bundle,
+        stdin=terminal,
+        stderr=terminal,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    ) as child:
+        os.close(terminal)
+        assert child.stdout.readline() == "here\n"
+        assert len(half_written()) == 1
+        os.close(master)
+        child.wait(timeout=60)
+    assert content(".") == set()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
+@pytest.mark.parametrize(("before", "meanwhile"), [(signal.SIG_DFL, signal.default_int_handler), (signal.SIG_IGN,) * 2])
+def test_a_hangup_that_is_ignored_as_under_nohup_stays_so(before, meanwhile):
+    ours = signal.signal(signal.SIGHUP, before)
+    try:
+        with interrupted_by_sigterm(and_sighup=True):
+            assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler
+            assert signal.getsignal(signal.SIGHUP) is meanwhile
+        assert signal.getsignal(signal.SIGHUP) is before
+    finally:
+        signal.signal(signal.SIGHUP, ours)
+
+
+@pytest.mark.skipif(not HAS_POSIX_LOCKS, reason="needs locks that their holder's end gives back")
+def test_what_a_killed_process_left_goes_with_the_next_run_and_nothing_of_others(there, ball_bundle, run):
+    with (
+        that_writes(there / "three.nii", ball_bundle) as alive,
+        that_writes(there / "three.nii", ball_bundle) as killed,
+    ):
+        assert [child.stdout.readline() for child in (alive, killed)] == ["here\n"] * 2
+        both = half_written()
+        killed.kill()
+        killed.wait(timeout=60)
+        Path(".vertscan-begins").mkdir()
+        Path(".vertscan-elsewhere").mkdir()
+        Path(".vertscan-elsewhere/lock").write_text("another machine")
+        Path("..", "linked").mkdir()
+        Path("..", "linked", "lock").write_text(platform.node())
+        Path(".vertscan-link").symlink_to("../linked")
+        assert (len(both), len(half_written())) == (2, 5)
+        assert run(there / "two.nii.gz", "--no-overview") == 0
+        assert content(".") > {"two.vertebrae", ".vertscan-begins", ".vertscan-elsewhere", ".vertscan-link"}
+        assert len(set(both) & content(".")) == 1
+        assert content("../linked") == {"lock"}
+        alive.terminate()
+        alive.wait(timeout=60)
+    assert alive.returncode == 130
+    assert set(both) & content(".") == set()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="a closed pipe is another error elsewhere")

@@ -132,5 +132,6 @@ def test_what_a_killed_worker_left_half_written_goes_and_nothing_else(tmp_path):
     left = {str(path.relative_to(output)) for path in output.rglob("*")}
     assert left == {
         ".cohort.lock", "a.vertebrae", "a.vertebrae/findings.json", ".vertscan-of-runtime-infer",
-        ".vertscan-of-runtime-infer/new", ".vertscan-of-runtime-infer/new/findings.json",
+        ".vertscan-of-runtime-infer/lock", ".vertscan-of-runtime-infer/new",
+        ".vertscan-of-runtime-infer/new/findings.json",
     }  # fmt: skip
