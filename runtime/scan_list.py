@@ -126,6 +126,7 @@ def _belong_together(folders: Sequence[Path]) -> bool:
     """Whether the folders, by their first DICOM files, hold one study, or any two of them pieces of one series."""
     if len(folders) < 2:
         return False
+    unreadable: tuple[type[Exception], ...] = (OSError, *damage())
     series, studies = [], set()
     for folder in folders:
         try:
@@ -133,7 +134,7 @@ def _belong_together(folders: Sequence[Path]) -> bool:
             if first is None or first.name.lower() == "dicomdir":
                 continue
             own_series, study = _series_and_study_of(first)
-        except (OSError, *damage()):  # reading it as a scan tells what is wrong
+        except unreadable:  # reading it as a scan tells what is wrong
             continue
         series.append(own_series or str(folder))
         studies.add(study or series[-1])

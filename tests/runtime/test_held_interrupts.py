@@ -13,9 +13,13 @@ from runtime.engines.held_interrupts import held_interrupts
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_a_signal_that_does_what_ctrl_c_does_is_held_until_the_block_is_left(name):
     through = []
-    with interrupted_by_sigterm(and_sighup=True), pytest.raises(KeyboardInterrupt):
+
+    def work():
         with held_interrupts() as held:
             signal.raise_signal(getattr(signal, name))
             through.append(held.interrupted)
         through.append("after")
+
+    with interrupted_by_sigterm(and_sighup=True), pytest.raises(KeyboardInterrupt):
+        work()
     assert through == [True]
