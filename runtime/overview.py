@@ -20,6 +20,10 @@ VIEW_HEIGHT, VIEWS_WIDTH = 1100, 1250
 COLUMN_WIDTH, MARGIN, HEADER_HEIGHT, FOOTER_HEIGHT = 250, 16, 96, 84
 LEAST_WIDTH, LEAST_ROWS, LINE = 900, 120, 20
 """LINE: height of a vertebra's label; where there are more labels than a view has room for, the picture is taller."""
+LEADER_END, LABEL_INDENT = 12, 18
+"""Where the column between the views has leader lines, and where its labels begin and end, from its edges."""
+TITLE_SIZE, LABEL_SIZE, DETAIL_SIZE, LEAST_SIZE = 16, 17, 14, 10
+"""Of the fonts; text that is too wide for its place is smaller, down to the least, and only then shortened."""
 FILL = 13
 """Opacity of a mask's inside, of 255: enough to see what belongs together, too little to hide the bone."""
 SOFTENED = 8
@@ -73,8 +77,10 @@ def draw_overview(
     for picture, beginning in zip(pictures, (left, coronal_left), strict=True):
         image.paste(picture, (beginning, HEADER_HEIGHT))
     curved = ", curved along the spine" if len(vertebrae) > 1 else "" if vertebrae else ", middle of the scan"
-    _frame(draw, sagittal, left, f"Sagittal{curved}", "AP")
-    _frame(draw, coronal, coronal_left, f"Coronal{curved}", "RL")
+    _title(draw, "Sagittal", curved, left, coronal_left - MARGIN)
+    _title(draw, "Coronal", curved, coronal_left, width - MARGIN)
+    _frame(draw, sagittal, left, "AP")
+    _frame(draw, coronal, coronal_left, "RL")
     _label_column(draw, sagittal, coronal, vertebrae, rows, left, column_left, coronal_left)
     _scale_bar(draw, sagittal, left)
     _header(draw, findings, width)
@@ -130,11 +136,17 @@ def _name(vertebra: Vertebra) -> str:
     return shown_level(vertebra) or str(vertebra.index)
 
 
-def _frame(draw: ImageDraw.ImageDraw, view: View, left: int, title: str, sides: str) -> None:
-    """A view's title above it, and orientation letters inside its edges: ``sides`` names its left and right."""
+def _title(draw: ImageDraw.ImageDraw, plane: str, more: str, left: int, right: int) -> None:
+    """A view's title above it, from ``left`` to ``right`` at most; of a narrow view perhaps its plane alone."""
+    has_room = _font(LEAST_SIZE).getlength(plane + more) <= right - left
+    text, font = _fitted(plane + more if has_room else plane, TITLE_SIZE, right - left)
+    draw.text((left, HEADER_HEIGHT - 8), text, TEXT, font, anchor="ls")
+
+
+def _frame(draw: ImageDraw.ImageDraw, view: View, left: int, sides: str) -> None:
+    """A view's edge, and orientation letters inside it: ``sides`` names its left and right."""
     rows, columns = view.hu.shape
     top = HEADER_HEIGHT
-    draw.text((left, top - 8), title, TEXT, _font(16), anchor="ls")
     draw.rectangle((left - 1, top - 1, left + columns, top + rows), outline=(70, 70, 74))
     high_enough = rows >= LEAST_ROWS
     for letter, place, anchor in (
@@ -170,8 +182,8 @@ def _label_column(
             (coronal_left + _left_end(coronal, vertebra, coronal.column_of(x)), row),
         )
         dim = tuple(part * 6 // 10 for part in _colour(vertebra))
-        draw.line([ends[0], (column_left - 1, row), (column_left + 12, line)], fill=dim, width=1)
-        draw.line([(column_left + COLUMN_WIDTH - 12, line), (coronal_left, row), ends[1]], fill=dim, width=1)
+        draw.line([ends[0], (column_left - 1, row), (column_left + LEADER_END, line)], fill=dim, width=1)
+        draw.line([(column_left + COLUMN_WIDTH - LEADER_END, line), (coronal_left, row), ends[1]], fill=dim, width=1)
         for view, left, column in (
             (sagittal, sagittal_left, sagittal.column_of(y)),
             (coronal, coronal_left, coronal.column_of(x)),
@@ -179,7 +191,7 @@ def _label_column(
             if 0 <= column < view.hu.shape[1]:
                 place = (left + column, row)
                 draw.text(place, _name(vertebra), TEXT, _font(size), anchor="mm", stroke_width=2, stroke_fill=(0, 0, 0))
-        _label(draw, vertebra, column_left + 18, line, two_lines=gap >= 34)
+        _label(draw, vertebra, column_left + LABEL_INDENT, line, two_lines=gap >= 34)
 
 
 def _right_end(view: View, vertebra: Vertebra, fallback: float) -> float:
@@ -220,12 +232,16 @@ def spread(wanted: Sequence[float], *, gap: float, low: float, high: float) -> l
 
 
 def _label(draw: ImageDraw.ImageDraw, vertebra: Vertebra, left: float, row: float, *, two_lines: bool) -> None:
+    """What is to know of a vertebra; where there is room for one line only, the first of it and that it is cut."""
+    room = COLUMN_WIDTH - 2 * LABEL_INDENT
     headline = f"{_name(vertebra)}   grade {'-' if vertebra.grade is None else vertebra.grade}"
     if vertebra.height_loss is not None:
         headline += f"   {vertebra.shape or 'loss'} {100 * vertebra.height_loss:.0f} %"
-    if not vertebra.complete:
-        headline += "   cut"
-    details = []
+    details = [] if vertebra.complete else ["cut"]
+    if not two_lines:
+        text, font = _fitted("   ".join([headline, *details]), LABEL_SIZE, room)
+        draw.text((left, row), text, _colour(vertebra), font, anchor="lm")
+        return
     if vertebra.grade is not None and vertebra.grade_probabilities is not None:
         details.append(f"p {vertebra.grade_probabilities[vertebra.grade]:.2f}")
     if vertebra.grades_differ and vertebra.network is not None and vertebra.measured is not None:
@@ -233,11 +249,13 @@ def _label(draw: ImageDraw.ImageDraw, vertebra: Vertebra, left: float, row: floa
     elif vertebra.heights_mm is not None:
         h = vertebra.heights_mm
         details.append(f"{h.anterior:.0f}/{h.middle:.0f}/{h.posterior:.0f} mm")
-    if not two_lines or not details:
-        draw.text((left, row), headline, _colour(vertebra), _font(17), anchor="lm")
+    text, font = _fitted(headline, LABEL_SIZE, room)
+    if not details:
+        draw.text((left, row), text, _colour(vertebra), font, anchor="lm")
         return
-    draw.text((left, row - 1), headline, _colour(vertebra), _font(17), anchor="ls")
-    draw.text((left, row + 3), "   ".join(details), FAINT, _font(14), anchor="lt")
+    draw.text((left, row - 1), text, _colour(vertebra), font, anchor="ls")
+    text, font = _fitted("   ".join(details), DETAIL_SIZE, room)
+    draw.text((left, row + 3), text, FAINT, font, anchor="lt")
 
 
 def _scale_bar(draw: ImageDraw.ImageDraw, view: View, left: int) -> None:
@@ -254,19 +272,29 @@ def _scale_bar(draw: ImageDraw.ImageDraw, view: View, left: int) -> None:
 def _header(draw: ImageDraw.ImageDraw, findings: Findings, width: int) -> None:
     count = len(findings.vertebrae)
     found = "No vertebra was found" if not count else "1 vertebra" if count == 1 else f"{count} vertebrae"
-    draw.text((MARGIN, 34), _fit(f"{findings.scan.name}:  {found}", 24, width), TEXT, _font(24), anchor="ls")
+    draw.text(
+        (MARGIN, 34), _fit(f"{findings.scan.name}:  {found}", 24, width - 2 * MARGIN), TEXT, _font(24), anchor="ls"
+    )
     said = (
         f"bundle {findings.bundle.name} {findings.bundle.version}, {findings.engine.name} {findings.engine.precision},"
         f" window {LOW_HU:.0f} to {HIGH_HU:.0f} HU"
     )
-    draw.text((MARGIN, 58), _fit(said, 15, width), FAINT, _font(15), anchor="ls")
+    draw.text((MARGIN, 58), _fit(said, 15, width - 2 * MARGIN), FAINT, _font(15), anchor="ls")
 
 
-def _fit(text: str, size: int, width: int) -> str:
-    """Text shortened to the image's width."""
+def _fitted(text: str, size: int, room: int) -> tuple[str, ImageFont.FreeTypeFont | ImageFont.ImageFont]:
+    """Text, and the largest font up to ``size`` in which ``room`` holds it; in the least font it is shortened."""
+    text = _plain(text)
+    while size > LEAST_SIZE and _font(size).getlength(text) > room:
+        size -= 1
+    return _fit(text, size, room), _font(size)
+
+
+def _fit(text: str, size: int, room: int) -> str:
+    """Text shortened to so many pixels."""
     text = _plain(text)
     font = _font(size)
-    while len(text) > 4 and font.getlength(text) > width - 2 * MARGIN:
+    while len(text) > 4 and font.getlength(text) > room:
         text = text[:-4] + "..."
     return text
 
@@ -283,6 +311,6 @@ def _footer(draw: ImageDraw.ImageDraw, vertebrae: Sequence[Vertebra], notice: st
             left += 20 + _font(15).getlength(text) + 24
         if not all(v.complete for v in vertebrae):
             draw.text((left, top + 23), "cut: by the scan's edge", FAINT, _font(15), anchor="lm")
-        draw.text((MARGIN, top + 42), _fit(LEGEND, 13, size[0]), FAINT, _font(13), anchor="lm")
+        draw.text((MARGIN, top + 42), _fit(LEGEND, 13, size[0] - 2 * MARGIN), FAINT, _font(13), anchor="lm")
     if notice:
-        draw.text((size[0] / 2, size[1] - 24), _fit(notice, 22, size[0]), RED, _font(22), anchor="mm")
+        draw.text((size[0] / 2, size[1] - 24), _fit(notice, 22, size[0] - 2 * MARGIN), RED, _font(22), anchor="mm")

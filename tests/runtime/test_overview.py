@@ -1,14 +1,25 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import ImageDraw
 
 from runtime.curve import spine_curve
 from runtime.engines.base import EngineInfo
-from runtime.findings import NETWORK, BundleInfo, Findings, Heights, ScanInfo, Vertebra
-from runtime.overview import GRADE_COLOURS, RED, _name, draw_overview, spread
+from runtime.findings import NETWORK, BundleInfo, Findings, Heights, Measured, NetworkOpinion, ScanInfo, Vertebra
+from runtime.overview import (
+    COLUMN_WIDTH,
+    GRADE_COLOURS,
+    LABEL_INDENT,
+    LEADER_END,
+    RED,
+    _name,
+    draw_overview,
+    spread,
+)
 from runtime.views import curved_views
 from runtime.volume import Grid, Volume
 
@@ -74,6 +85,60 @@ def test_the_notice_is_in_red_and_only_where_it_is_given(ball_scan):
     without = draw_overview(scan.volume, scan.labels, findings_of(scan))
     assert pixels_of(with_notice, RED) > 300
     assert pixels_of(without, RED) == 0
+
+
+@pytest.fixture
+def texts(monkeypatch):
+    """All that is written into pictures, with the box that it takes: left, top, right, bottom."""
+    written, real = [], ImageDraw.ImageDraw.text
+
+    def text(self, place, said, *colour, anchor="la", **options):
+        written.append((said, self.textbbox(place, said, colour[1], anchor=anchor)))
+        real(self, place, said, *colour, anchor=anchor, **options)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", text)
+    return written
+
+
+def longest_label(vertebra):
+    """The vertebra with the longest label that there is: an unsure level, cut, of the longest shape and two grades."""
+    opinions = {
+        "network": NetworkOpinion(3, (0.02, 0.04, 0.06, 0.88), None, None),
+        "measured": Measured(1, 0.45, Heights(20, 15, 21)),
+    }
+    label = {"level": "T12", "level_confidence": 0.5, "shape": "biconcave", "height_loss": 1.0, "complete": False}
+    graded = {"grade": 3, "grade_probabilities": (0.02, 0.04, 0.06, 0.88), "grades_differ": True}
+    return replace(vertebra, **label, **graded, **opinions)
+
+
+@pytest.mark.parametrize("count", [1, 2, 60])
+def test_labels_end_before_the_lines_to_the_coronal_view(ball_scan, texts, count):
+    scan = ball_scan(2, spacing_mm=(3.0, 3.0, 3.0))
+    plain = findings_of(scan)
+    longest = longest_label(plain.vertebrae[0])
+    vertebrae = tuple(replace(longest, index=i, mask_label=i) for i in range(1, count + 1))
+    draw_overview(scan.volume, scan.labels, replace(plain, vertebrae=vertebrae))
+    labels = [(said, box) for said, box in texts if "   " in said]
+    assert sum("T12?   grade 3   biconcave 100 %" in said for said, _ in labels) == count
+    assert sum("cut" in said for said, _ in labels) == count
+    assert sum("network 3, mask 1" in said for said, _ in labels) == (count if count < 60 else 0)
+    assert max(right - left for _, (left, _, right, _) in labels) < COLUMN_WIDTH - LABEL_INDENT - LEADER_END
+
+
+@pytest.mark.parametrize("columns", [10, 30, 60, 120, 300])
+@pytest.mark.parametrize("other", [10, 30, 300])
+@pytest.mark.parametrize("balls", [0, 2])
+def test_titles_of_narrow_views_do_not_meet_and_stay_in_the_picture(texts, columns, other, balls):
+    grid = Grid((200, columns, other), np.eye(4))
+    volume = Volume(np.zeros(grid.shape_zyx, np.int16), grid, "narrow")
+    centres = [(other / 2, columns / 2, z) for z in (60.0, 140.0)[:balls]]
+    findings = findings_of(SimpleNamespace(volume=volume, centres_ras_mm=centres))
+    picture = draw_overview(volume, np.zeros(grid.shape_zyx, np.uint8), findings)
+    (sagittal,), (coronal,) = (
+        [box for said, box in texts if said[:3] == plane[:3]] for plane in ("Sagittal", "Coronal")
+    )
+    assert sagittal[2] < coronal[0]
+    assert coronal[2] < picture.width
 
 
 @pytest.mark.parametrize("balls", [0, 1, 24])
