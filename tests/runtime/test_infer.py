@@ -27,6 +27,7 @@ from runtime.findings import from_json, schema
 from runtime.infer import build_parser, main
 from runtime.locks import HAS_POSIX_LOCKS
 from runtime.output import check_replaceable, replaced_whole, result_folders
+from runtime.read_ahead import Begun
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RESULTS = {"findings.json", "vertebrae.nii.gz", "overview.png"}
@@ -126,11 +127,14 @@ def test_progress_and_log_are_for_terminals_that_want_them(there, run, monkeypat
 
 
 def test_an_interrupt_while_a_scan_is_read_leaves_a_clean_line(there, run, monkeypatch, capsys):
-    def interrupt(_):
+    wait = Begun.wait
+
+    def interrupt(begun):
+        wait(begun)  # the thread that reads doesn't outlive this test
         raise KeyboardInterrupt
 
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    monkeypatch.setattr("runtime.read_ahead.Begun.wait", interrupt)
+    monkeypatch.setattr(Begun, "wait", interrupt)
     assert run(there / "two.nii.gz") == 130
     assert capsys.readouterr().err.endswith(
         f"\rtwo: read\r{' ' * len('two: read')}\rerror: interrupted; no half-written result was left\n"
