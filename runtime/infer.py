@@ -55,7 +55,7 @@ def _run(arguments: argparse.Namespace, *, talks: bool) -> int:
     if arguments.series is not None and len(scans) > 1:
         raise InputError(f"--series names one series; met {len(scans)} scans. Run them one by one.")
     server = server_of(arguments)
-    if len(scans) > 1:
+    if len(scans) > 1 and arguments.memory is None:
         keep_freed_memory()
     from runtime.pipeline import Pipeline
     from runtime.scan_runner import ScanRunner

@@ -9,8 +9,9 @@ import sys
 MIB = 2**20
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Of glibc's malloc.h."""
-_MAPPED_FROM_BYTES = 32 * MIB
-"""The most to which glibc raises this limit by itself; larger arrays stay mappings, which are given back at once."""
+_MAPPED_FROM_BYTES = 128 * MIB
+"""Enough for the labels of most scans. Larger arrays stay mappings, which are given back at once: the holes that they
+would leave may be too small for the next scan's."""
 
 
 def peak_memory_mb() -> float:
@@ -48,8 +49,8 @@ def keep_freed_memory() -> None:
     """Have this process keep what it frees, for its next scan, until ``give_back_memory``.
 
     By itself glibc hands the outputs of the windows back at the end of each scan, and the next one takes them page by
-    page: tens of thousands of page faults. For processes that run many scans; it can't be undone. Other C libraries
-    are left as they are.
+    page: tens of thousands of page faults. For processes that run many scans and have no limit on their memory to keep:
+    holes between what is used count as used. It can't be undone. Other C libraries are left as they are.
     """
     if sys.platform == "linux":
         options = getattr(ctypes.CDLL(None), "mallopt", None)

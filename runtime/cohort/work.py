@@ -153,7 +153,8 @@ class Worker:
         if not self._lock.share():
             raise InputError(f"another run of a cohort is writing to {orders.output}")
         limit_threads(orders.threads)
-        keep_freed_memory()
+        if orders.memory_gib is None:
+            keep_freed_memory()
         self._pipeline = opener(orders)
         if self._pipeline.bundle_sha256 != orders.bundle_sha256:
             name = orders.bundle or "that ships"
