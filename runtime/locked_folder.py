@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
@@ -56,11 +56,14 @@ def _lock(stream: IO[bytes]) -> bool:
         return False
 
 
-def remove_leftovers(home: Path, prefix: str, *, mark: str = "") -> int:
+def remove_leftovers(
+    home: Path, prefix: str, *, mark: str = "", spared: Callable[[Path], bool] = lambda _: False
+) -> int:
     """Remove from ``home`` this user's locked folders with this prefix and mark whose processes were killed.
 
-    Returns how many there were. The system lets go of a lock when its holder ends, however that ends. Some file systems
-    that several machines share keep their locks from each other's sight: there the mark must tell the machines apart.
+    Those that are ``spared`` stay. Returns how many were removed. The system lets go of a lock when its holder ends,
+    however that ends. Some file systems that several machines share keep their locks from each other's sight: there the
+    mark must tell the machines apart.
     """
     if not hasattr(os, "geteuid"):  # Windows, which has no such locks either
         return 0
@@ -70,9 +73,11 @@ def remove_leftovers(home: Path, prefix: str, *, mark: str = "") -> int:
             if folder.is_symlink() or folder.stat().st_uid != os.geteuid():
                 continue
             with (folder / _LOCK).open("rb+") as stream:
-                if stream.read(_LONGEST_MARK) == mark.encode() and _lock(stream):
-                    shutil.rmtree(folder, ignore_errors=True)
-                    removed += 1
+                if stream.read(_LONGEST_MARK) != mark.encode() or spared(folder) or not _lock(stream):
+                    continue
+                shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)  # on NFS an open file stays until it is closed
+            removed += 1
         except OSError:  # another user's, or one that begins just now
             continue
     return removed

@@ -9,9 +9,9 @@ import sys
 MIB = 2**20
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Of glibc's malloc.h."""
-_MAPPED_FROM_BYTES = 128 * MIB
-"""Enough for the labels of most scans. Larger arrays stay mappings, which are given back at once: the holes that they
-would leave may be too small for the next scan's."""
+_MAPPED_FROM_BYTES = (128 * MIB, 32 * MIB)
+"""The first is enough for the labels of most scans; glibc before 2.35 takes no more than the second. Larger arrays stay
+mappings, which are given back at once: the holes that they would leave may be too small for the next scan's."""
 
 
 def peak_memory_mb() -> float:
@@ -50,14 +50,15 @@ def keep_freed_memory() -> None:
 
     By itself glibc hands the outputs of the windows back at the end of each scan, and the next one takes them page by
     page: tens of thousands of page faults. For processes that run many scans and have no limit on their memory to keep:
-    holes between what is used count as used. It can't be undone. Other C libraries are left as they are.
+    holes between what is used count as used. It holds for the process's life. Other C libraries are left as they are.
     """
     if sys.platform == "linux":
         options = getattr(ctypes.CDLL(None), "mallopt", None)
         if options is not None:
             options.argtypes, options.restype = (ctypes.c_int, ctypes.c_int), ctypes.c_int
-            options(_M_MMAP_THRESHOLD, _MAPPED_FROM_BYTES)
-            options(_M_TRIM_THRESHOLD, 2**31 - 1)
+            # Without a threshold of its own every array would be a mapping as soon as the other one is set.
+            if any(options(_M_MMAP_THRESHOLD, size) == 1 for size in _MAPPED_FROM_BYTES):
+                options(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def give_back_memory() -> None:

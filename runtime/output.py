@@ -172,7 +172,8 @@ def replaced_whole(folder: Path, *, scratch: str = SCRATCH) -> Iterator[Path]:
     point or the working directory: its results are exchanged for the new ones by renames, undone if one fails. All is
     on the disk before it gets its name, and ``findings.json`` comes last, so it never lies beside files that are not
     whole or not its own, not even after a power cut. Fresh folders that killed processes of this machine left in the
-    same place are removed first, where locks tell that they are nobody's.
+    same place are removed, where locks tell that they are nobody's; those that hold earlier results only when the new
+    ones are in place.
 
     Raises:
         OutputError: ``folder`` can't be written.
@@ -183,7 +184,7 @@ def replaced_whole(folder: Path, *, scratch: str = SCRATCH) -> Iterator[Path]:
     with _said_as_output_error(folder), ExitStack() as stack:
         home = folder if folder.exists() else folder.parent
         home.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(home, SCRATCH, mark=platform.node())
+        remove_leftovers(home, SCRATCH, mark=platform.node(), spared=_holds_results)
         made = stack.enter_context(locked_folder(home, scratch, mark=platform.node()))
         fresh = made / "new"
         fresh.mkdir()
@@ -191,6 +192,12 @@ def replaced_whole(folder: Path, *, scratch: str = SCRATCH) -> Iterator[Path]:
         check_replaceable(folder)
         flush_with_files(fresh)
         _put(fresh, folder, made / "old")
+        remove_leftovers(home, SCRATCH, mark=platform.node())
+
+
+def _holds_results(left: Path) -> bool:
+    """Whether a process that was killed left earlier results in its folder: there may be no others."""
+    return (left / "old").is_dir() and any((left / "old").iterdir())
 
 
 def _is_scratch(entry: Path) -> bool:

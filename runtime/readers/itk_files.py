@@ -13,8 +13,11 @@ from runtime.errors import InputError
 _MOST_LINES = 10_000
 """Of a header, and files of a scan; ITK's time for the lines of an NRRD header grows with their square."""
 _LONGEST_LINE = 2**20
-_METAIMAGE_AXES = ("2", "3", "4")
-"""What a MetaImage may state as its NDims; ITK's reader writes beyond its memory for absurd ones."""
+_METAIMAGE_AXES = range(2, 5)
+"""What a MetaImage may state as its NDims; ITK's reader writes beyond its memory, or never ends, for absurd ones."""
+_NDIMS = re.compile(rb"NDims\s*[=:]\s*([^\r\n]*)", re.IGNORECASE)
+_BEFORE_VOXELS = re.compile(rb"ElementDataFile\s*[=:]", re.IGNORECASE)
+_LONGEST_HEADER = 2**20
 _PATTERN = re.compile(r"(?P<before>[^%]*)%(?P<width>0?\d?)d(?P<after>[^%]*)")
 """Of numbered files, such as ``slice%03d.raw``."""
 
@@ -62,11 +65,18 @@ def check_metaimage_axes(path: Path) -> None:
     if path.suffix.lower() not in (".mha", ".mhd"):
         return
     with path.open("rb") as file:
-        stated = [value for key, value in _metaimage_lines(file, path) if key == "ndims"]
-    wrong = [value for value in stated if value not in _METAIMAGE_AXES]
+        header = _BEFORE_VOXELS.split(file.read(_LONGEST_HEADER), maxsplit=1)[0]
+    stated = [value.decode("utf-8", "replace").strip() for value in _NDIMS.findall(header)]
+    wrong = [value for value in stated if _leading_number(value) not in _METAIMAGE_AXES]
     if wrong or not stated:
         met = f"its NDims is {wrong[0][:20]!r}" if wrong else "it states no NDims"
         raise InputError(f"{path.name} is damaged or no MetaImage: {met}; a scan has 3. Copy or export it again.")
+
+
+def _leading_number(value: str) -> int | None:
+    """The whole number at the beginning, which is what ITK reads; None where there is none."""
+    number = re.match(r"[+-]?\d+", value)
+    return int(number[0]) if number else None
 
 
 def _metaimage_lines(file: BinaryIO, path: Path) -> Iterator[tuple[str, str]]:

@@ -22,7 +22,7 @@ from PIL import Image
 
 from runtime import infer, output, scan_access
 from runtime.console import interrupted_by_sigterm, say
-from runtime.errors import InputError, OutOfMemoryError
+from runtime.errors import InputError, OutOfMemoryError, OutputError
 from runtime.findings import from_json, schema
 from runtime.infer import build_parser, main
 from runtime.locks import HAS_POSIX_LOCKS
@@ -449,6 +449,21 @@ def test_a_folder_that_another_run_makes_meanwhile_is_exchanged(tmp_path):
                 (other / name).write_text("fast")
     assert content(folder) == {"findings.json"}
     assert (folder / "findings.json").read_text() == "slow"
+
+
+@pytest.mark.skipif(not HAS_POSIX_LOCKS, reason="no locks that tell whose a folder is")
+def test_results_that_a_killed_process_was_exchanging_stay_until_there_are_new_ones(tmp_path):
+    folder = tmp_path / "here"
+    left = folder / ".vertscan-left"
+    (left / "old").mkdir(parents=True)
+    (left / "lock").write_text(platform.node())
+    (left / "old" / "findings.json").write_text("the only ones")
+    with pytest.raises(OutputError), replaced_whole(folder):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert (left / "old" / "findings.json").read_text() == "the only ones"
+    with replaced_whole(folder) as fresh:
+        (fresh / "findings.json").write_text("new")
+    assert content(folder) == {"findings.json"}
 
 
 def test_what_a_killed_process_left_is_no_obstacle(tmp_path):

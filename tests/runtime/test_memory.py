@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from runtime.memory import give_back_memory
+from runtime.memory import MIB, give_back_memory, keep_freed_memory
 
 _SCRIPT = """
 from runtime.memory import give_back_memory
@@ -63,6 +63,27 @@ def test_what_is_kept_is_used_again_without_asking_the_system():
         for how in ("kept", "left alone")
     }
     assert faults["kept"] < 0.05 * faults["left alone"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="nothing is done there")
+@pytest.mark.parametrize(("most", "kept"), [(2**31 - 1, 128), (32 * MIB, 32), (0, None)])
+def test_a_c_library_that_takes_no_such_size_is_asked_for_a_smaller_one_or_left_alone(monkeypatch, most, kept):
+    """With the other option alone every array would be mapped and given back."""
+    asked = []
+
+    class Library:
+        def __init__(self, name):
+            self.mallopt = self
+
+        def __call__(self, option, value):
+            asked.append((option, value))
+            return int(option == -1 or value <= most)
+
+    monkeypatch.setattr(ctypes, "CDLL", Library)
+    keep_freed_memory()
+    accepted = [value for option, value in asked if option == -3 and value <= most]
+    assert accepted == ([] if kept is None else [kept * MIB])
+    assert [option for option, _ in asked][-1] == (-3 if kept is None else -1)
 
 
 def test_it_may_be_called_anywhere_at_any_time():

@@ -452,6 +452,23 @@ def test_a_metaimage_of_absurdly_many_axes_is_refused_before_itk_reads_it(tmp_pa
     refused(path, f"a.mhd is damaged or no MetaImage: its NDims is {stated.split()[-1]!r}", "export it again")
 
 
+@pytest.mark.parametrize("lines", ["# x\nfoo = 1\nNDims = -3", "NDims\n= -3", "NDims = 3\nndims: 300"])
+def test_no_line_hides_absurdly_many_axes(tmp_path, lines):
+    """ITK goes on behind lines that are none of a header, and looks for the sign on the next line."""
+    (tmp_path / "a.mhd").write_text(METAIMAGE.replace("NDims = 3", lines) + "s.raw\n")
+    refused(tmp_path / "a.mhd", "a.mhd is damaged or no MetaImage: its NDims is")
+
+
+@pytest.mark.parametrize("stated", ["03", "+3", "3.0", "3 // axes", "3   "])
+def test_a_number_of_axes_is_read_as_itk_reads_it(tmp_path, stated):
+    array = ct_array()
+    write_slices(tmp_path, array)
+    (tmp_path / "a.mhd").write_text(METAIMAGE.replace("NDims = 3", f"NDims = {stated}") + "s.raw\n")
+    plain = tmp_path / "plain.mhd"
+    plain.write_text(METAIMAGE + "s.raw\n")
+    np.testing.assert_array_equal(read_scan(tmp_path / "a.mhd").array, read_scan(plain).array)
+
+
 def test_a_metaimage_without_its_number_of_axes(tmp_path):
     (tmp_path / "a.mhd").write_text(METAIMAGE.replace("NDims = 3\n", "") + "s.raw\n")
     refused(tmp_path / "a.mhd", "it states no NDims")

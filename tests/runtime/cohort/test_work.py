@@ -125,8 +125,9 @@ def test_what_a_killed_worker_left_half_written_goes_and_nothing_else(tmp_path):
     folder = output / "a.vertebrae"
     with replaced_whole(folder, scratch=COHORT_SCRATCH) as fresh:
         (fresh / "findings.json").write_text("{}")
-        shutil.copytree(fresh.parent, output / f"{COHORT_SCRATCH}killed")
-        shutil.copytree(fresh.parent, output / ".vertscan-of-runtime-infer")
+        shutil.copytree(fresh.parent, tmp_path / "killed")
+    for name in (f"{COHORT_SCRATCH}killed", ".vertscan-of-runtime-infer"):
+        shutil.copytree(tmp_path / "killed", output / name)
     (folder / f"{COHORT_SCRATCH}killed").mkdir()
     close_output(open_output(output, "run", folders=[folder], on_wait=lambda: None), folders=[folder])
     left = {str(path.relative_to(output)) for path in output.rglob("*")}
