@@ -8,6 +8,8 @@ from pathlib import Path
 
 _CANNOT = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EBADF})
 """What file systems say that can't flush a folder; some network file systems do."""
+_MAY_NOT = frozenset({errno.EACCES, errno.EPERM})
+"""What is said of a folder that this user may write to and not list, such as a drop folder of mode 0733."""
 
 
 def flush_with_files(folder: Path) -> None:
@@ -23,14 +25,19 @@ def flush_with_files(folder: Path) -> None:
 
 
 def flush_folder(folder: Path) -> None:
-    """Wait until the names in ``folder`` are on the disk; does nothing where the system can't flush folders.
+    """Wait until the names in ``folder`` are on the disk; does nothing where the system can't, or this user may not.
 
     Raises:
         OSError: they can't be brought there.
     """
     if os.name != "posix":
         return
-    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        if error.errno not in _CANNOT | _MAY_NOT:
+            raise
+        return
     try:
         os.fsync(descriptor)
     except OSError as error:

@@ -115,3 +115,18 @@ def test_a_file_system_that_cannot_flush_folders_is_put_up_with_and_a_bad_disk_i
     else:
         with pytest.raises(OSError, match="Input/output error"):
             flush_folder(tmp_path)
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.ENOENT])
+def test_a_folder_that_may_be_written_and_not_listed_is_put_up_with_and_one_that_is_gone_is_not(
+    tmp_path, monkeypatch, number
+):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "open", refuse)
+    if number == errno.ENOENT:
+        with pytest.raises(OSError, match="No such file"):
+            flush_folder(tmp_path)
+    else:
+        flush_folder(tmp_path)

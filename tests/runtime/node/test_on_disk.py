@@ -121,6 +121,22 @@ def test_copies_in_a_folder_are_on_the_disk_before_they_count_as_sent(worker, fl
         _copy(peer, files)
 
 
+def test_copies_come_to_a_drop_folder_that_may_be_written_and_not_listed(worker, tmp_path, monkeypatch):
+    """Such as one of mode 0733 and another user's; to root every folder is open."""
+    assert worker.step()
+    due = Outbox(worker._queue.database).due("out")
+    files = [(result, worker._store.data / result.path) for result in due]
+    peer, opened = FolderPeer("out", tmp_path / "out"), os.open
+
+    def refused(path, *rest, **choices):
+        if path == peer.path:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return opened(path, *rest, **choices)
+
+    monkeypatch.setattr(os, "open", refused)
+    assert _copy(peer, files) == {result.sop_uid: 0 for result in due}
+
+
 # Images --------------------------------------------------------------------------------------------------------------
 
 
