@@ -28,15 +28,19 @@ def queue_errors(path: Path) -> Iterator[None]:
 
     Raises:
         InputError: that line, in place of sqlite's error.
+        sqlite3.Error: it says nothing about the file, such as of a statement that is wrong: a defect of this software.
     """
     try:
         yield
     except sqlite3.Error as error:
-        raise InputError(f"The queue {path} can't be used{_reason_of(error)}.") from error
+        reason = _reason_of(error)
+        if reason is None:
+            raise
+        raise InputError(f"The queue {path} can't be used{reason}.") from error
 
 
-def _reason_of(error: sqlite3.Error) -> str:
-    """Only a file that is damaged, or no queue, is to be replaced: it is whole where the disk is full, say."""
+def _reason_of(error: sqlite3.Error) -> str | None:
+    """None of a defect. Only a file that is damaged, or no queue, is to be replaced: it is lost to the node then."""
     if is_full(error):
         return f": {FULL}"
     code = (getattr(error, "sqlite_errorcode", None) or 0) & _PRIMARY
@@ -46,7 +50,9 @@ def _reason_of(error: sqlite3.Error) -> str:
         return f" ({error}): its disk is full or faulty; free some of it, or see what the system says of it"
     if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):
         return f" ({error}); give this user the file and its folder"
-    return f" ({error}); restore it or move it away"
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or (not code and type(error) is sqlite3.DatabaseError):
+        return f" ({error}); restore it or move it away"
+    return None
 
 
 class Database:
@@ -57,6 +63,7 @@ class Database:
 
         Raises:
             InputError: the file can't be used, or is of another version of this software.
+            sqlite3.Error: a defect of this software.
         """
         self._lock = threading.RLock()
         with queue_errors(path):
@@ -68,7 +75,7 @@ class Database:
                 raise InputError(
                     f"The queue {path} is of version {version}, not {_VERSION}; move it away to begin anew."
                 )
-        except InputError:
+        except (InputError, sqlite3.Error):
             self._connection.close()
             raise
 

@@ -10,9 +10,10 @@ import pytest
 
 pytest.importorskip("pynetdicom", reason="the extra 'node' is not installed")
 
+from runtime.errors import InputError
 from runtime.node import database
 from runtime.node.commands import main
-from runtime.node.database import QUEUE_FILE, Database
+from runtime.node.database import QUEUE_FILE, Database, queue_errors
 from runtime.node.service import LOCK_FILE
 from tests.runtime.node.certificates import make_authority, make_certificate
 from tests.runtime.node.fake_processor import FakeProcessor, opener_of
@@ -103,6 +104,32 @@ def test_a_queue_that_is_damaged_is_to_be_restored(config, command):
     (config.data / QUEUE_FILE).write_bytes(b"no database at all, but long enough to be taken for one" * 99)
     status, (line,) = command("status")
     assert (status, line.endswith("(file is not a database); restore it or move it away.")) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("error", "damaged"),
+    [
+        (sqlite3.DatabaseError("database disk image is malformed"), True),
+        (sqlite3.ProgrammingError("Cannot operate on a closed database."), False),
+    ],
+)
+def test_errors_without_a_code_are_told_apart_by_their_kind(tmp_path, error, damaged):
+    with pytest.raises(InputError if damaged else sqlite3.ProgrammingError) as caught, queue_errors(tmp_path):
+        raise error
+    assert ("restore it or move it away" in str(caught.value)) == damaged
+
+
+def test_a_defect_of_ours_is_no_reason_to_move_the_queue_away(config, command):
+    node = Database(config.data / QUEUE_FILE)
+    with node.transaction() as db:
+        db.execute("ALTER TABLE pull RENAME COLUMN next_s TO other_s")
+    node.close()
+    status, (line,) = command(*PULL)
+    assert status == 1
+    assert line.startswith("error: internal error: OperationalError: ")
+    assert "other_s" not in line
+    assert "next_s" in line
+    assert "move it away" not in line
 
 
 def raising(error):
