@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 SUCCESS, OUT_OF_RESOURCES, CANNOT_UNDERSTAND, PROCESSING_FAILURE = 0x0000, 0xA700, 0xC000, 0x0110
 HANDSHAKE_S = 10.0
+_MAPPED_BITS = 96
+"""How many bits of an IPv6 address come before the IPv4 address that is mapped to it (RFC 4291, 2.5.5.2)."""
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -75,6 +77,19 @@ def address_of(caller: object) -> IPAddress:
     return getattr(address, "ipv4_mapped", None) or address
 
 
+def network_of(written: str) -> Network:
+    """A network as callers' addresses are compared with it: of IPv4 ones in IPv6 (``::ffff:10.0.0.0/104``), their own.
+
+    Raises:
+        ValueError: it is no network.
+    """
+    network = ipaddress.ip_network(written)
+    mapped = getattr(network.network_address, "ipv4_mapped", None)
+    if mapped is None or network.prefixlen < _MAPPED_BITS:
+        return network
+    return ipaddress.IPv4Network((mapped, network.prefixlen - _MAPPED_BITS))
+
+
 def networks_of(peers: Sequence[DicomPeer]) -> dict[str, tuple[Network, ...]]:
     """The addresses from which each calling AE title may come.
 
@@ -83,7 +98,7 @@ def networks_of(peers: Sequence[DicomPeer]) -> dict[str, tuple[Network, ...]]:
     """
     networks: dict[str, tuple[Network, ...]] = {}
     for peer in peers:
-        of_peer = tuple(ipaddress.ip_network(sender) for sender in peer.senders) or _addresses(peer.host)
+        of_peer = tuple(network_of(sender) for sender in peer.senders) or _addresses(peer.host)
         networks[peer.ae_title] = networks.get(peer.ae_title, ()) + of_peer
     return networks
 
@@ -93,7 +108,7 @@ def _addresses(host: str) -> tuple[Network, ...]:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except OSError as error:
         raise InputError(f"The host {host!r} has no address ({error}); correct it, or give senders.") from error
-    return tuple(ipaddress.ip_network(str(entry[4][0]).partition("%")[0]) for entry in found)
+    return tuple(network_of(str(entry[4][0]).partition("%")[0]) for entry in found)
 
 
 class Receiver:

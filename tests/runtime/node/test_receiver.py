@@ -13,8 +13,8 @@ from pynetdicom._globals import ALL_TRANSFER_SYNTAXES
 
 from runtime.errors import InputError
 from runtime.node.audit import broken_lines
-from runtime.node.config import Tls
-from runtime.node.receiver import address_of
+from runtime.node.config import DicomPeer, Tls
+from runtime.node.receiver import address_of, networks_of
 from runtime.node.tls import client_context
 from tests.runtime.node.certificates import make_authority, make_certificate
 from tests.runtime.node.fake_processor import FakeProcessor
@@ -81,6 +81,26 @@ def test_ipv4_callers_are_known_where_it_listens_on_all_ipv6_addresses(start):
 )
 def test_a_callers_address_is_its_own_whichever_way_it_came(caller, address):
     assert str(address_of(caller)) == address
+
+
+@pytest.mark.parametrize(
+    ("sender", "inside", "outside"),
+    [
+        ("::ffff:10.0.0.7", "10.0.0.7", "10.0.0.8"),
+        ("::ffff:10.0.0.0/104", "10.255.0.7", "11.0.0.7"),
+        ("10.0.0.0/8", "10.255.0.7", "11.0.0.7"),
+        ("2001:db8::/64", "2001:db8::7", "2001:db9::7"),
+        ("::/0", "2001:db8::7", "10.0.0.7"),
+    ],
+)
+def test_a_sender_is_known_whichever_way_its_address_is_written(sender, inside, outside):
+    for senders, host in (((sender,), "10.1.1.1"), ((), sender)):
+        if not senders and "/" in sender:
+            continue
+        (networks,) = networks_of([DicomPeer("far", "FAR", host, 1, senders=senders)]).values()
+        for way in ("{}", "::ffff:{}") if "." in inside else ("{}",):
+            assert any(address_of(way.format(inside)) in network for network in networks)
+        assert not any(address_of(outside) in network for network in networks)
 
 
 def test_it_listens_on_the_loopback_interface_unless_told_otherwise(start):
