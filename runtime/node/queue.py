@@ -29,6 +29,10 @@ from runtime.node.records import (
     Study,
 )
 
+GIVEN_BACK_S = 600.0
+"""An analysis takes seconds, or some minutes on a slow processor: one that an end cuts off later may hang, and counts,
+since it would never be given up else."""
+
 
 class Queue:
     """Studies from their first image to their results' delivery."""
@@ -227,7 +231,11 @@ class Queue:
 
         The time that the node was down is nobody's idle time: for what is RECEIVED it begins anew.
         """
-        now_s, reason = time.time(), f"the process died {attempts} times while this study was analysed"
+        now_s = time.time()
+        reason = (
+            f"the process died {attempts} times while this study was analysed, "
+            f"or was stopped after more than {GIVEN_BACK_S / 60:g} min of it"
+        )
         with self.database.transaction() as db:
             db.execute("UPDATE study SET last_s = ?, next_s = 0 WHERE state = ?", (now_s, RECEIVED))
             rows = db.execute("SELECT key, attempts FROM study WHERE state = ?", (RUNNING,)).fetchall()
@@ -247,12 +255,17 @@ class Queue:
     def put_back(self) -> list[str]:
         """At an ordinary end: what RUNS is QUEUED again, and the attempt that is cut off is not counted; the keys.
 
+        What RUNS for ``GIVEN_BACK_S`` stays RUNNING: to ``recover`` that is as if the process died, and counts.
+
         Of a worker that ends the study just then, results are believed (``finish`` doesn't ask for the state) and a
         failure is not.
         """
         now_s = time.time()
         with self.database.transaction() as db:
-            keys = [row["key"] for row in db.execute("SELECT key FROM study WHERE state = ?", (RUNNING,)).fetchall()]
+            rows = db.execute(
+                "SELECT key FROM study WHERE state = ? AND changed_s > ?", (RUNNING, now_s - GIVEN_BACK_S)
+            ).fetchall()
+            keys = [row["key"] for row in rows]
             for key in keys:
                 if _changed_since_taken(db, key):
                     _restart(db, key, now_s)

@@ -186,7 +186,7 @@ class Node:
     def stop(self) -> None:
         """Stop listening, end the threads, close the processor; what still runs is done again at the next start.
 
-        An analysis that is cut off so counts as no attempt: nothing says that it would have failed.
+        An analysis that is cut off so counts as no attempt, unless it ran for so long that it may hang.
         """
         self.receiver.stop()
         if self._health is not None:
@@ -209,6 +209,9 @@ class Node:
             for key in self.queue.put_back():
                 logger.info("study %s: its analysis is cut off, and counts as no attempt", key)
                 self.audit.write("analysis cut off", study=key)
+            for study in self.queue.running():
+                logger.warning("study %s: its analysis is cut off after long, may hang, and counts", study.key)
+                self.audit.write("analysis cut off", study=study.key, detail="after long, which counts")
         except (OSError, sqlite3.Error) as error:
             logger.error("an analysis that is cut off can't be noted: %s", FULL if is_full(error) else error)
 

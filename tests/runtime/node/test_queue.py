@@ -13,7 +13,7 @@ from runtime.errors import InputError
 from runtime.node.database import Database
 from runtime.node.identity import Hasher
 from runtime.node.outbox import Outbox, PullList
-from runtime.node.queue import Queue
+from runtime.node.queue import GIVEN_BACK_S, Queue
 from runtime.node.records import DEAD, DELIVERED, QUEUED, READY, RECEIVED, RUNNING, ImageRecord, ResultFile
 
 HASHER = Hasher(bytes(32))
@@ -111,6 +111,21 @@ def test_what_an_ordinary_end_cuts_off_runs_again_and_counts_as_no_attempt(queue
     assert queue.put_back() == [KEY]
     assert state(queue) == RECEIVED, "images that came meanwhile may not be all"
     assert queue.put_back() == []
+
+
+def test_what_an_ordinary_end_cuts_off_after_long_counts_so_that_what_hangs_is_given_up(queue, database):
+    queue.add_image(image(1))
+    to_running(queue)
+    for attempt in (1, 2, 3):
+        assert queue.study(KEY).attempts == attempt
+        with database.transaction() as db:
+            db.execute("UPDATE study SET changed_s = changed_s - ?", (GIVEN_BACK_S + 1,))
+        assert queue.put_back() == []
+        assert queue.recover(3) == (([KEY], []) if attempt < 3 else ([], [KEY]))
+        if attempt < 3:
+            queue.claim()
+    assert state(queue) == DEAD
+    assert "stopped after more than 10 min" in queue.study(KEY).reason
 
 
 def test_results_that_are_made_just_when_their_study_was_put_back_are_believed_and_a_failure_is_not(queue, database):
