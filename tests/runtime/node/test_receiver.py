@@ -97,7 +97,7 @@ def test_a_sender_is_known_whichever_way_its_address_is_written(sender, inside, 
     for senders, host in (((sender,), "10.1.1.1"), ((), sender)):
         if not senders and "/" in sender:
             continue
-        (networks,) = networks_of([DicomPeer("far", "FAR", host, 1, senders=senders)]).values()
+        (networks,) = networks_of([DicomPeer("far", "FAR", host, 1, senders, "move", "off", None, 30.0)]).values()
         for way in ("{}", "::ffff:{}") if "." in inside else ("{}",):
             assert any(address_of(way.format(inside)) in network for network in networks)
         assert not any(address_of(outside) in network for network in networks)
