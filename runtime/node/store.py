@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import stat
 import time
 import uuid
 from collections.abc import Sequence
@@ -188,8 +189,18 @@ class Store:
         return [self.data / row["path"] for row in self._queue.images(study)]
 
     def lose_missing(self, study: str) -> int:
-        """Note which of a study's images are on the disk no more, so that it waits for them; how many there are."""
-        gone = [row["sop_uid"] for row in self._queue.images(study) if not (self.data / row["path"]).is_file()]
+        """Note which of a study's images are on the disk no more, so that it waits for them; how many there are.
+
+        Raises:
+            VertscanError: nobody can tell now, such as while a mount is gone: nothing is noted.
+        """
+        folder = self.data / IMAGES
+        try:
+            if not folder.is_dir():
+                raise VertscanError(f"the folder of images, {folder}, is not there; see to its disk or mount")
+            gone = [row["sop_uid"] for row in self._queue.images(study) if _is_gone(self.data / row["path"])]
+        except OSError as error:
+            raise VertscanError(f"images in {folder} can't be looked at ({error.strerror}); see to its disk") from error
         self._queue.lose(gone)
         return len(gone)
 
@@ -207,6 +218,9 @@ class Store:
         """After a start: enter images that are on the disk but not in the queue, and note those that are gone.
 
         Half-written files go. Returns how many were entered and how many are gone.
+
+        Raises:
+            OSError: the files can't be looked at.
         """
         rows = self._queue.database.rows("SELECT path, sop_uid FROM image WHERE path != ''")
         known = {row["path"]: row["sop_uid"] for row in rows}
@@ -216,7 +230,7 @@ class Store:
                 path.unlink()
             elif path.is_file() and str(path.relative_to(self.data)) not in known:
                 entered += self._enter(path)
-        gone = [sop_uid for name, sop_uid in known.items() if not (self.data / name).is_file()]
+        gone = [sop_uid for name, sop_uid in known.items() if _is_gone(self.data / name)]
         self._queue.lose(gone)
         return entered, len(gone)
 
@@ -240,6 +254,18 @@ class Store:
             place.parent.mkdir(parents=True, exist_ok=True)
             os.replace(path, place)
         return int(self._record(header, place, place.stat().st_size) == "new")
+
+
+def _is_gone(path: Path) -> bool:
+    """Whether there is no such file.
+
+    Raises:
+        OSError: nobody can tell, such as while a file server doesn't answer; ``is_file`` may call that gone.
+    """
+    try:
+        return not stat.S_ISREG(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
 
 
 def _header_of(source: bytes | Path) -> _Header:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -165,6 +166,36 @@ def test_a_study_of_which_a_file_is_gone_is_not_analysed_until_the_image_came_ag
     assert queue.studies()[0].reason == "1 image(s) are on the disk no more and must come again"
     assert store.take(content, peer="sender").outcome == "new"
     assert complete(worker).step()
+    assert worker.step()
+    assert worker._processor.runs == [3]
+    assert queue.studies()[0].state == "ready"
+
+
+def test_a_study_whose_images_cant_be_looked_at_is_put_off_and_loses_none(worker, monkeypatch):
+    queue, store = worker._queue, worker._store
+    monkeypatch.setattr(worker._settings, "attempts", 3)
+    away = store.data / "away"
+    (store.data / "images").rename(away)
+    assert worker.step()
+    reason = f"the folder of images, {store.data / 'images'}, is not there; see to its disk or mount"
+    assert (queue.studies()[0].state, queue.studies()[0].reason) == ("queued", reason)
+    away.rename(store.data / "images")
+
+    stat = Path.stat
+
+    def stale(path, **choices):
+        if path.suffix == ".dcm":
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return stat(path, **choices)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "stat", stale)
+        assert worker.step()
+        with pytest.raises(OSError, match="Stale"):
+            store.mend()
+    reason = f"images in {store.data / 'images'} can't be looked at (Stale file handle); see to its disk"
+    assert (queue.studies()[0].state, queue.studies()[0].reason) == ("queued", reason)
+    assert worker._processor.runs == []
     assert worker.step()
     assert worker._processor.runs == [3]
     assert queue.studies()[0].state == "ready"
