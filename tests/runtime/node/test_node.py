@@ -220,6 +220,26 @@ def test_an_ordinary_stop_is_no_attempt_of_the_study_that_it_cuts_off(tmp_path, 
     assert processor.runs == [6, 6]
 
 
+def test_an_ordinary_stop_of_what_ran_for_long_counts_so_that_what_hangs_is_given_up(
+    tmp_path, archive, processor, monkeypatch
+):
+    monkeypatch.setattr("runtime.node.service._STOP_S", 0.2)
+    monkeypatch.setattr("runtime.node.queue.GIVEN_BACK_S", 0.0)
+    study, config = known(archive, tmp_path / "study"), counting(tmp_path, archive, analyse={"attempts": 1})
+    (processor.notes / "hold").touch()
+    with running_node(config, processor) as node:
+        send(study.files, node.receiver.port)
+        wait_until((processor.notes / "held").exists)
+    cut = node.queue.study(key_of(node, study))
+    assert (cut.state, cut.attempts) == ("running", 1)
+    assert "after long, which counts" in (config.data / "audit.jsonl").read_text()
+    assert node.queue.recover(1) == ([], [cut.key])
+    processor.error = PeerError("cut off")  # the thread ends as the process would, without results
+    (processor.notes / "hold").unlink()
+    assert node._worker_loop.stop(30)
+    node._resources.close()
+
+
 def test_a_disk_that_is_full_at_the_start_is_said_in_one_line(tmp_path, archive, processor, monkeypatch):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
