@@ -19,7 +19,7 @@ from runtime.locks import try_lock
 try:
     from train.config import FracSegNetRun, LocNetRun, Run, load, override
     from train.presets import TAUGHT, presets
-    from train.run_differences import data_seen, differences_in_images
+    from train.run_differences import data_seen, differences_in_images, each_once
 except ModuleNotFoundError as error:
     stop_without("train", error)
 except KeyboardInterrupt:
@@ -211,8 +211,7 @@ def _data_before(run: Run, resumed: Run | None) -> tuple[str, ...]:
         from train.weights import run_in
 
         seen += data_seen(run_in(Path(run.loop.start_from), task_of(run).name, type(run)))
-    told = data_seen(replace(run, data_before=()))
-    return tuple(name for name in dict.fromkeys(seen) if name not in told)
+    return each_once(seen, but=data_seen(replace(run, data_before=())))
 
 
 def _going_on_with(folder: Path, start: Run, settings: list[str]) -> Run:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from runtime.bundle_json import to_json
@@ -42,9 +43,37 @@ def differences_in_images(one: Run, other: Run) -> list[str]:
 
 
 def differences_in_validation(one: Run, other: Run) -> list[str]:
-    """Which settings of the samples that validate differ between two runs: scores on others can't be compared."""
-    names = [name for name in _VALIDATION if getattr(one, name, None) != getattr(other, name, None)]
+    """Which settings of the samples that validate differ between two runs: scores on others can't be compared.
+
+    Args:
+        one: a run as its folder tells it. Where it names no grades they don't count: earlier versions were given them
+            and did not say so.
+        other: the run that goes on with it.
+    """
+    names = [name for name in _VALIDATION if _as_compared(one, name) != _as_compared(other, name)]
+    if not one.grades and "grades" in names:
+        names.remove("grades")
     return names + [f"loop.{n}" for n in _VALIDATION_LOOP if getattr(one.loop, n) != getattr(other.loop, n)]
+
+
+def _as_compared(run: Run, name: str) -> Any:
+    if name == "data":
+        return [_place(data) for data in run.data]
+    return _place(run.grades) if name == "grades" else getattr(run, name, None)
+
+
+def _place(name: str) -> Path | str:
+    """What a name of data stands for: one folder is written in several ways, ``"phantoms"`` and ``""`` are none."""
+    return name if name in ("phantoms", "") else Path(name)
+
+
+def each_once(names: Iterable[str], *, but: Iterable[str] = ()) -> tuple[str, ...]:
+    """The names of data, each folder once and as it is written first, without those that ``but`` names."""
+    left_out = {_place(name) for name in but}
+    first: dict[Path | str, str] = {}
+    for name in names:
+        first.setdefault(_place(name), name)
+    return tuple(name for place, name in first.items() if place not in left_out)
 
 
 def data_seen(run: Run) -> tuple[str, ...]:
@@ -54,4 +83,4 @@ def data_seen(run: Run) -> tuple[str, ...]:
     the weights that it began with and by its teacher.
     """
     taught = run.distillation.data if isinstance(run, LocNetRun) else ()
-    return tuple(dict.fromkeys((*run.data, *run.data_before, *taught)))
+    return each_once((*run.data, *run.data_before, *taught))

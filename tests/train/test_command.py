@@ -127,6 +127,15 @@ def test_a_run_knows_all_data_that_its_weights_come_from(tmp_path: Path) -> None
     assert run_named(*words, "--data", "phantoms").data_before == ("other", "verse")
 
 
+def test_a_folder_in_other_words_is_not_named_twice(tmp_path: Path) -> None:
+    words = ["locnet", "-o", str(tmp_path)]
+    config.save(LocNetRun(data=("/data/verse", "other")), tmp_path / "config.json")
+    (tmp_path / "last.ckpt").touch()
+    went_on = run_named(*words, "--data", "/data/verse/")
+    assert went_on.data_before == ("other",)
+    assert data_seen(replace(went_on, data_before=("/data//verse", "other"))) == ("/data/verse/", "other")
+
+
 def test_grades_stay_with_their_run_and_belong_to_scans(tmp_path: Path) -> None:
     words = ["fracsegnet", "-o", str(tmp_path)]
     with pytest.raises(InputError, match="--grades belongs to scans"):

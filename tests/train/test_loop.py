@@ -193,6 +193,29 @@ def test_a_score_on_other_validation_samples_is_not_waited_for(tmp_path: Path, m
     assert kept["step"] == (3 if "learning_rate" in changed else 8)
 
 
+@pytest.mark.parametrize(
+    ("began", "goes_on", "keeps"),
+    [
+        ({"data": ("v",)}, {"data": ("v",), "grades": "a.csv"}, True),
+        ({"data": ("v",), "grades": "a.csv"}, {"data": ("v",), "grades": "./a.csv"}, True),
+        ({"data": ("v",), "grades": "a.csv"}, {"data": ("v",), "grades": "b.csv"}, False),
+        ({"data": ("v",), "grades": "a.csv"}, {"data": ("v",)}, False),
+        ({"data": ("/d/verse",)}, {"data": ("/d/verse/",)}, True),
+        ({"data": ("/d/verse",)}, {"data": ("/d/verse2",)}, False),
+        ({"data": ("phantoms",)}, {"data": ("./phantoms",)}, False),
+    ],
+)
+def test_the_same_data_in_other_words_keep_the_best_score(
+    tmp_path: Path, monkeypatch, began: dict, goes_on: dict, keeps: bool
+) -> None:
+    """Earlier versions did not write down which grades a run was given."""
+    scores = iter([2.0, 1.0, 1.0])
+    monkeypatch.setattr("train.tasks.LocNetTask.metrics", lambda *_: {"score": next(scores)})
+    train(replace(loc_run(), **began), tmp_path)
+    train(replace(loc_run(steps=8), **goes_on), tmp_path)
+    assert torch.load(tmp_path / "best.ckpt", weights_only=True)["step"] == (3 if keeps else 8)
+
+
 def test_weight_decay_is_what_the_resumed_run_says(tmp_path: Path) -> None:
     train(loc_run(), tmp_path)
     groups = Trainer(loc_run(weight_decay=0.3), Balls(), tmp_path, accelerator="cpu").optimiser.param_groups
