@@ -32,8 +32,8 @@ from runtime.bundle_checks import BUNDLE_JSON
 from runtime.bundle_json import to_json
 from runtime.errors import InputError
 from runtime.grading import GradingSpec
-from train.config import FracSegNetRun, LevelNetRun, LocNetRun, Run
-from train.run_differences import data_seen
+from train.config import FracSegNetRun, LevelNetRun, LocNetRun, Run, is_unknown
+from train.run_differences import data_seen, seen_before
 
 SYNTHETIC_USE = (
     "Research and engineering only. The networks were trained on synthetic phantoms alone and have not been validated "
@@ -326,6 +326,11 @@ def _data(networks: _Networks) -> set[str]:
     return {name for trained in networks.by_name().values() for name in data_seen(trained.run)}
 
 
+def _told(data: str) -> str:
+    """A name of data as a bundle tells it: without the folders above."""
+    return data if is_unknown(data) else Path(data).name
+
+
 def _default_use(networks: _Networks) -> str:
     return SYNTHETIC_USE if _data(networks) == {"phantoms"} else UNVALIDATED_USE
 
@@ -334,11 +339,12 @@ def _provenance(networks: _Networks, differences: Mapping[str, Any], note: str) 
     import torch
 
     def of(trained: Trained) -> dict[str, Any]:
-        return {"steps": trained.step, "validation": trained.metrics, "run": json.loads(to_json(trained.run))}
+        run = replace(trained.run, data_before=seen_before(trained.run))
+        return {"steps": trained.step, "validation": trained.metrics, "run": json.loads(to_json(run))}
 
     data = sorted(_data(networks))
     return {
-        "data": "synthetic phantoms only" if data == ["phantoms"] else ", ".join(Path(name).name for name in data),
+        "data": "synthetic phantoms only" if data == ["phantoms"] else ", ".join(map(_told, data)),
         "exported": datetime.now(UTC).isoformat(timespec="seconds"),
         "torch": torch.__version__,
         **{name: of(trained) for name, trained in networks.by_name().items()},

@@ -17,9 +17,9 @@ from runtime.extras import stop_interrupted, stop_without
 from runtime.locks import try_lock
 
 try:
-    from train.config import FracSegNetRun, LocNetRun, Run, load, override
+    from train.config import FracSegNetRun, LocNetRun, Run, load, override, seen_by_start
     from train.presets import TAUGHT, presets
-    from train.run_differences import data_seen, differences_in_images, each_once
+    from train.run_differences import data_seen, differences_in_images, each_once, seen_before, taught_on
 except ModuleNotFoundError as error:
     stop_without("train", error)
 except KeyboardInterrupt:
@@ -205,13 +205,14 @@ def _taught(run: Run, args: argparse.Namespace, resumed: Run | None) -> Run:
 
 def _data_before(run: Run, resumed: Run | None) -> tuple[str, ...]:
     """The data that the run's weights come from beside its own and its teacher's: see ``data_seen``."""
-    seen = (*run.data_before, *(data_seen(resumed) if resumed is not None else ()))
     if resumed is None and run.loop.start_from:
         from train.tasks import task_of
         from train.weights import run_in
 
-        seen += data_seen(run_in(Path(run.loop.start_from), task_of(run).name, type(run)))
-    return each_once(seen, but=data_seen(replace(run, data_before=())))
+        run_in(Path(run.loop.start_from), task_of(run).name, type(run))
+        run = replace(run, data_before=(*run.data_before, seen_by_start(run.loop.start_from)))
+    seen = (*seen_before(run), *(data_seen(resumed) if resumed is not None else ()))
+    return each_once(seen, but=(*run.data, *taught_on(run)))
 
 
 def _going_on_with(folder: Path, start: Run, settings: list[str]) -> Run:

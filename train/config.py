@@ -362,6 +362,8 @@ def with_later_settings(run: Any) -> Any:
     if not isinstance(run, Mapping) or not isinstance(run.get("loop"), Mapping):
         return run
     values = {**_ADDED_LATER, **run, "loop": _as_it_ran({**_LOOP_ADDED_LATER, **run["loop"]})}
+    if "data_before" not in run and values["loop"]["start_from"]:
+        values["data_before"] = [seen_by_start(values["loop"]["start_from"])]
     if "balanced" in values:  # what sampling was called when there were two
         values["sampling"] = "balanced" if values.pop("balanced") else "as_found"
     if "grade_loss" in values:
@@ -374,6 +376,19 @@ def with_later_settings(run: Any) -> Any:
     if isinstance(distillation, Mapping):
         values["distillation"] = {**_DISTILLATION, **distillation}
     return {**_LOCNET_ADDED_LATER, **values}
+
+
+_UNKNOWN = "unknown (started from "
+
+
+def seen_by_start(start_from: str) -> str:
+    """What stands among ``data_before`` for all that the weights of a run's start have seen, until it is known."""
+    return f"{_UNKNOWN}{start_from})"
+
+
+def is_unknown(data: str) -> bool:
+    """Whether a name of data is one of ``seen_by_start``."""
+    return data.startswith(_UNKNOWN)
 
 
 def _as_it_ran(loop: dict[str, Any]) -> dict[str, Any]:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from runtime.bundle_json import to_json
-from train.config import LocNetRun, Run
+from runtime.errors import VertscanError
+from train.config import LocNetRun, Run, seen_by_start
+from train.weights import run_in
+
+log = logging.getLogger(__name__)
 
 _IMAGES = ("spacing_mm", "intensity", "sigma_voxels", "crop_shift_mm")
 _VALIDATION = (
@@ -82,5 +87,30 @@ def data_seen(run: Run) -> tuple[str, ...]:
     That is what it is trained on, what it was trained on before it was resumed with other data, and what was seen by
     the weights that it began with and by its teacher.
     """
-    taught = run.distillation.data if isinstance(run, LocNetRun) else ()
-    return each_once((*run.data, *run.data_before, *taught))
+    return each_once((*run.data, *seen_before(run), *taught_on(run)))
+
+
+def taught_on(run: Run) -> tuple[str, ...]:
+    """All data that the weights of a run's teacher come from."""
+    return run.distillation.data if isinstance(run, LocNetRun) else ()
+
+
+def seen_before(run: Run, *, within: frozenset[Path] = frozenset()) -> tuple[str, ...]:
+    """The run's ``data_before``; for what its start has seen and it does not say, what that run or bundle tells.
+
+    Where that is not there any more, or tells nothing, the name that says so is left as it is.
+
+    Args:
+        run: the run.
+        within: folders on the way to it: one that was overwritten by what started from it tells nothing of before.
+    """
+    unknown, folder = seen_by_start(run.loop.start_from), Path(run.loop.start_from).absolute()
+    if unknown not in run.data_before or folder in within:
+        return run.data_before
+    try:
+        start = run_in(folder, type(run).__name__.removesuffix("Run").lower(), type(run))
+    except VertscanError as error:
+        log.warning("what %s was trained on is not known: %s", run.loop.start_from, error)
+        return run.data_before
+    told = (*start.data, *seen_before(start, within=within | {folder}), *taught_on(start))
+    return each_once((*(name for name in run.data_before if name != unknown), *told))

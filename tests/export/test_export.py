@@ -213,6 +213,22 @@ def test_networks_whose_weights_come_from_real_scans_are_not_called_synthetic(tm
     assert sorted(spec.training["data"].split(", ")) == ["phantoms", "verse"]
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_networks_of_before_data_were_remembered_are_not_called_synthetic(tmp_path: Path, runs, there: bool) -> None:
+    """Where what they began with is still there it is asked, else it is said not to be known."""
+    start = tmp_path / "start"
+    if there:
+        trained(replace(LOC, data=("/data/verse",)), LocNet(LOC.network), start)
+    folder = trained(replace(LOC, loop=replace(LOC.loop, start_from=str(start))), LocNet(LOC.network), tmp_path / "old")
+    old = json.loads((folder / "config.json").read_text())
+    del old["run"]["data_before"]
+    (folder / "config.json").write_text(json.dumps(old))
+    spec = make_bundle(folder, runs[1], tmp_path / "b", name="r", version="1", choices=Choices()).spec
+    assert "synthetic" not in spec.intended_use
+    seen = "verse" if there else f"unknown (started from {start})"
+    assert sorted(spec.training["data"].split(", ")) == sorted(["phantoms", seen])
+
+
 def test_deployed_outputs_are_probabilities_and_millimetres(bundle) -> None:
     session = onnxruntime.InferenceSession(bundle.path_of("fracsegnet.onnx"), providers=["CPUExecutionProvider"])
     assert [output.name for output in session.get_outputs()] == ["mask", "grade", "heights"]

@@ -1,5 +1,6 @@
 """``python -m train``: trains, resumes, and refuses what it can't do."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -125,6 +126,39 @@ def test_a_run_knows_all_data_that_its_weights_come_from(tmp_path: Path) -> None
     shutil.rmtree(real)
     assert run_named(*words) == began, "what it started from is not needed any more"
     assert run_named(*words, "--data", "phantoms").data_before == ("other", "verse")
+
+
+def of_an_earlier_version(folder: Path, run: config.Run) -> Path:
+    """The folder of a run that does not say what its weights saw before."""
+    folder.mkdir()
+    config.save(run, folder / "config.json")
+    old = json.loads((folder / "config.json").read_text())
+    del old["run"]["data_before"]
+    (folder / "config.json").write_text(json.dumps(old))
+    (folder / "last.ckpt").touch()
+    return folder
+
+
+def test_a_run_of_an_earlier_version_asks_what_it_started_from(tmp_path: Path) -> None:
+    def started(name: str, start: str) -> Path:
+        return of_an_earlier_version(tmp_path / name, override(LocNetRun(), [f"loop.start_from={start}"]))
+
+    first = of_an_earlier_version(tmp_path / "first", LocNetRun(data=("verse",)))
+    second = started("second", str(first))
+    third = started("third", str(second))
+    assert data_seen(config.load(third / "config.json")) == ("phantoms", "verse")
+    assert run_named("locnet", "-o", str(third)).data_before == ("verse",)
+    shutil.rmtree(first)
+    unknown = f"unknown (started from {first})"
+    assert data_seen(config.load(third / "config.json")) == ("phantoms", unknown)
+    assert run_named("locnet", "-o", str(third)).data_before == (unknown,)
+    itself = started("itself", str(tmp_path / "itself"))
+    assert data_seen(config.load(itself / "config.json")) == ("phantoms", f"unknown (started from {itself})")
+
+
+@pytest.mark.parametrize("network", ["locnet", "fracsegnet", "levelnet"])
+def test_the_bundle_that_ships_tells_all_that_its_networks_saw(network: str, tmp_path: Path) -> None:
+    assert run_named(network, "-o", str(tmp_path), "--start-from", str(DEFAULT_BUNDLE)).data_before == ()
 
 
 def test_a_folder_in_other_words_is_not_named_twice(tmp_path: Path) -> None:
