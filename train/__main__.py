@@ -206,10 +206,6 @@ def _taught(run: Run, args: argparse.Namespace, resumed: Run | None) -> Run:
 def _data_before(run: Run, resumed: Run | None) -> tuple[str, ...]:
     """The data that the run's weights come from beside its own and its teacher's: see ``data_seen``."""
     if resumed is None and run.loop.start_from:
-        from train.tasks import task_of
-        from train.weights import run_in
-
-        run_in(Path(run.loop.start_from), task_of(run).name, type(run))
         run = replace(run, data_before=(*run.data_before, seen_by_start(run.loop.start_from)))
     seen = (*seen_before(run), *(data_seen(resumed) if resumed is not None else ()))
     return each_once(seen, but=(*run.data, *taught_on(run)))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from runtime.bundle import DEFAULT_BUNDLE
-from runtime.errors import InputError
+from runtime.errors import BundleError, InputError
 from train import config
 from train.__main__ import build_parser, run_of, sole_run_in
 from train.config import LocNetRun, override
@@ -154,6 +154,25 @@ def test_a_run_of_an_earlier_version_asks_what_it_started_from(tmp_path: Path) -
     assert run_named("locnet", "-o", str(third)).data_before == (unknown,)
     itself = started("itself", str(tmp_path / "itself"))
     assert data_seen(config.load(itself / "config.json")) == ("phantoms", f"unknown (started from {itself})")
+
+
+@pytest.mark.parametrize("start", ["weights alone", "a bundle"])
+def test_a_preset_starts_from_weights_of_which_nothing_is_told(start: str, tmp_path: Path) -> None:
+    folder = tmp_path / "start"
+    if start == "a bundle":
+        shutil.copytree(DEFAULT_BUNDLE, folder)
+        told = json.loads((folder / "bundle.json").read_text())
+        del told["training"]["locnet"]
+        (folder / "bundle.json").write_text(json.dumps(told))
+    else:
+        folder.mkdir()
+        (folder / "best.ckpt").touch()
+    words = ["locnet", "-o", str(tmp_path / "run"), "--start-from", str(folder)]
+    run = run_named(*words, "--preset", "half")
+    assert run.loop.start_from == str(folder)
+    assert run.data_before == (f"unknown (started from {folder})",)
+    with pytest.raises((InputError, BundleError)):
+        run_named(*words)
 
 
 @pytest.mark.parametrize("network", ["locnet", "fracsegnet", "levelnet"])
