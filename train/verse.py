@@ -107,8 +107,9 @@ def of_split(cases: Sequence[Case], split: str | None, root: Path | str) -> tupl
         counts = ", ".join(f"{sum(c.split == name for c in cases)} for {name}" for name in SPLITS)
         raise InputError(
             f"{root} has no scan for {split}: its {len(cases)} scans are {counts}. Name the folder above where this "
-            "one is of one split, as dataset-verse19test is, or one with more subjects: every tenth is held out for "
-            "validation where no folder is named so."
+            "one is of one split, as dataset-verse19test is, or rename the folder where its name only ends so, as "
+            "spine-test does, or name one with more subjects: every tenth is held out for validation where no folder "
+            "is named so."
         )
     return chosen
 

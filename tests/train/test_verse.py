@@ -95,6 +95,17 @@ def test_a_folder_of_one_split_named_by_itself_is_not_trained_on(
             RealSource(named, grades=None, cache=tmp_path / "cache")
 
 
+@pytest.mark.parametrize("name", ["spine-test", "test"])
+def test_a_folder_that_is_only_named_like_a_split_is_to_be_renamed(tmp_path: Path, name: str) -> None:
+    """To name the folder above does not help there: the name counts below it, too."""
+    make(tmp_path, *(f"{name}/rawdata/sub-{n}/sub-{n}_ct.nii.gz" for n in range(12)))
+    for root in (tmp_path / name, tmp_path):
+        with pytest.raises(InputError, match="or rename the folder"):
+            find_cases(root, split="training")
+    (tmp_path / name).rename(tmp_path / "spines")
+    assert find_cases(tmp_path / "spines", split="training")
+
+
 def test_without_a_validation_folder_every_tenth_subject_is_held_out(tmp_path: Path) -> None:
     subjects = [f"sub-{n:03d}" for n in range(300)]
     for subject in subjects:
