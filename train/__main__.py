@@ -52,7 +52,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--grades", type=Path, help="csv or json of Genant grades for the folders")
     parser.add_argument("--cache", type=Path, default=Path(".cache/scans"), help="where resampled scans are kept")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. --set loop.steps=2000")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. --set loop.learning_rate=0.0005"
+    )
     parser.add_argument("--accelerator", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--devices", type=_devices, default=1, help="how many, or auto; several are launched from here")
     parser.add_argument("--threads", type=int, help="CPU threads for the network")

@@ -315,7 +315,7 @@ def override(run: Run, settings: list[str]) -> Run:
         for key in parents:
             target = target.get(key) if isinstance(target, dict) else None
         if not isinstance(target, dict) or last not in target or not text:
-            raise InputError(f"{setting!r} is no setting of this run; write e.g. loop.steps=2000.")
+            raise InputError(f"{setting!r} is no setting of this run; write e.g. loop.learning_rate=0.0005.")
         try:
             target[last] = json.loads(text)
         except json.JSONDecodeError:

@@ -1,6 +1,7 @@
 """Runs as JSON, settings from the command line, and what the thesis preset says."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from runtime.bundle_json import to_json
 from runtime.errors import InputError
 from train import config
+from train.__main__ import build_parser
 from train.config import FracSegNetRun, LocNetRun, override
 from train.presets import presets
 
@@ -50,6 +52,24 @@ def test_settings_reach_nested_values() -> None:
 def test_settings_that_do_not_exist_or_fit_are_refused(setting: str) -> None:
     with pytest.raises(InputError):
         override(LocNetRun(), [setting])
+
+
+def test_the_settings_given_as_examples_fit_every_preset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(InputError) as refused:
+        override(LocNetRun(), ["loop.none=1"])
+    guide = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    texts = (
+        build_parser().format_help(),
+        guide.partition("changes any value of the run")[2],
+        str(refused.value).partition("e.g.")[2],
+    )
+    for text in texts:
+        example = re.search(r"loop\.\w+=[\d.]*\d", text)
+        assert example
+        for known in presets().values():
+            for run in known.values():
+                override(run, [example[0]])
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
