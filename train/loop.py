@@ -261,6 +261,8 @@ class Trainer:
             is_last = self.step == self.loop.steps
             validates = self.step % self.loop.validate_every == 0 or is_last
             saves = time.monotonic() - last_saved > CHECKPOINT_SECONDS or is_last
+            if self.fabric.world_size > 1 and self.step % 10 and not validates:
+                saves = False  # not yet: all processes judge at the same steps, and each has its own clock
             if self.step % 10 == 0 or validates or saves:
                 self._refuse_what_is_no_number(parts["loss"], weights=validates or saves)
             if self.step % 10 == 0:
@@ -280,11 +282,17 @@ class Trainer:
         return self.best_metrics
 
     def _refuse_what_is_no_number(self, loss: torch.Tensor, *, weights: bool) -> None:
-        """Raises InputError where the loss, or a weight where those are about to be kept, is nan or infinite."""
+        """Raises InputError where the loss, or a weight where those are about to be kept, is nan or infinite.
+
+        In all processes where it is so in one: the others would wait for it forever.
+        """
         is_finite = bool(loss.isfinite())
         if is_finite and weights:
             is_finite = all(bool(weight.isfinite().all()) for weight in self.network.module.parameters())
-        if not is_finite:
+        failures: Any = self.fabric.all_reduce(
+            torch.tensor(float(not is_finite), device=self.fabric.device), reduce_op="sum"
+        )
+        if failures:
             raise InputError(
                 f"The training diverged: at step {self.step}, with a learning rate of "
                 f"{learning_rate(self.loop, self.step - 1):g}, the loss is {float(loss):g} and the weights are no "

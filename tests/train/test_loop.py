@@ -254,6 +254,26 @@ def test_what_is_no_number_is_noticed_and_not_kept(tmp_path: Path, monkeypatch, 
     assert not (tmp_path / "last.ckpt").exists()
 
 
+def test_what_is_no_number_in_another_process_ends_this_one_too(tmp_path: Path, monkeypatch) -> None:
+    trainer = Trainer(loc_run(), Balls(), tmp_path, accelerator="cpu")
+    monkeypatch.setattr(trainer.fabric, "all_reduce", lambda failures, reduce_op: failures + 1)
+    with pytest.raises(InputError, match="diverged: at step 3"):
+        trainer.fit(progress=False)
+
+
+def test_several_processes_judge_at_the_same_steps_whatever_their_clocks(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("train.loop.CHECKPOINT_SECONDS", -1.0)
+    judged: dict[int, list[int]] = {1: [], 2: []}
+    for processes, steps in judged.items():
+        trainer = Trainer(loc_run(steps=12, validate_every=7), Balls(), tmp_path / str(processes), accelerator="cpu")
+        monkeypatch.setattr(type(trainer.fabric), "world_size", processes)
+        monkeypatch.setattr(
+            trainer, "_refuse_what_is_no_number", lambda *_, to=steps, of=trainer, **__: to.append(of.step)
+        )
+        trainer.fit(progress=False)
+    assert judged == {1: list(range(1, 13)), 2: [7, 10, 12]}
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_devices_and_precisions_that_are_not_there_are_said(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="kind cuda"):
