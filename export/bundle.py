@@ -32,8 +32,9 @@ from runtime.bundle_checks import BUNDLE_JSON
 from runtime.bundle_json import to_json
 from runtime.errors import InputError
 from runtime.grading import GradingSpec
+from runtime.paths import nearest_there
 from train.config import FracSegNetRun, LevelNetRun, LocNetRun, Run, is_unknown
-from train.run_differences import data_seen, seen_before
+from train.data_seen import data_seen, seen_before
 
 SYNTHETIC_USE = (
     "Research and engineering only. The networks were trained on synthetic phantoms alone and have not been validated "
@@ -158,7 +159,7 @@ def check_writable(folder: Path) -> None:
     That is told before the networks are exported and calibrated, which takes minutes.
     """
     check_replaceable(folder)
-    there = next(parent for parent in folder.absolute().parents if parent.exists())
+    there = nearest_there(folder.absolute().parent)
     try:
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=there):
             pass

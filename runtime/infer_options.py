@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runtime.errors import InputError
+from runtime.paths import is_file
 from runtime.version import software_version
 
 if TYPE_CHECKING:
@@ -168,16 +169,9 @@ def outputs_of(arguments: argparse.Namespace, scans: Sequence[Path]) -> Outputs:
     kinds = parse_kinds(arguments.output)
     check_installed(kinds)
     for scan in scans:
-        if _is_file(scan) and not may_be_dicom(scan):
+        if is_file(scan) and not may_be_dicom(scan):
             raise InputError(f"{scan} is no DICOM series, so --output {arguments.output} has no images to refer to.")
     return Outputs(not arguments.no_overview, kinds, arguments.seg_type)
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # such as a folder that this user may not enter: reading it will tell
-        return False
 
 
 def server_of(arguments: argparse.Namespace) -> TritonServer | None:

@@ -18,6 +18,7 @@ from runtime.errors import InputError, OutputError
 from runtime.findings import Findings, to_json
 from runtime.locked_folder import locked_folder, remove_leftovers
 from runtime.memory import peak_memory_mb
+from runtime.paths import nearest_there
 from runtime.readers import scan_name
 
 if TYPE_CHECKING:
@@ -152,7 +153,7 @@ def check_replaceable(folder: Path) -> None:
         InputError: it holds something else.
     """
     try:
-        home = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists() or p.is_symlink())
+        home = nearest_there(folder)
         if not home.is_dir() or not os.access(home, os.W_OK):
             raise OutputError(f"Nothing can be written to {home}; name another folder with -o.")
         if not folder.exists():

@@ -10,8 +10,10 @@ from pathlib import Path
 
 from runtime.errors import InputError
 from runtime.output import FINDINGS_FILE, RESULT_FILES
+from runtime.paths import is_folder
 from runtime.readers import READERS
 from runtime.readers.dicom_damage import damage, quiet
+from runtime.readers.dicom_mark import MARKED_BYTES, is_marked
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +27,6 @@ RULE = (
 """What a folder means, for those who use it."""
 _FILES = tuple(ending for ending in READERS if ending.startswith(".") and ending != ".dcm")
 _RESULTS = ".vertebrae"
-_MARK_AT = 128
 _UIDS = ("SeriesInstanceUID", "StudyInstanceUID")
 
 
@@ -53,20 +54,13 @@ def list_scans(named: Sequence[Path]) -> tuple[tuple[ListedScan, ...], bool]:
     scans: list[ListedScan] = []
     is_list = len(named) > 1
     for path in named:
-        found = _scans_in(path, set()) if _is_folder(path) else [path]
+        found = _scans_in(path, set()) if is_folder(path) else [path]
         if found in ([path], []):
             scans.append(ListedScan(path))
             continue
         is_list = True
         scans += [ListedScan(one, one.parent.relative_to(path)) for one in found]
     return tuple(scans), is_list
-
-
-def _is_folder(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except OSError:  # such as a name that is too long: reading it will tell
-        return False
 
 
 def _scans_in(folder: Path, entered: set[str]) -> list[Path]:
@@ -119,7 +113,7 @@ def _first_dicom(files: Sequence[Path]) -> Path | None:
 
 def _has_mark(file: Path) -> bool:
     with file.open("rb") as stream:
-        return stream.read(_MARK_AT + 4)[_MARK_AT:] == b"DICM"
+        return is_marked(stream.read(MARKED_BYTES))
 
 
 def _belong_together(folders: Sequence[Path]) -> bool:

@@ -18,8 +18,9 @@ from runtime.locks import try_lock
 
 try:
     from train.config import FracSegNetRun, LocNetRun, Run, load, override, seen_by_start
+    from train.data_seen import data_seen, each_once, seen_before, taught_on
     from train.presets import TAUGHT, presets
-    from train.run_differences import data_seen, differences_in_images, each_once, seen_before, taught_on
+    from train.run_differences import differences_in_images
 except ModuleNotFoundError as error:
     stop_without("train", error)
 except KeyboardInterrupt:

@@ -150,7 +150,7 @@ class LocNetRun:
         thick_slices_fraction: share of them that were stored in slices of 3 to 6 mm.
         dense_blood_fraction: share of them with veins full of contrast agent.
         data: ``"phantoms"`` and folders in VerSe's layout.
-        data_before: what else its weights come from: see ``train.run_differences.data_seen``.
+        data_before: what else its weights come from: see ``train.data_seen.data_seen``.
         grades: csv or json of Genant grades for the folders; ``""`` for those found beside them.
         distillation: from which network it learns, if any.
     """
@@ -225,7 +225,7 @@ class FracSegNetRun:
         task_weighting: how the tasks' losses are joined: see ``train.balance``.
         nash_every: steps between two solutions of ``"nash"``, whose weights stay as they are between them.
         data: ``"phantoms"`` and folders in VerSe's layout.
-        data_before: what else its weights come from: see ``train.run_differences.data_seen``.
+        data_before: what else its weights come from: see ``train.data_seen.data_seen``.
         grades: csv or json of Genant grades for the folders; ``""`` for those found beside them.
     """
 
@@ -275,7 +275,7 @@ class LevelNetRun:
             40 mm beyond the annotated spine, where a cut vertebra may be without a centre.
         label_smoothing: of the cross entropy.
         data: ``"phantoms"`` and folders in VerSe's layout.
-        data_before: what else its weights come from: see ``train.run_differences.data_seen``.
+        data_before: what else its weights come from: see ``train.data_seen.data_seen``.
         grades: csv or json of Genant grades for the folders; ``""`` for those found beside them.
     """
 

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from runtime.errors import InputError
 from train.config import Distillation, LocNetRun
+from train.data_seen import data_seen
 from train.networks import LocNet, LocNetConfig
 from train.processor import processor_has_bf16
-from train.run_differences import data_seen, differences_in_images
+from train.run_differences import differences_in_images
 from train.weights import digest_of_weights, fitting, run_in, weights_to_start_from
 
 SEEN_HEAT = 0.1

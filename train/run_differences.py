@@ -1,19 +1,14 @@
-"""How two runs differ, in their images and validation samples too, and what data a run's weights come from."""
+"""How two runs differ, in their images and in the samples that validate them too."""
 
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from runtime.bundle_json import to_json
-from runtime.errors import VertscanError
-from train.config import LocNetRun, Run, seen_by_start
-from train.weights import run_in
-
-log = logging.getLogger(__name__)
+from train.config import Run
+from train.data_seen import place_of
 
 _IMAGES = ("spacing_mm", "intensity", "sigma_voxels", "crop_shift_mm")
 _VALIDATION = (
@@ -63,54 +58,5 @@ def differences_in_validation(one: Run, other: Run) -> list[str]:
 
 def _as_compared(run: Run, name: str) -> Any:
     if name == "data":
-        return [_place(data) for data in run.data]
-    return _place(run.grades) if name == "grades" else getattr(run, name, None)
-
-
-def _place(name: str) -> Path | str:
-    """What a name of data stands for: one folder is written in several ways, ``"phantoms"`` and ``""`` are none."""
-    return name if name in ("phantoms", "") else Path(name)
-
-
-def each_once(names: Iterable[str], *, but: Iterable[str] = ()) -> tuple[str, ...]:
-    """The names of data, each folder once and as it is written first, without those that ``but`` names."""
-    left_out = {_place(name) for name in but}
-    first: dict[Path | str, str] = {}
-    for name in names:
-        first.setdefault(_place(name), name)
-    return tuple(name for place, name in first.items() if place not in left_out)
-
-
-def data_seen(run: Run) -> tuple[str, ...]:
-    """All data that a run's weights come from.
-
-    That is what it is trained on, what it was trained on before it was resumed with other data, and what was seen by
-    the weights that it began with and by its teacher.
-    """
-    return each_once((*run.data, *seen_before(run), *taught_on(run)))
-
-
-def taught_on(run: Run) -> tuple[str, ...]:
-    """All data that the weights of a run's teacher come from."""
-    return run.distillation.data if isinstance(run, LocNetRun) else ()
-
-
-def seen_before(run: Run, *, within: frozenset[Path] = frozenset()) -> tuple[str, ...]:
-    """The run's ``data_before``; for what its start has seen and it does not say, what that run or bundle tells.
-
-    Where that is not there any more, or tells nothing, the name that says so is left as it is.
-
-    Args:
-        run: the run.
-        within: folders on the way to it: one that was overwritten by what started from it tells nothing of before.
-    """
-    unknown, folder = seen_by_start(run.loop.start_from), Path(run.loop.start_from).absolute()
-    if unknown not in run.data_before or folder in within:
-        return run.data_before
-    try:
-        start = run_in(folder, type(run).__name__.removesuffix("Run").lower(), type(run))
-    except VertscanError as error:
-        log.warning("what %s was trained on is not known: %s", run.loop.start_from, error)
-        return run.data_before
-    told = (*start.data, *seen_before(start, within=within | {folder}), *taught_on(start))
-    return each_once((*(name for name in run.data_before if name != unknown), *told))
+        return [place_of(data) for data in run.data]
+    return place_of(run.grades) if name == "grades" else getattr(run, name, None)

@@ -7,10 +7,10 @@ import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from runtime.errors import VertscanError
 from runtime.node.config import Config, DicomPeer, FolderPeer, Peer, WebPeer
+from runtime.paths import nearest_there
 
 
 @dataclass(frozen=True)
@@ -42,18 +42,13 @@ def _tried(what: str, attempt: object) -> Finding:
 
 def _data(config: Config) -> Finding:
     """The data folder, which may not be there yet, and the room that it has."""
-    home = _nearest(config.data)
+    home = nearest_there(config.data)
     if not home.is_dir() or not os.access(home, os.W_OK | os.X_OK):
         return Finding("node.data", False, f"nothing can be written to {home}; give it to this user")
     free_bytes = shutil.disk_usage(home).free
     if free_bytes < config.storage.min_free_bytes:
         return Finding("node.data", False, f"only {free_bytes >> 20} MiB are free; storage.min_free_gib wants more")
     return Finding("node.data", True, f"{config.data}, {free_bytes >> 30} GiB free")
-
-
-def _nearest(path: Path) -> Path:
-    """The path, or the nearest of the folders above it that is there; below one that can't be entered nothing is."""
-    return next(p for p in (path.absolute(), *path.absolute().parents) if os.path.exists(p))
 
 
 def _server_tls(config: Config) -> str:
@@ -87,7 +82,7 @@ def _senders(config: Config) -> str:
 def _echo(peer: Peer, ae_title: str) -> str:
     start_s = time.perf_counter()
     if isinstance(peer, FolderPeer):
-        home = _nearest(peer.path)
+        home = nearest_there(peer.path)
         if not os.access(home, os.W_OK | os.X_OK):
             raise VertscanError(f"nothing can be written to {home}")
         return f"{peer.path} can be written"

@@ -14,11 +14,11 @@ from pathlib import Path
 
 from runtime.node.config import Watch
 from runtime.node.receiver import CANNOT_UNDERSTAND, SUCCESS
+from runtime.readers.dicom_mark import MARKED_BYTES, is_marked
 
 logger = logging.getLogger(__name__)
 
 REFUSED = "refused"
-_MARK, _MARK_AT = b"DICM", 128
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 1.0, 60.0
 
 
@@ -131,8 +131,8 @@ def _encoded(path: Path) -> bytes:
         MemoryError: it is larger than the memory that is left.
     """
     with path.open("rb") as stream:
-        beginning = stream.read(_MARK_AT + len(_MARK))
-        if beginning[_MARK_AT:] != _MARK:
+        beginning = stream.read(MARKED_BYTES)
+        if not is_marked(beginning):
             return beginning
         stream.seek(0)
         return stream.read()

@@ -7,14 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from runtime.errors import InputError, OutOfMemoryError
+from runtime.paths import is_folder
 from runtime.readers import dicom, itk, nifti
+from runtime.readers.dicom_mark import MARKED_BYTES, is_marked
 from runtime.readers.options import ReadOptions
 from runtime.volume import Volume
 
 Reader = Callable[[Path, str, ReadOptions], Volume]
 """From a path, the scan's name and what was asked for to its volume."""
-
-_DICM_AT = 128
 
 
 def _without_series(read: Reader) -> Reader:
@@ -103,7 +103,7 @@ def scan_name(path: Path) -> str:
     Characters that can't be shown (line breaks, what steers terminals, bytes that are no UTF-8) become underscores: the
     name goes into tables, pictures and JSON.
     """
-    name = path.resolve().name if _is_folder(path) else path.name[: len(path.name) - len(_ending(path))]
+    name = path.resolve().name if is_folder(path) else path.name[: len(path.name) - len(_ending(path))]
     if not name and _ending(path) == "dicomdir":
         name = path.resolve().parent.name
     return "".join(c if c.isprintable() else "_" for c in name) or "scan"
@@ -111,14 +111,7 @@ def scan_name(path: Path) -> str:
 
 def may_be_dicom(path: Path) -> bool:
     """Whether a path's name and kind allow that it holds a DICOM series."""
-    return _is_folder(path) or _ending(path) not in (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
-
-
-def _is_folder(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except OSError:  # such as a name that is too long: reading it will tell
-        return False
+    return is_folder(path) or _ending(path) not in (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
 
 
 def _ending(path: Path) -> str:
@@ -144,4 +137,4 @@ def _reader_of(path: Path) -> Reader:
 
 def _has_dicom_mark(path: Path) -> bool:
     with path.open("rb") as file:
-        return file.read(_DICM_AT + 4)[_DICM_AT:] == b"DICM"
+        return is_marked(file.read(MARKED_BYTES))

@@ -12,6 +12,7 @@ from runtime.errors import InputError
 from runtime.readers.dicom_damage import damage, damaged, quiet
 from runtime.readers.dicom_files import DICOMDIR, FileSet, SourceFile
 from runtime.readers.dicom_frames import CT_CLASSES, Frame, frames_of
+from runtime.readers.dicom_mark import is_marked
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -250,7 +251,7 @@ def _parse_whole(source: str, file: SourceFile) -> tuple[Dataset, int] | None:
 def _parse(file: SourceFile) -> tuple[Dataset, int] | None:
     """A file's header without pixels, and where these begin; None where it is no DICOM."""
     head = file.head(_HEAD_BYTES)
-    forced = head[128:132] != b"DICM"
+    forced = not is_marked(head)
     if forced and not (head[:2] in _GROUPS_AT_START and int.from_bytes(head[2:4], "little") < _LARGEST_ELEMENT):
         return None
     if len(head) < file.size:

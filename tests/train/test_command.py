@@ -14,8 +14,8 @@ from runtime.errors import BundleError, InputError
 from train import config
 from train.__main__ import build_parser, run_of, sole_run_in
 from train.config import LocNetRun, override
+from train.data_seen import data_seen
 from train.presets import TAUGHT, presets
-from train.run_differences import data_seen
 from train.tasks import task_of
 from train.weights import fitting, weights_to_start_from
 

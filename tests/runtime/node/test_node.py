@@ -201,43 +201,51 @@ def test_after_a_start_the_patients_of_studies_that_wait_are_left_out_of_reasons
     assert not any(word in caplog.text for word in (*study.words, "Hollerbusch", "Kunigunde"))
 
 
-def test_an_ordinary_stop_is_no_attempt_of_the_study_that_it_cuts_off(tmp_path, archive, processor, monkeypatch):
+@pytest.fixture
+def cut_off(tmp_path, archive, processor, monkeypatch):
+    """A node that was stopped in mid-analysis, its configuration, of one attempt, and the study."""
     monkeypatch.setattr("runtime.node.service._STOP_S", 0.2)
     study, config = known(archive, tmp_path / "study"), counting(tmp_path, archive, analyse={"attempts": 1})
     (processor.notes / "hold").touch()
     with running_node(config, processor) as node:
         send(study.files, node.receiver.port)
         wait_until((processor.notes / "held").exists)
-    put_back = node.queue.study(key_of(node, study))
-    assert (put_back.state, put_back.attempts) == ("queued", 0)
-    processor.error = PeerError("cut off")  # the thread ends as the process would, without results
+    return node, config, study
+
+
+def end_what_is_held(node, processor):
+    """The thread of a stopped node ends as its process would, without results."""
+    processor.error = PeerError("cut off")
     (processor.notes / "hold").unlink()
     assert node._worker_loop.stop(30)
     node._resources.close()
+
+
+def test_an_ordinary_stop_is_no_attempt_of_the_study_that_it_cuts_off(cut_off, processor):
+    node, config, study = cut_off
+    put_back = node.queue.study(key_of(node, study))
+    assert (put_back.state, put_back.attempts) == ("queued", 0)
+    end_what_is_held(node, processor)
     processor.error = None
     with running_node(config, processor) as node:
         wait_for(node, study, "delivered")
     assert processor.runs == [6, 6]
 
 
-def test_an_ordinary_stop_of_what_ran_for_long_counts_so_that_what_hangs_is_given_up(
-    tmp_path, archive, processor, monkeypatch
-):
-    monkeypatch.setattr("runtime.node.service._STOP_S", 0.2)
+@pytest.fixture
+def all_run_for_long(monkeypatch):
     monkeypatch.setattr("runtime.node.queue.GIVEN_BACK_S", 0.0)
-    study, config = known(archive, tmp_path / "study"), counting(tmp_path, archive, analyse={"attempts": 1})
-    (processor.notes / "hold").touch()
-    with running_node(config, processor) as node:
-        send(study.files, node.receiver.port)
-        wait_until((processor.notes / "held").exists)
+
+
+def test_an_ordinary_stop_of_what_ran_for_long_counts_so_that_what_hangs_is_given_up(
+    all_run_for_long, cut_off, processor
+):
+    node, config, study = cut_off
     cut = node.queue.study(key_of(node, study))
     assert (cut.state, cut.attempts) == ("running", 1)
     assert "after long, which counts" in (config.data / "audit.jsonl").read_text()
     assert node.queue.recover(1) == ([], [cut.key])
-    processor.error = PeerError("cut off")  # the thread ends as the process would, without results
-    (processor.notes / "hold").unlink()
-    assert node._worker_loop.stop(30)
-    node._resources.close()
+    end_what_is_held(node, processor)
 
 
 def test_a_disk_that_is_full_at_the_start_is_said_in_one_line(tmp_path, archive, processor, monkeypatch):
